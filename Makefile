@@ -1,0 +1,38 @@
+# `make help` lists the targets. Each creates .venv first, once, and again when pyproject.toml or constraints.txt changes.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo "variables:  PYTHON=$(PYTHON) (makes the environment; 3.11 or newer)  WORKERS=$(WORKERS) (test processes)"
+
+demo: $(INSTALLED)  ## decode with every drafter on the bundled models; print a table, draw the figures
+	$(BIN)/python -m experiments.run -m experiment=demo
+	$(BIN)/python -m experiments.collect study=demo
+	$(BIN)/python -m experiments.plot study=demo
+
+test: $(INSTALLED)  ## the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: $(INSTALLED)  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED)  ## format, lint and types, checked and left as they are
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment, caches and build folders; results in multirun/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "specdec needs Python 3.11 or newer and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all]"
+	@touch $@
