@@ -1,10 +1,11 @@
 """The demo prompts: beginnings cut from modules of the standard library that training has held out.
 
-`python -m experiments.demo_prompts` writes specdec/demo/prompts.jsonl: eight prompts of each kind, code, docstring prose,
-tables of data and tests. The file is shipped because interpreters differ; the same interpreter writes the same file.
+`python -m experiments.demo_prompts` writes specdec/demo/prompts.jsonl: eight prompts of each kind, code, docstring
+prose, tables of data and tests. The file is shipped because interpreters differ; the same interpreter writes the same
+file.
 
-A prompt begins where a statement begins and ends inside the passage that it came from, on the last character of a line or
-of a word: a tokenizer that joins a blank to the word behind it would read a trailing blank as something else.
+A prompt begins where a statement begins and ends inside the passage that it came from, on the last character of a line
+or of a word: a tokenizer that joins a blank to the word behind it would read a trailing blank as something else.
 """
 
 import ast
@@ -63,7 +64,7 @@ class Module:
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where a statement of the module, a class, or a method of a class begins, decorators and comment above included."""
+        """Where statements of the module and definitions in classes begin, decorators and comment above included."""
         found = list(self.tree.body)
         for owner in ast.walk(self.tree):
             if isinstance(owner, ast.ClassDef):
@@ -104,7 +105,7 @@ class Module:
                 yield from self.inside_table(node)
 
     def inside_function(self, node: Function) -> Iterator[Passage]:
-        """After a few statements of a body, where another begins; `tests` for test methods of test modules, else `code`."""
+        """After a few statements of a body, where another begins. Kind `tests` in test modules, else `code`."""
         if node.name.startswith("test") != self.is_test:
             return
         kind = "tests" if self.is_test else "code"
