@@ -1,0 +1,123 @@
+"""A study's runs -> one table: printed, and written as table.csv and table.md into the study's folder.
+
+    python -m experiments.collect study=demo
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import MISSING
+from rich.console import Console
+from rich.table import Table
+
+from experiments import options, studies
+
+TITLES = {
+    "run": "run",
+    "target": "target",
+    "drafter": "drafter",
+    "verifier": "verifier",
+    "temperature": "T",
+    "batch": "batch",
+    "tau": "tau",
+    "acceptance_rate": "acceptance",
+    "tokens_per_second": "tokens/s",
+    "distinct_4grams": "distinct 4-grams",
+    "diverging": "diverging",
+    "lossless": "law",
+    "prompts": "n",
+}
+DECIMALS = {"temperature": "{:g}", "tokens_per_second": "{:.0f}", "distinct_4grams": "{:.0%}", "diverging": "{:.0f}"}
+LEGEND = (
+    "tau: tokens kept / rounds, bonus included, all prompts pooled. acceptance: accepted / offered at nodes that were reached. "
+    "tokens/s: while decoding. vs X: seconds per token of X / those of the method, whole calls, paired by prompt in one run; "
+    "the median and its 95% bootstrap interval. distinct 4-grams: share in the method's output; loops flatter every drafter. "
+    "diverging: prompts whose greedy output differs from plain decoding (near-ties of rounding, other kernels). n: prompts."
+)
+
+
+@dataclass
+class Collect:
+    """python -m experiments.collect study=NAME: one table from a study's runs."""
+
+    study: str = MISSING
+    root: str = "multirun"
+    sweep: str = "latest"  # | all | the name of a sweep's folder
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The same rows as text: titles, rounded numbers, each speed-up with its interval in one column."""
+    shown: dict[str, list[str]] = {}
+    for column in table.columns:
+        if column.endswith(("_low", "_high")):
+            continue
+        if column.startswith("speedup_"):
+            title = f"vs {column.removeprefix('speedup_')}"
+            ends = table[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False)
+            shown[title] = [_speedup(*values) for values in ends]
+        elif column != "batch" or table["batch"].nunique() > 1:
+            shown[TITLES[column]] = [_text(value, DECIMALS.get(column, "{:.2f}")) for value in table[column]]
+    return pd.DataFrame(shown)
+
+
+def _text(value: object, form: str) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "-"
+    return form.format(value) if isinstance(value, float) else str(value)
+
+
+def _speedup(median: float, low: float | None, high: float | None) -> str:
+    if pd.isna(median):
+        return "-"
+    return f"{median:.2f}" + ("" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def collect(study: studies.Study, folder: Path | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """The table and one line per job that has no place in it; both written into the study's folder."""
+    folder = folder or study.folder
+    table = studies.table(study.results)
+    notes = []
+    for job in study.jobs:
+        if not job.measured:
+            why = f"not applicable: {job.result['reason']}" if job.result else job.trouble
+            notes.append(f"job {job.name} ({' '.join(job.overrides)}): {why}")
+    text = markdown(readable(table)) + f"\n{LEGEND}\n"
+    if notes:
+        text += "\nWithout a measurement:\n" + "".join(f"- {note}\n" for note in notes)
+    table.to_csv(folder / "table.csv", index=False)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    return table, notes
+
+
+def main() -> None:
+    wanted = options.parse(Collect)
+    try:
+        study = studies.read(wanted.study, wanted.root, wanted.sweep)
+    except ValueError as error:
+        sys.exit(str(error))
+    table, notes = collect(study)
+    console = Console()
+    shown = Table(title=f"{wanted.study}: {', '.join(study.sweeps)}")
+    text = readable(table)
+    for column in text.columns:
+        shown.add_column(column, overflow="fold")
+    for row in text.values.tolist():
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(LEGEND, style="dim")
+    for note in notes:
+        console.print(note, style="yellow", markup=False)
+    if study.others:
+        console.print(f"older sweeps, not in the table: {', '.join(study.others)} (sweep=all takes them in)", style="dim")
+    console.print(f"written: {study.folder / 'table.md'}, {study.folder / 'table.csv'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""One run: decode each prompt with a method and with its baselines, in turn, on the same weights (conf/run.yaml).
+
+    python -m experiments.run drafter=ngram sampling=cool
+    python -m experiments.run -m experiment=demo
+"""
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import schema
+
+log = logging.getLogger(__name__)
+failures: list[str] = []
+schema.register()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="run")
+def main(config: DictConfig) -> float | None:
+    """The speed-up over the first baseline (tau where there is none), for sweepers that optimise."""
+    from experiments.records import FAILED, claim, write_json
+
+    hydra_config = HydraConfig.get()
+    folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode is RunMode.MULTIRUN
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    settings["label"] = settings["label"] or _label(hydra_config.runtime.choices["drafter"], settings["drafter"])
+    identity = {
+        "study": settings["study"],
+        "run": str(hydra_config.job.num) if sweeping else folder.name,
+        "overrides": list(hydra_config.overrides.task),
+        "choices": {str(k): v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")},
+    }
+    claim(folder)
+    try:
+        return execute(settings, identity, folder)
+    except Exception as error:
+        write_json(folder / FAILED, {**identity, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+        if not sweeping:
+            raise
+        log.error("job %s failed: %s: %s", identity["run"], type(error).__name__, error)
+        failures.append(identity["run"])
+        return None  # the sweep goes on
+
+
+def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) -> float | None:
+    """Decode, measure, write. `settings`: a resolved configuration of conf/run.yaml as plain values."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from experiments import prompts as prompt_files
+    from experiments import records, ways
+    from specdec import Refused
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    if settings["batch_size"] < 1:
+        raise ValueError(f"batch_size must be >= 1, got {settings['batch_size']}")
+    prompts = prompt_files.read(**settings["prompts"])
+    available = ways.make(settings)
+    size = settings["batch_size"]
+    batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+    encoded = [(ways.encode(available["method"].target, batch), [prompt.index for prompt in batch]) for batch in batches]
+    head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
+    samples: dict[str, list[ways.Sample]] = {name: [] for name in available}
+    title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
+    try:
+        with _bar(title, len(batches), settings["progress"]) as advance:
+            for done in ways.interleaved(available, encoded, settings["max_new_tokens"], settings["warmup"]):
+                for name, sample in done.items():
+                    samples[name].append(sample)
+                advance()
+    except Refused as reason:
+        log.info("not applicable: %s", reason)
+        records.write_json(folder / records.RESULT, {**head, "status": "not_applicable", "reason": str(reason)})
+        return None
+    method, baselines = samples["method"], [name for name in available if name != "method"]
+    ratios = {name: records.speedup(method, samples[name]) for name in baselines}
+    greedy = settings["sampling"]["temperature"] == 0
+    result = {
+        **head,
+        "status": "ok",
+        "prompts": len(prompts),
+        "ways": {
+            name: {**records.summary(found), "per_prompt": records.per_prompt(batches, found)}
+            for name, found in samples.items()
+        },
+        "speedup": ratios,
+        "divergence": {name: records.divergence(method, samples[name]) for name in baselines} if greedy else {},
+    }
+    records.write_rounds(folder / records.ROUNDS, records.rounds_of(identity["study"], identity["run"], batches, method))
+    records.write_json(folder / records.RESULT, result)
+    return ratios[baselines[0]]["median"] if baselines else result["ways"]["method"]["tau"]
+
+
+def _label(name: str, settings: dict[str, Any]) -> str:
+    """The drafter's name and what differs from its YAML, e.g. "ngram tree=True"."""
+    import yaml
+
+    from specdec.plugins import CONF
+
+    usual = yaml.safe_load((CONF / "drafter" / f"{name}.yaml").read_text())
+    return " ".join([name, *(f"{key}={value}" for key, value in settings.items() if usual.get(key) != value)])
+
+
+class _bar:
+    """A progress bar over batches, on standard error; or nothing."""
+
+    def __init__(self, title: str, total: int, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), disable=not shown)
+        self.task = self.progress.add_task(title, total=total)
+
+    def __enter__(self):
+        self.progress.start()
+        return lambda: self.progress.advance(self.task)
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()
+
+
+if __name__ == "__main__":
+    main()
+    if failures:
+        sys.exit(f"{len(failures)} of the sweep's jobs failed: {', '.join(failures)} (failed.json in their folders says why)")
