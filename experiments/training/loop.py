@@ -54,9 +54,10 @@ def fit(
     schedules = [get_linear_schedule_with_warmup(optimizer, warmup, steps) for optimizer in optimizers]
     folder.mkdir(parents=True, exist_ok=True)
     start, log = resume(model, optimizers, folder)
-    for schedule in schedules:
-        schedule.last_epoch = start - 1
-        schedule.step()
+    for optimizer, schedule in zip(optimizers, schedules, strict=True) if start else ():
+        schedule.last_epoch = start
+        for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(start)
     running, begun = None, time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:

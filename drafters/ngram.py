@@ -1,0 +1,107 @@
+"""Prompt lookup: the text's own repetitions as drafts. The longest suffix that occurred before says what may follow.
+
+Saxena 2023 (prompt lookup decoding); Yang et al. 2304.04487. No model, no training. As a chain, the continuation of the most recent
+occurrence; as a tree, the trie of the continuations of all occurrences, the most frequent first.
+"""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import torch
+
+from specdec import Drafter, SiblingLaw, State, TokenTree
+from specdec.chance import Draws
+
+
+class NGram(Drafter):
+    """Siblings are DET: nothing is drawn.
+
+    max_ngram  longest suffix looked up, in tokens; shorter ones follow down to 1
+    length     drafted tokens: of the chain, or nodes of the tree (its depth is at most `length` too)
+    tree       a trie of all continuations instead of the most recent one
+    """
+
+    law = SiblingLaw.DET
+
+    def __init__(self, max_ngram: int = 3, length: int = 10, tree: bool = False) -> None:
+        if max_ngram < 1 or length < 1:
+            raise ValueError(f"max_ngram and length must be >= 1, got {max_ngram} and {length}")
+        self.max_ngram, self.length, self.tree = max_ngram, length, tree
+        self.chain = not tree
+        self.max_nodes = length + 1
+        self._rows: list[_Index] = []
+
+    def begin(self, target: Any, state: State) -> None:
+        self._rows = [_Index(self.max_ngram) for _ in state.on_host.lengths]
+
+    def propose(self, state: State, chance: Draws) -> TokenTree:
+        host = state.on_host
+        drafts = []
+        for row, index in enumerate(self._rows):
+            if not host.live[row]:
+                drafts.append(([], []))
+                continue
+            index.extend(state.tokens[row, len(index.tokens) : host.lengths[row]].tolist())
+            limit = min(self.length, host.room[row] - 1)
+            drafts.append(index.trie(self.length, limit) if self.tree else index.chain(limit))
+        root = state.roots
+        widest = max(len(tokens) for tokens, _ in drafts)
+        if widest == 0:
+            return TokenTree.root(root)
+        tokens = torch.zeros(len(drafts), widest, dtype=torch.long)
+        parents = torch.full((len(drafts), widest + 1), -1)
+        for row, (drafted, above) in enumerate(drafts):
+            tokens[row, : len(drafted)] = torch.tensor(drafted, dtype=torch.long)
+            parents[row, 1 : len(above) + 1] = torch.tensor(above, dtype=torch.long)
+        nodes = torch.cat([root[:, None], tokens.to(root.device)], 1)
+        if not self.tree:
+            return TokenTree.chain(nodes, (parents >= 0).sum(1).to(root.device))
+        return TokenTree(nodes, parents.to(root.device), levels=min(widest, max(state.deepest, 1)))
+
+
+class _Index:
+    """One row's text, and where each of its n-grams has ended so far."""
+
+    def __init__(self, max_ngram: int) -> None:
+        self.max_ngram = max_ngram
+        self.tokens: list[int] = []
+        self.ends: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        self.noted = 0
+
+    def extend(self, tokens: list[int]) -> None:
+        """Add tokens. An n-gram is noted once a token follows it."""
+        self.tokens += tokens
+        for end in range(max(1, self.noted), len(self.tokens)):
+            for n in range(1, min(self.max_ngram, end) + 1):
+                self.ends[tuple(self.tokens[end - n : end])].append(end)
+        self.noted = len(self.tokens)
+
+    def occurrences(self) -> list[int]:
+        """Where earlier copies of the longest repeated suffix end; the most recent last."""
+        for n in range(min(self.max_ngram, len(self.tokens)), 0, -1):
+            found = self.ends.get(tuple(self.tokens[-n:]))
+            if found:
+                return found
+        return []
+
+    def chain(self, limit: int) -> tuple[list[int], list[int]]:
+        """(tokens, parents) of the most recent continuation."""
+        found = self.occurrences()
+        drafted = self.tokens[found[-1] : found[-1] + limit] if found and limit > 0 else []
+        return drafted, list(range(len(drafted)))
+
+    def trie(self, nodes: int, depth: int) -> tuple[list[int], list[int]]:
+        """(tokens, parents) of the most frequent continuations, at most `nodes` of them. Ties go to the most recent."""
+        weights: Counter[tuple[int, ...]] = Counter()
+        recent: dict[tuple[int, ...], int] = {}
+        for end in self.occurrences():
+            continuation = self.tokens[end : end + depth]
+            for length in range(1, len(continuation) + 1):
+                prefix = tuple(continuation[:length])
+                weights[prefix] += 1
+                recent[prefix] = end
+        best = sorted(weights, key=lambda prefix: (-weights[prefix], -recent[prefix], len(prefix)))[:nodes]
+        number: dict[tuple[int, ...], int] = {(): 0}
+        for prefix in sorted(best, key=lambda p: (len(p), best.index(p))):
+            number[prefix] = len(number)
+        return [prefix[-1] for prefix in number if prefix], [number[prefix[:-1]] for prefix in number if prefix]

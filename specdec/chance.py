@@ -1,0 +1,279 @@
+"""Every random draw of the framework. Who needs one asks `chance`; nothing reads a global seed.
+
+Three kinds of chance answer the same four questions:
+
+    Keyed(seed)     a counter-based generator: the numbers of a place depend on nothing but the place
+    Coupled(seed)   one exponential race per position: the output is the same for every drafter
+    Enumerate()     runs the code once per possible outcome and multiplies the probabilities: the exact law, no noise
+
+Letters: B rows, n places, V vocabulary, k siblings.
+"""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from specdec.interfaces import State
+
+Out = TypeVar("Out")
+
+
+class Sites(NamedTuple):
+    """Where n draws stand. A site that is not live consumes nothing and answers 0."""
+
+    rows: Tensor  # (n,) row of the batch
+    nodes: Tensor  # (n,) node where the law stands: the parent for a draw of children, the node itself for its coin
+    ranks: Tensor  # (n,) sibling rank of the (first) draw
+    depths: Tensor  # (n,) depth of the node
+    live: Tensor  # (n,) bool
+
+
+class Draws(ABC):
+    """The chance of one round. `purpose` tells draws apart that stand at one node: "draft", "accept", "residual" ..."""
+
+    @abstractmethod
+    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+        """(n,) bool: u < p for a u uniform on [0, 1). Strict, so that p = 0 never happens."""
+
+    @abstractmethod
+    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+        """(n,) tokens from `law` (n, V), non-negative, any positive sum. A token of weight 0 never comes."""
+
+    @abstractmethod
+    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        """(n, k) distinct tokens in sampling order; past the support of `law` the entries mean nothing."""
+
+    @abstractmethod
+    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        """(n, k) independent tokens."""
+
+
+class Chance(ABC):
+    coupled = False  # whether every rule of acceptance but naive and greedy has to be refused
+
+    @abstractmethod
+    def round(self, state: "State") -> Draws:
+        """The draws of the round that starts at `state`."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- Keyed
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+_NODE, _RANK, _TOKEN = (_signed(odd) for odd in (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7))
+_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+
+
+@cache
+def _purpose_key(purpose: str) -> int:
+    return _signed(zlib.crc32(purpose.encode()) * 0x2545F4914F6CDD1D)
+
+
+def _mix(key: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64 (which wraps); `& mask` makes the arithmetic shifts logical."""
+    key = (key ^ ((key >> 30) & ((1 << 34) - 1))) * _FIRST
+    key = (key ^ ((key >> 27) & ((1 << 37) - 1))) * _SECOND
+    return key ^ ((key >> 31) & ((1 << 33) - 1))
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """53 of 64 bits as a float64 in [0, 1)."""
+    return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def inverse(law: Tensor, u: Tensor) -> Tensor:
+    """(n, k) tokens at quantiles u (n, k) of `law` (n, V): the first token whose cumulative weight exceeds u times the sum.
+
+    Weights of 0 leave the cumulative sum as it is and so are never the first to exceed anything, whatever u is.
+    """
+    cumulative = law.double().cumsum(-1)
+    return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=law.shape[-1] - 1)
+
+
+class Keyed(Chance):
+    """Draws keyed by (seed, request id, committed length at the start of the round, node, rank, purpose).
+
+    Never by position alone: siblings share one, and after a partial acceptance the next round comes back to positions
+    whose coins are already known to have failed. The same values on CPU and GPU (an integer hash).
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def round(self, state: "State") -> "KeyedDraws":
+        requests = _mix(state.request_ids + _signed(self.seed * 0x9E3779B97F4A7C15 + 1))
+        return KeyedDraws(_mix(requests + state.lengths * _NODE))
+
+
+class KeyedDraws(Draws):
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows  # (B,) hash of seed, request and committed length
+
+    def uniform(self, at: Sites, k: int, purpose: str) -> Tensor:
+        """(n, k) numbers in [0, 1) for ranks at.ranks .. at.ranks + k - 1. The one place where keys become numbers."""
+        key = self.rows[at.rows] + at.nodes * _NODE + at.ranks * _RANK + _purpose_key(purpose)
+        if k == 1:
+            return _unit(_mix(key[:, None]))
+        return _unit(_mix(key[:, None] + torch.arange(k, device=key.device) * _RANK))
+
+    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+        return (self.uniform(at, 1, purpose)[:, 0] < p) & at.live
+
+    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+        return self.independent(law, 1, at, purpose)[:, 0]
+
+    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        return inverse(law, self.uniform(at, k, purpose)) * at.live[:, None]
+
+    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        u = self.uniform(at, k, purpose)
+        left, drawn = law.double(), []
+        for rank in range(k):
+            token = inverse(left, u[:, rank : rank + 1])
+            drawn.append(token)
+            left = left.scatter(1, token, 0.0)
+        return torch.cat(drawn, 1) * at.live[:, None]
+
+
+# -------------------------------------------------------------------------------------------------------------- Coupled
+
+
+class Coupled(Chance):
+    """One exponential race per (seed, request id, position): token x wins where E_x / p(x) is smallest (Daliri et al.
+    2408.07978). The winner does not depend on what was drafted, so runs with different drafters agree token by token.
+    """
+
+    coupled = True
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def round(self, state: "State") -> "CoupledDraws":
+        return CoupledDraws(_mix(state.request_ids + _signed(self.seed * 0x9E3779B97F4A7C15 + 2)), state.lengths)
+
+
+class CoupledDraws(Draws):
+    def __init__(self, requests: Tensor, lengths: Tensor) -> None:
+        self.requests, self.lengths = requests, lengths
+
+    def finish(self, law: Tensor, at: Sites) -> Tensor:
+        """(n, V) finishing times E / law of the position that follows each site; infinite where the law is 0."""
+        key = _mix(self.requests[at.rows] + (self.lengths[at.rows] + at.depths) * _NODE)
+        tokens = torch.arange(law.shape[-1], device=law.device) * _TOKEN
+        u = _unit(_mix(key[:, None] + tokens)) + 2.0**-54
+        return torch.where(law > 0, -u.log() / law.double(), torch.inf)
+
+    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+        raise ValueError("coupled chance has races, not coins: use the verifier 'naive' (or 'greedy' at temperature 0)")
+
+    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+        return self.finish(law, at).argmin(-1) * at.live
+
+    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        return self.finish(law, at).topk(k, largest=False, sorted=True).indices * at.live[:, None]
+
+    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        """There is one race per position; its first k finishers, since k copies of the winner would help nobody."""
+        ranked = self.without_replacement(law, min(k, law.shape[-1]), at, purpose)
+        ranked = torch.where(law.gather(1, ranked) > 0, ranked, ranked[:, :1])
+        return torch.cat([ranked, ranked[:, :1].expand(-1, k - ranked.shape[1])], 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ Enumerate
+
+
+class Enumerate(Chance):
+    """The exact law of the code that runs under it.
+
+        for probability, out in Enumerate().runs(lambda chance: generate(..., chance=chance)): ...
+
+    calls the function once per possible outcome of its draws, depth first, and says how probable each was. The
+    probabilities of all outcomes sum to 1. One row only.
+    """
+
+    def runs(self, program: Callable[["Trace"], Out]) -> Iterator[tuple[float, Out]]:
+        """Every outcome of `program` with its probability. The program must be a function of its draws alone."""
+        script: list[tuple[int, list[tuple[int, float]]]] = []  # per draw: the branch taken, and all (outcome, weight)
+        while True:
+            trace = Trace(script)
+            out = program(trace)
+            if trace.position < len(script):
+                raise ValueError("the program under Enumerate is not a function of its draws: a repeat drew less")
+            yield trace.probability, out
+            script = trace.script
+            while script and script[-1][0] + 1 == len(script[-1][1]):
+                script.pop()
+            if not script:
+                return
+            taken, branches = script.pop()
+            script.append((taken + 1, branches))
+
+    def round(self, state: "State") -> Draws:
+        raise ValueError("pass the chance that Enumerate().runs gives to its function, not Enumerate itself")
+
+
+class Trace(Chance, Draws):
+    """One run under `Enumerate`: repeats the draws of its script, then takes the first branch of each new one."""
+
+    def __init__(self, script: list[tuple[int, list[tuple[int, float]]]]) -> None:
+        self.script = list(script)
+        self.position = 0
+        self.probability = 1.0
+
+    def round(self, state: "State") -> "Trace":
+        if len(state.request_ids) != 1:
+            raise ValueError(f"Enumerate follows one row, this run has {len(state.request_ids)}")
+        return self
+
+    def choose(self, weights: list[float]) -> int:
+        total = sum(weights)
+        branches = [(outcome, weight / total) for outcome, weight in enumerate(weights) if weight > 0]
+        if not branches:
+            raise ValueError(f"a draw from a law without support: {weights}")
+        if len(branches) == 1:
+            return branches[0][0]
+        if self.position == len(self.script):
+            self.script.append((0, branches))
+        taken, branches = self.script[self.position]
+        self.position += 1
+        outcome, probability = branches[taken]
+        self.probability *= probability
+        return outcome
+
+    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+        heads = [
+            bool(self.choose([1 - min(max(chance, 0.0), 1.0), min(max(chance, 0.0), 1.0)])) if live else False
+            for chance, live in zip(p.double().tolist(), at.live.tolist(), strict=True)
+        ]
+        return torch.tensor(heads, dtype=torch.bool)
+
+    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+        return self.independent(law, 1, at, purpose)[:, 0]
+
+    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        return self._draw(law, k, at, replace=True)
+
+    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        return self._draw(law, k, at, replace=False)
+
+    def _draw(self, law: Tensor, k: int, at: Sites, replace: bool) -> Tensor:
+        drawn = torch.zeros(len(law), k, dtype=torch.long)
+        for site, (weights, live) in enumerate(zip(law.double().tolist(), at.live.tolist(), strict=True)):
+            for rank in range(k if live else 0):
+                if sum(weights) <= 0:
+                    break
+                token = self.choose(weights)
+                drawn[site, rank] = token
+                if not replace:
+                    weights[token] = 0.0
+        return drawn

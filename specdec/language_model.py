@@ -1,0 +1,260 @@
+"""A stock transformers causal LM as "score this tree": one forward pass; masks, positions, hidden-state taps.
+
+It knows trees and caches; it has never heard of drafters, verifiers or sampling. The same class serves as target and inside
+a draft model. The user's model is never changed: the attention that the pass uses is chosen for its duration only.
+
+Letters: B rows, N nodes, n nodes of this pass, T slots, V vocabulary, d hidden size.
+"""
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from specdec import attention
+from specdec.cache import KVCache, LayerShape, ShapeProbe
+from specdec.interfaces import Scores, Tap
+from specdec.support import layer_kinds, refuse_unsupported
+from specdec.tree import TokenTree
+
+
+class TransformersLM:
+    """`LanguageModel` over any transformers decoder that takes a 4-D mask and position ids.
+
+    Raises ValueError at construction for models that cannot score a tree: ALiBi, recurrent or encoder-decoder models, and
+    any whose logits at a small tree differ from plain decoding when tried.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "model"
+    ) -> None:
+        refuse_unsupported(model, name)
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.config = model.config.get_text_config()
+        self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+        self._kinds = layer_kinds(self.config)
+        self._implementation = self._choose_attention()
+        self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.cache: KVCache | None = None
+        self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
+        self.extra_layers = 0
+        self.vocabulary, self._shapes = self._probe()
+        self._prove()
+
+    # ------------------------------------------------------------------------------------------------------ properties
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache.nbytes if self.cache else 0
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """End-of-sequence ids of the generation config: none, one or several."""
+        generation = getattr(self.model, "generation_config", None)
+        found = getattr(generation, "eos_token_id", None)
+        found = self.config.eos_token_id if found is None else found
+        return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+
+    # -------------------------------------------------------------------------------------------------------- contract
+
+    def open(self, rows: int, slots: int) -> None:
+        self.cache = KVCache(self._shapes, rows, slots, self.dtype, self.device)
+        self.calls, self.forward_seconds = 0, 0.0
+
+    def read(self, tokens: Tensor, counts: Tensor, taps: tuple[Tap, ...] = ()) -> Scores:
+        cache = self._opened()
+        valid = counts.tolist()
+        rows, length = tokens.shape
+        first, uniform, empty = cache.lengths, cache.uniform, not any(cache.lengths)
+        slots = cache.aim(first, length)
+        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        depths = torch.arange(length, device=tokens.device)[None]
+        roots = self._column(first, uniform)
+        positions = (roots + depths).expand(rows, -1)
+        plain = empty or (length == 1 and uniform)
+        masks = self._masks(causal[None].expand(rows, -1, -1), depths.expand(rows, -1), 0, first, slots, plain)
+        last = sorted({max(count - 1, 0) for count in valid})
+        logits, hidden = self._forward(tokens, positions, masks, taps, torch.tensor(last, device=tokens.device))
+        if len(last) > 1:
+            column = torch.tensor([last.index(max(count - 1, 0)) for count in valid], device=logits.device)
+            logits = logits[torch.arange(rows, device=logits.device), column][:, None]
+        cache.commit(valid)
+        return Scores(logits, hidden)
+
+    def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
+        cache = self._opened()
+        if start == 0 or cache.roots is None:
+            cache.roots = list(cache.lengths)
+        roots, uniform = cache.roots, min(cache.roots) == max(cache.roots)
+        slots = cache.aim([root + start for root in roots], tree.num_nodes - start)
+        positions = self._column(roots, uniform) + tree.depths[:, start:]
+        plain = tree.num_nodes == 1 and uniform
+        ancestors = tree.ancestors if plain else tree.ancestors[:, start:]
+        masks = self._masks(ancestors, tree.depths, start, roots, slots, plain)
+        logits, hidden = self._forward(tree.tokens[:, start:], positions, masks, taps)
+        return Scores(logits, hidden)
+
+    def keep(self, path: Tensor, counts: Tensor) -> None:
+        self._opened().keep(path, counts.tolist())
+
+    # ------------------------------------------------------------------------------------------------------ the forward
+
+    def _opened(self) -> KVCache:
+        if self.cache is None:
+            raise ValueError(f"{self.name}: open(rows, slots) before the first pass")
+        return self.cache
+
+    def _column(self, numbers: list[int], uniform: bool) -> Tensor | int:
+        return numbers[0] if uniform else torch.tensor(numbers, device=self.device)[:, None]
+
+    def _masks(
+        self, ancestors: Tensor, depths: Tensor, start: int, roots: list[int], slots: int, plain: bool
+    ) -> Tensor | dict[str, Tensor | None] | None:
+        """Additive masks (B, 1, n, T), one per kind of attention layer. A node sees the committed slots before the root
+        and its own ancestors (B, n, N); with a window, only those fewer than `window` positions back. `plain`: causal
+        over an empty cache or one node that sees everything, which need no mask where the window does not bite."""
+        deepest = max(roots) + depths.shape[1]
+        visible, folded = None, {}
+        for kind in self._kinds:
+            bites = kind.size is not None and deepest > kind.size
+            if plain and not bites and self._implementation == attention.NAME:
+                folded[kind.name] = None
+                continue
+            if visible is None:
+                visible = self._visible(ancestors, roots, slots)
+                whole = self._additive(visible)
+            folded[kind.name] = (
+                self._additive(visible & self._near(kind, depths, start, roots, slots)) if bites else whole
+            )
+        return folded if len(folded) > 1 else next(iter(folded.values()))
+
+    def _visible(self, ancestors: Tensor, roots: list[int], slots: int) -> Tensor:
+        """(B, n, T) bool."""
+        rows, queries, nodes = ancestors.shape
+        if min(roots) == max(roots):
+            visible = torch.ones(rows, queries, slots, dtype=torch.bool, device=ancestors.device)
+            visible[:, :, roots[0] : roots[0] + nodes] = ancestors[:, :, : slots - roots[0]]
+            return visible
+        first = torch.tensor(roots, device=ancestors.device)[:, None]
+        node = torch.arange(slots, device=ancestors.device) - first
+        inside = ((node >= 0) & (node < nodes))[:, None]
+        own = ancestors.gather(2, node.clamp(0, nodes - 1)[:, None].expand(-1, queries, -1))
+        return (node < 0)[:, None] | (own & inside)
+
+    def _near(self, kind: Any, depths: Tensor, start: int, roots: list[int], slots: int) -> Tensor:
+        """(B, n, T) bool: positions (not slots) that the window reaches."""
+        first = torch.tensor(roots, device=depths.device)[:, None]
+        slot = torch.arange(slots, device=depths.device)
+        node = (slot - first).clamp(0, depths.shape[1] - 1)
+        seen = torch.where(slot < first, slot, first + depths.gather(1, node))
+        return kind.reaches((first + depths)[:, start:, None], seen[:, None])
+
+    def _additive(self, visible: Tensor) -> Tensor:
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]
+
+    def _forward(
+        self, tokens: Tensor, positions: Tensor, masks: Any, taps: tuple[Tap, ...], logits_to_keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        options: dict[str, Any] = {"output_hidden_states": True} if taps else {}
+        if logits_to_keep is not None and self._takes_logits_to_keep:
+            options["logits_to_keep"] = logits_to_keep
+        began = time.perf_counter()
+        with self._attention():
+            out = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=masks,
+                past_key_values=self.cache,
+                use_cache=True,
+                **options,
+            )
+        self.forward_seconds += time.perf_counter() - began
+        self.calls += 1
+        logits = out.logits
+        if logits_to_keep is not None and not self._takes_logits_to_keep:
+            logits = logits[:, logits_to_keep]
+        if not taps:
+            return logits, None
+        return logits, torch.stack([out.hidden_states[-1 if tap == "head" else tap] for tap in taps], 2)
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """The model as it is, with the attention of this class for the time of a pass."""
+        before = self.config._attn_implementation
+        if before == self._implementation:
+            yield
+            return
+        self.config._attn_implementation = self._implementation
+        try:
+            yield
+        finally:
+            self.config._attn_implementation = before
+
+    def _choose_attention(self) -> str:
+        """Ours wherever attention goes through transformers' interface and SDPA is allowed; else SDPA or eager, which
+        take any mask. (An attention without 4-D masks, such as flash attention, is never kept.)"""
+        current = self.config._attn_implementation
+        ours = getattr(self.model, "_supports_sdpa", False) and getattr(self.model, "_supports_attention_backend", False)
+        if current == "eager" or ours:
+            return "eager" if current == "eager" else attention.NAME
+        return "sdpa" if current == "sdpa" else "eager"
+
+    # --------------------------------------------------------------------------------------------------- trying it out
+
+    @torch.inference_mode()
+    def _probe(self) -> tuple[int, list[LayerShape]]:
+        """Vocabulary and layer shapes, read off one pass over one token."""
+        probe = ShapeProbe()
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        mask = self._masks(torch.ones_like(ids, dtype=torch.bool)[None], ids, 0, [0], 1, False)
+        with self._attention():
+            logits = self.model(
+                input_ids=ids, position_ids=ids, attention_mask=mask, past_key_values=probe, use_cache=True
+            ).logits
+        layers = self.config.num_hidden_layers
+        if sorted(probe.seen) != list(range(layers)):
+            raise ValueError(
+                f"{self.name}: {layers - len(probe.seen)} of {layers} layers keep no keys and values (recurrent, or "
+                "sharing another layer's cache); a token tree cannot be scored this way"
+            )
+        return logits.shape[-1], [probe.seen[layer] for layer in range(layers)]
+
+    @torch.inference_mode()
+    def _prove(self) -> None:
+        """Score a tree with two branches and compare with reading each branch: what a model that ignores masks or
+        positions cannot pass."""
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.vocabulary, (1, 8), generator=random).to(self.device)
+        parents = torch.tensor([[-1, 0, 0, 1, 2]], device=self.device)
+        self.open(1, 8)
+        self.read(ids[:, :3], torch.tensor([3]))
+        tree = TokenTree(ids[:, 3:], parents)
+        in_tree = self.score(tree).logits[0, 3:]
+        alone = []
+        for leaf in (3, 4):
+            branch = torch.cat([ids[:, :4], tree.tokens[:, tree.path(0, leaf)]], 1)
+            self.open(1, 8)
+            alone.append(self.read(branch, torch.tensor([branch.shape[1]])).logits[0, -1])
+        self.cache = None
+        difference = float((in_tree - torch.stack(alone)).abs().max())
+        scale = 1 + float(in_tree.abs().max())
+        allowed = scale * {torch.float64: 1e-8, torch.float32: 1e-3}.get(self.dtype, 0.1)
+        if not difference <= allowed:
+            raise ValueError(
+                f"{self.name}: logits at the nodes of a token tree differ from plain decoding by {difference:.3g} "
+                f"(allowed {allowed:.3g}); {type(self.model).__name__} does not follow a 4-D attention mask with position ids"
+            )

@@ -1,0 +1,139 @@
+"""Models by name: the bundled demo family, a local path, a hub id, or a model that the user already has."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from specdec.language_model import TransformersLM
+
+DEMO = Path(__file__).resolve().parent / "demo"
+BUNDLED = {"demo": DEMO / "target", "demo-draft": DEMO / "draft"}
+
+Loadable = str | Path | PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase] | TransformersLM
+
+
+def load(
+    name: Loadable,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    extra_layers: int = 0,
+) -> TransformersLM:
+    """A language model that can score token trees.
+
+    name: "demo" (about 10 M parameters, Python source), "demo-draft", a local folder, a hub id, a transformers model, or
+    (model, tokenizer). device: CUDA where there is one, unless given. dtype: that of the checkpoint, unless given.
+    extra_layers: append layers whose output projections are zero: bit for bit the same logits at the cost of a deeper
+    model, so that the cost ratio of target and drafter becomes a knob.
+
+    Raises ValueError for a folder without safetensors weights (pickles are refused), and for models that cannot score a tree.
+    """
+    if isinstance(name, TransformersLM):
+        return name
+    if isinstance(name, tuple):
+        model, tokenizer, title = name[0], name[1], type(name[0]).__name__
+    elif isinstance(name, (str, Path)):
+        model, tokenizer = _from_disk(str(name), dtype, revision, attn_implementation, trust_remote_code)
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+        title = str(name)
+    else:
+        model, tokenizer, title = name, None, type(name).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"a target is 'demo', a path, a hub id, a transformers model or (model, tokenizer); got {type(model).__name__}"
+        )
+    if extra_layers:
+        model = deepen(model, extra_layers)
+    loaded = TransformersLM(model, tokenizer, title)
+    loaded.extra_layers = extra_layers
+    return loaded
+
+
+def _from_disk(
+    name: str, dtype: Any, revision: str | None, attn_implementation: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    place = BUNDLED.get(name, Path(name).expanduser())
+    if place.is_dir():
+        _check_weights(place)
+        name = str(place)
+    elif name in BUNDLED or name.startswith((".", "/", "~")):
+        raise ValueError(f"no model folder at {place}")
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if isinstance(dtype, str) and dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype must be a torch dtype such as 'float32' or 'bfloat16', got {dtype!r}")
+        dtype = getattr(torch, dtype)
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        config = AutoConfig.from_pretrained(name, **hub)
+        if config.is_encoder_decoder:
+            raise ValueError(f"{name} cannot score a token tree: it is an encoder-decoder model")
+        model = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype or "auto", use_safetensors=True, **hub, **options
+        )
+    except OSError as error:
+        raise ValueError(f"cannot load {name!r}, neither a local folder nor a reachable hub id: {error}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+    except (OSError, ValueError, KeyError):
+        tokenizer = None  # a bare model: prompts are ids
+    return model.eval(), tokenizer
+
+
+def _check_weights(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json; a model folder is what save_pretrained writes")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
+    if pickles:
+        raise ValueError(
+            f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is read; convert it once, where "
+            "you trust it: model = AutoModelForCausalLM.from_pretrained(FOLDER); model.save_pretrained(FOLDER, safe_serialization=True)"
+        )
+    raise ValueError(f"{folder} has a config.json but no weights (*.safetensors)")
+
+
+def deepen(model: PreTrainedModel, extra_layers: int) -> PreTrainedModel:
+    """A copy with `extra_layers` more layers that add exactly 0 to the stream: the same logits, bit for bit.
+
+    Raises ValueError for families whose layers do not end in o_proj and down_proj.
+    """
+    if extra_layers < 0:
+        raise ValueError(f"extra_layers must be >= 0, got {extra_layers}")
+    model = copy.deepcopy(model)
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    projections = ("self_attn.o_proj", "mlp.down_proj")
+    if layers is None or not all(_has(layers[-1], path) for path in projections):
+        raise ValueError(f"extra_layers needs layers with {' and '.join(projections)}; {type(model).__name__} has none")
+    for _ in range(extra_layers):
+        layer = copy.deepcopy(layers[-1])
+        for path in projections:
+            for weight in layer.get_submodule(path).parameters():
+                nn.init.zeros_(weight)
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = len(layers)
+            if hasattr(module, "config"):
+                module.config = decoder.config  # one config for all layers, as in every other layer
+        layers.append(layer)
+    config = model.config.get_text_config()
+    if getattr(config, "layer_types", None):
+        config.layer_types = [*config.layer_types, *[config.layer_types[-1]] * extra_layers]
+    config.num_hidden_layers += extra_layers
+    return model
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        return module.get_submodule(path) is not None
+    except AttributeError:
+        return False

@@ -1,0 +1,67 @@
+"""Which verifier may judge which drafter's trees. Decided once per generate, after the drafter's `begin`."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specdec.chance import Chance
+from specdec.interfaces import Drafter, Verifier
+from specdec.plugins import CONF, build
+from specdec.sampling import Sampling
+from specdec.tree import SiblingLaw
+
+
+class Refused(ValueError):
+    """The contract does not allow this pair: not a failure, a study records it as not applicable."""
+
+
+def name_of(plugin: Any) -> str:
+    """A plug-in's name as its YAML has it: that of the module it is defined in."""
+    return type(plugin).__module__.rpartition(".")[2] if hasattr(plugin, "__module__") else str(plugin)
+
+
+def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
+    """`auto`: the strongest lossless rule for the tree, from the table in conf/verifier/auto.yaml."""
+    table = yaml.safe_load(Path(CONF / "verifier" / "auto.yaml").read_text())["table"]
+    if sampling.greedy:
+        return str(table["zero_temperature"])
+    if chance.coupled:
+        return str(table["coupled"])
+    if drafter.chain and drafter.law in (SiblingLaw.WOR, SiblingLaw.WR):
+        return str(table["sampled_chain"])
+    return str(table[drafter.law.value])
+
+
+def pair(
+    drafter: Drafter,
+    verifier: str | dict[str, Any] | Verifier,
+    sampling: Sampling,
+    chance: Chance,
+    vocabulary: int,
+    allow_lossy: bool,
+) -> Verifier:
+    """The verifier for this drafter. Raises Refused, naming both sides, where the rule would not be exact."""
+    automatic = verifier == "auto"
+    rule = build("verifier", choose(drafter, sampling, chance) if automatic else verifier) if not isinstance(verifier, Verifier) else verifier
+    ours, theirs = name_of(rule), name_of(drafter)
+
+    def refuse(reason: str) -> None:
+        raise Refused(f"verifier {ours!r} cannot judge the trees of drafter {theirs!r}: {reason}")
+
+    if not rule.lossless and not allow_lossy:
+        raise Refused(f"verifier {ours!r} is lossy: its output does not have the target's law; pass allow_lossy=True to use it anyway")
+    if rule.zero_temperature_only and not sampling.greedy:
+        raise Refused(f"verifier {ours!r} is exact at temperature 0 only, got temperature {sampling.temperature}; use 'naive' or 'auto'")
+    if chance.coupled and not rule.coupled:
+        refuse("coupled chance has one race per position, so only 'naive' and 'greedy' work under it")
+    if drafter.law not in rule.laws:
+        allowed = ", ".join(sorted(law.name for law in rule.laws))
+        refuse(f"its siblings are {drafter.law.name}, the rule is exact for {allowed}; 'naive' takes every tree")
+    if rule.chain_only and not drafter.chain:
+        refuse("it is for chains, and the drafter proposes trees")
+    if rule.needs_fixed_width and not drafter.fixed_width:
+        refuse("it uses the joint law of all siblings, so their number must be fixed before the first is drawn (fixed_width)")
+    if rule.max_vocabulary is not None and vocabulary > rule.max_vocabulary:
+        refuse(f"it is an oracle for vocabularies of at most {rule.max_vocabulary} tokens, this one has {vocabulary}")
+    return rule

@@ -1,0 +1,45 @@
+"""A name -> the object that its YAML describes. The folder conf/ is the registry; `_target_` is the key."""
+
+import difflib
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+TRUSTED = ("drafters", "verifiers", "specdec")
+
+
+def names(group: str) -> list[str]:
+    """The options of a group: the YAML files of conf/GROUP."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def build(group: str, choice: str | Mapping[str, Any]) -> Any:
+    """`choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments.
+
+    `_target_` may name this project's packages or those listed in SPECDEC_ALLOW (comma-separated). Raises ValueError for
+    an unknown name (with the nearest one), an unknown argument, or a package that is not allowed.
+    """
+    settings = {"name": choice} if isinstance(choice, str) else dict(choice)
+    name = settings.pop("name", None)
+    if name is not None:
+        if name not in names(group):
+            near = difflib.get_close_matches(str(name), names(group), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown {group} {name!r}{hint} There are: {', '.join(names(group))}")
+        settings = {**yaml.safe_load((CONF / group / f"{name}.yaml").read_text()), **settings}
+    if "_target_" not in settings:
+        raise ValueError(f"a {group} is given by name or by _target_, got {choice!r}")
+    package, _, attribute = settings.pop("_target_").rpartition(".")
+    allowed = (*TRUSTED, *filter(None, os.environ.get("SPECDEC_ALLOW", "").split(",")))
+    if not any(package == root or package.startswith(root + ".") for root in allowed):
+        raise ValueError(f"_target_ {package}.{attribute} lies outside {allowed}; name its package in SPECDEC_ALLOW to allow it")
+    make = getattr(importlib.import_module(package), attribute)
+    try:
+        return make(**settings)
+    except TypeError as error:
+        raise ValueError(f"{group} {name or attribute}: {error}") from None

@@ -1,0 +1,154 @@
+"""What the caller asked for, checked before anything is computed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.chance import Chance, Keyed
+from specdec.interfaces import Drafter, Verifier
+from specdec.load import Loadable, load
+from specdec.plugins import build
+from specdec.sampling import Sampling
+
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
+VerifierChoice = str | dict[str, Any] | Verifier
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked call of generate or stream."""
+
+    target: Any  # a LanguageModel; `load`'s, unless a test brings its own
+    prompts: list[list[int]]
+    drafter: Drafter
+    verifier: VerifierChoice
+    sampling: Sampling
+    chance: Chance
+    max_new_tokens: int
+    request_ids: list[int]
+    stop: tuple[str, ...]
+    eos_ids: frozenset[int]
+    allow_lossy: bool
+
+    @property
+    def slots(self) -> int:
+        return max(map(len, self.prompts)) + self.max_new_tokens + self.drafter.max_nodes
+
+
+def prepare(
+    target: Loadable,
+    prompts: Prompts,
+    *,
+    drafter: DrafterChoice = "ngram",
+    verifier: VerifierChoice = "auto",
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    logits_processors: Sequence[Any] = (),
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    seed: int = 0,
+    request_ids: Sequence[int] | None = None,
+    chance: Chance | None = None,
+    allow_lossy: bool = False,
+) -> Request:
+    """Raises ValueError, naming what came and what to do, for anything that cannot be served."""
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tuple(logits_processors))
+    model = target if hasattr(target, "score") else load(target)
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
+    ids = encode(model, prompts)
+    check_prompts(ids, model.vocabulary, model.context, max_new_tokens)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in stops):
+        raise ValueError(f"stop must be non-empty strings, got {stop!r}")
+    if stops and getattr(model, "tokenizer", None) is None:
+        raise ValueError("stop strings need a tokenizer, and this target has none; load (model, tokenizer), or use EOS ids")
+    keys = list(range(len(ids))) if request_ids is None else [int(key) for key in request_ids]
+    if len(keys) != len(ids):
+        raise ValueError(f"request_ids must give one integer per prompt: {len(ids)} prompts, {len(keys)} ids")
+    return Request(
+        model,
+        ids,
+        make_drafter(drafter),
+        verifier,
+        sampling,
+        Keyed(seed) if chance is None else chance,
+        max_new_tokens,
+        keys,
+        stops,
+        frozenset() if ignore_eos else frozenset(model.eos_ids),
+        allow_lossy,
+    )
+
+
+def make_drafter(drafter: DrafterChoice) -> Drafter:
+    """A drafter from its name, its settings, a class or factory, or itself."""
+    if isinstance(drafter, (str, dict)):
+        drafter = build("drafter", drafter)
+    elif not isinstance(drafter, Drafter) and callable(drafter):
+        drafter = drafter()
+    if not isinstance(drafter, Drafter):
+        raise ValueError(f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got {type(drafter).__name__}")
+    return drafter
+
+
+def encode(model: Any, prompts: Prompts) -> list[list[int]]:
+    """Prompts in any of the accepted forms as lists of token ids."""
+    if isinstance(prompts, Tensor):
+        if prompts.ndim not in (1, 2) or prompts.is_floating_point():
+            raise ValueError(f"a tensor of prompts holds integer ids, (tokens,) or (rows, tokens); got {prompts.dtype}, {tuple(prompts.shape)}")
+        prompts = prompts.tolist()
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    rows = list(prompts)
+    if not rows:
+        raise ValueError("no prompts: give a string, a list of strings, token ids, or lists of token ids")
+    if all(isinstance(row, int) and not isinstance(row, bool) for row in rows):
+        return [rows]  # type: ignore[list-item]
+    if all(isinstance(row, str) for row in rows):
+        tokenizer = getattr(model, "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError("this target has no tokenizer, so prompts must be token ids; or load (model, tokenizer)")
+        empty = [number for number, row in enumerate(rows) if not row]
+        if empty:
+            raise ValueError(f"prompt {empty[0]} is empty; give at least one character")
+        return [list(tokenizer(row)["input_ids"]) for row in rows]
+    found = []
+    for number, row in enumerate(rows):
+        row = row.tolist() if isinstance(row, Tensor) else row
+        if isinstance(row, (str, int)) or not all(isinstance(token, int) and not isinstance(token, bool) for token in row):
+            raise ValueError(f"prompt {number} mixes kinds: give all prompts as strings, or all as lists of integer ids")
+        found.append(list(row))
+    return found
+
+
+def check_prompts(ids: list[list[int]], vocabulary: int, context: int, max_new_tokens: int) -> None:
+    for number, row in enumerate(ids):
+        if not row:
+            raise ValueError(f"prompt {number} is empty; decoding needs at least one token to start from")
+        wrong = [token for token in row if not 0 <= token < vocabulary]
+        if wrong:
+            raise ValueError(f"prompt {number} has token id {wrong[0]}, outside the target's vocabulary of {vocabulary} tokens")
+        if len(row) >= context:
+            raise ValueError(f"prompt {number} has {len(row)} tokens, the target's context is {context}; shorten the prompt")
+        if len(row) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt {number} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that is "
+                f"{len(row) + max_new_tokens}, over the target's context of {context}; ask for at most {context - len(row)}"
+            )
+
+
+def right_padded(ids: list[list[int]], width: int, device: torch.device) -> Tensor:
+    """(B, width) long."""
+    tokens = torch.zeros(len(ids), width, dtype=torch.long)
+    for row, values in enumerate(ids):
+        tokens[row, : len(values)] = torch.tensor(values)
+    return tokens.to(device)

@@ -1,0 +1,177 @@
+"""Logits to laws. Every node is processed with its own path, by transformers' own processors in transformers' order.
+
+Letters: B rows, N nodes, V vocabulary, n places, L tokens.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec.interfaces import State
+from specdec.tree import TokenTree
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How logits become a law. Temperature 0 is a one-hot law on the argmax (ties to the lowest index).
+
+    Order, as in transformers' generate: repetition penalty, the user's processors, temperature, top-k, top-p, min-p.
+    Raises ValueError for values outside their range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    logits_processors: Sequence[Processor] = ()
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, lambda t: t >= 0, "a finite number >= 0")
+        if self.top_k is not None and (isinstance(self.top_k, bool) or int(self.top_k) != self.top_k or self.top_k < 1):
+            raise ValueError(f"top_k must be an integer >= 1 or None (off), got {self.top_k!r}")
+        if self.top_p is not None:
+            _number("top_p", self.top_p, lambda p: 0 < p <= 1, "in (0, 1] or None (off)")
+        if self.min_p is not None:
+            _number("min_p", self.min_p, lambda p: 0 <= p <= 1, "in [0, 1] or None (off)")
+        _number("repetition_penalty", self.repetition_penalty, lambda r: r > 0, "a finite number > 0; 1 is off")
+        if not all(callable(processor) for processor in self.logits_processors):
+            raise ValueError("logits_processors must be callables (input_ids, scores) -> scores, as in transformers")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @cached_property
+    def penalties(self) -> list[Processor]:
+        """Processors that may read the prefix."""
+        found = list(self.logits_processors)
+        if self.repetition_penalty != 1:
+            from transformers import RepetitionPenaltyLogitsProcessor
+
+            found.insert(0, RepetitionPenaltyLogitsProcessor(penalty=float(self.repetition_penalty)))
+        return found
+
+    @cached_property
+    def warpers(self) -> list[Processor]:
+        """What shapes the law after the temperature, the same for every prefix."""
+        if self.greedy or (self.top_k is None and self.top_p in (None, 1) and not self.min_p):
+            return []
+        from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        chosen: list[Processor] = []
+        if self.top_k is not None:
+            chosen.append(TopKLogitsWarper(int(self.top_k)))
+        if self.top_p not in (None, 1):
+            chosen.append(TopPLogitsWarper(float(self.top_p)))
+        if self.min_p:
+            chosen.append(MinPLogitsWarper(float(self.min_p)))
+        return chosen
+
+    def logits(self, logits: Tensor, prefixes: Callable[[], list[Tensor]]) -> Tensor:
+        """(n, V) in float32 or wider, after penalties and user's processors. `prefixes()` gives each place's tokens, and
+        is called only if somebody reads them; places with prefixes of one length share a call."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not self.penalties:
+            return logits
+        out, by_length = logits.clone(), {}
+        tokens = prefixes()
+        for place, prefix in enumerate(tokens):
+            by_length.setdefault(len(prefix), []).append(place)
+        for places in by_length.values():
+            ids, scores = torch.stack([tokens[place] for place in places]), out[places]
+            for processor in self.penalties:
+                scores = processor(ids, scores)
+            out[places] = scores
+        return out
+
+    def law(self, logits: Tensor, prefixes: Callable[[], list[Tensor]]) -> Tensor:
+        """(n, V) laws of logits (n, V), each row with its own prefix."""
+        scores = self.logits(logits, prefixes)
+        if self.greedy:
+            return torch.zeros_like(scores).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
+        if self.temperature != 1:
+            scores = scores / self.temperature
+        for warper in self.warpers:
+            scores = warper(None, scores)  # type: ignore[arg-type]
+        return scores.softmax(-1)
+
+
+def _number(name: str, value: Any, fine: Callable[[float], bool], wanted: str) -> None:
+    try:
+        good = not isinstance(value, bool) and math.isfinite(value) and fine(value)
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+class Laws:
+    """The target's laws at the nodes of scored trees, computed when a rule asks for them.
+
+    `laws[rows, nodes]` is (n, V); `laws.argmax` is (B, N), the mode of every node's law, which is all that temperature 0
+    needs. `faulty` (B,) counts the laws used so far that were no laws: NaN, or no token left.
+    """
+
+    def __init__(self, logits: Tensor, trees: TokenTree, state: State) -> None:
+        self.scores, self.trees, self.state = logits, trees, state
+        self.sampling = state.sampling
+        self.faulty = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.scores.shape[-1]
+
+    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Tensor:
+        rows, nodes = index
+        logits = self.scores[rows, nodes]
+        law = self.sampling.law(logits, lambda: self.prefixes(rows, nodes))
+        bad = ~law[:, 0].isfinite() if not self.sampling.greedy else ~logits.amax(-1).isfinite()
+        self.faulty.index_add_(0, rows, bad.long())
+        return law
+
+    @cached_property
+    def argmax(self) -> Tensor:
+        if self.sampling.penalties:
+            rows, nodes = self.trees.used.nonzero(as_tuple=True)
+            scores = self.sampling.logits(self.scores[rows, nodes], lambda: self.prefixes(rows, nodes))
+            values, winners = scores.max(-1)
+            best = torch.zeros_like(self.trees.tokens)
+            best[rows, nodes] = winners
+            self.faulty.index_add_(0, rows, (~values.isfinite()).long())
+            return best
+        values, best = self.scores.max(-1)
+        self.faulty += (~values.isfinite() & self.trees.used).sum(1)
+        return best
+
+    def prefixes(self, rows: Tensor, nodes: Tensor) -> list[Tensor]:
+        return prefixes(self.state, self.trees, rows, nodes)
+
+
+def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> list[Tensor]:
+    """The committed tokens of each row followed by the drafted path to the node."""
+    found = []
+    for row, node in zip(rows.tolist(), nodes.tolist(), strict=True):
+        committed = state.tokens[row, : state.on_host.lengths[row]]
+        found.append(torch.cat([committed, trees.tokens[row, trees.path(row, node)]]))
+    return found
+
+
+def top(values: Tensor, k: int) -> Tensor:
+    """(n, k) indices of the largest values (n, V), largest first; ties go to the lowest index, which topk does not promise.
+
+    Values are compared as float32, made into integers that also carry the index.
+    """
+    if k == 1:
+        return values.argmax(-1, keepdim=True)
+    bits = (values.float() + 0.0).view(torch.int32)  # + 0.0: minus zero and zero are one value
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    index = torch.arange(values.shape[-1], device=values.device)
+    return ((ordered << 24) - index).topk(k, sorted=True).indices

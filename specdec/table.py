@@ -1,0 +1,94 @@
+"""A language model that is a table: small enough to write down, with the contract of a real one.
+
+What exact certificates and tests run on. Its law after the prompt is given for every continuation prefix, so the joint law of
+any number of tokens is a product of table rows.
+
+Letters: B rows, N nodes, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from specdec.interfaces import Scores, Tap
+from specdec.tree import TokenTree
+
+Prefix = tuple[int, ...]
+
+
+class TableModel:
+    """`LanguageModel` whose law after prompt + prefix is `rows[prefix]` (unnormalised weights, zeros welcome).
+
+    rows     prefix of generated tokens -> V weights; () is the root. A prefix that is missing uses the root's row
+    prompt   how many tokens of each row belong to the prompt and do not count as prefix
+    """
+
+    device = torch.device("cpu")
+    tokenizer = None
+    name = "table"
+    eos_ids: frozenset[int] = frozenset()
+
+    def __init__(
+        self, rows: Mapping[Prefix, Sequence[float]], prompt: int = 1, dtype: torch.dtype = torch.float64, context: int = 1 << 20
+    ) -> None:
+        if () not in rows:
+            raise ValueError("a table needs a row for the empty prefix ()")
+        self.vocabulary, self.prompt, self.context = len(rows[()]), prompt, context
+        self._logits: dict[Prefix, Tensor] = {}
+        for prefix, weights in rows.items():
+            row = torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
+            if len(row) != self.vocabulary or not (row >= 0).all() or row.sum() <= 0:
+                raise ValueError(f"row {prefix} must be {self.vocabulary} weights >= 0, not all 0; got {list(weights)}")
+            self._logits[prefix] = (row / row.sum()).log().to(dtype)
+        self._committed: list[list[int]] = []
+        self._in_tree: list[bool] = []
+
+    @property
+    def cache_bytes(self) -> int:
+        return 0
+
+    def law(self, prefix: Prefix) -> Tensor:
+        """(V,) the normalised row."""
+        return self._row(prefix).exp()
+
+    def _row(self, prefix: Prefix) -> Tensor:
+        return self._logits.get(prefix, self._logits[()])
+
+    def _after(self, tokens: Sequence[int]) -> Tensor:
+        return self._row(tuple(tokens[self.prompt :]))
+
+    def open(self, rows: int, slots: int) -> None:
+        self._committed = [[] for _ in range(rows)]
+        self._in_tree = [False] * rows  # whether the last committed token serves as the root of a tree
+
+    def read(self, tokens: Tensor, counts: Tensor, taps: tuple[Tap, ...] = ()) -> Scores:
+        for row, count in enumerate(counts.tolist()):
+            self._committed[row] += tokens[row, :count].tolist()
+        self._in_tree = [True] * len(self._committed)
+        return Scores(torch.stack([self._after(row) for row in self._committed])[:, None], None)
+
+    def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
+        if start == 0:
+            self._in_tree = [False] * len(self._committed)
+        self._tree = tree
+        logits = [
+            torch.stack([self._after(self._path(row, node)) for node in range(start, tree.num_nodes)])
+            for row in range(tree.rows)
+        ]
+        return Scores(torch.stack(logits), None)
+
+    def _path(self, row: int, node: int) -> list[int]:
+        """Committed tokens, the root, and the drafted path to the node."""
+        before = self._committed[row] if not self._in_tree[row] else self._committed[row][:-1]
+        return [*before, *self._tree.tokens[row, [0, *self._tree.path(row, node)]].tolist()]
+
+    def keep(self, path: Tensor, counts: Tensor) -> None:
+        for row, count in enumerate(counts.tolist()):
+            if count < 0:
+                continue
+            kept = path[row, :count].tolist()
+            if not self._in_tree[row]:
+                kept = [0, *kept]
+            self._committed[row] += self._tree.tokens[row, kept].tolist() if kept else []
+        self._in_tree = [False] * len(self._committed)

@@ -1,0 +1,195 @@
+"""Token trees. A tree knows tokens and parents; it has never heard of a model.
+
+Letters: B rows, N nodes (root included), V vocabulary, D depth.
+
+    def ── read ── _csv        node   0    1     2     3     4     5
+     │      └───── _table      token  def  read  load  _csv  _tab  _csv
+     └─ load ───── _csv        parent -1   0     0     1     1     2
+
+Node 0 is the root: the last committed token, not yet in the target's cache. Children stand in the order in which they were
+drawn. A node that a row does not use has parent -1.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class SiblingLaw(StrEnum):
+    """How the children of a node were drawn. It decides which acceptance rules are exact."""
+
+    DET = "det"  # deterministic: n-gram, top-k, Medusa, EAGLE-2; or any tree that was pruned after its values were seen
+    WOR = "wor"  # sampled from q without replacement
+    WR = "wr"  # sampled from q independently; duplicates happen
+    HUB = "hub"  # the k-1 most probable tokens, then one drawn from the rest of q
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """One tree per row, padded to N nodes.
+
+    tokens   (B, N) long; column 0 is the root
+    parents  (B, N) long; parents[:, 0] = -1; a node's parent comes before it; -1 elsewhere: unused
+    law      how siblings were drawn, the same for the whole tree
+    q        (B, N, V) floating: q[b, i] is the very law that the children of node i were drawn from; None for DET
+    levels   a bound on the depth that is known without asking the device; N - 1 if not given
+    width    a bound on the number of siblings, likewise; N - 1 if not given (on a CPU, counted)
+    resume   (layer, states (B, N, d)) from a drafter that has run every node through the target's lower layers
+
+    Raises ValueError for a malformed tree. On a CPU that happens here; on an accelerator the same checks are reductions
+    (`faults`) that the loop reads together with the verdict.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    law: SiblingLaw = SiblingLaw.DET
+    q: Tensor | None = None
+    levels: int = -1
+    width: int = -1
+    resume: tuple[int, Tensor] | None = None
+    shape_is_known: bool = field(default=False, repr=False)  # for constructors whose parents are right by construction
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or self.tokens.shape != self.parents.shape or self.tokens.shape[1] == 0:
+            raise ValueError(
+                f"a tree needs tokens and parents of one shape (rows, nodes >= 1), got {tuple(self.tokens.shape)} and "
+                f"{tuple(self.parents.shape)}"
+            )
+        if self.law is not SiblingLaw.DET and self.q is None and self.num_nodes > 1:
+            raise ValueError(f"a {self.law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came from")
+        if self.q is not None and (self.q.ndim != 3 or self.q.shape[:2] != self.tokens.shape):
+            raise ValueError(f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got {tuple(self.q.shape)}")
+        if not 0 <= self.levels < self.num_nodes:
+            object.__setattr__(self, "levels", self.num_nodes - 1)
+        if self.tokens.device.type == "cpu" and not self.shape_is_known:
+            for row, message in enumerate(self.describe(self.structure_faults)):
+                if message:
+                    raise ValueError(f"malformed tree in row {row}: {message}")
+        if self.width < 0:
+            counted = int(self.ranks.max()) + 1 if self.tokens.device.type == "cpu" else self.num_nodes - 1
+            object.__setattr__(self, "width", counted)
+
+    @classmethod
+    def root(cls, tokens: Tensor, law: SiblingLaw = SiblingLaw.DET) -> "TokenTree":
+        """The empty tree: only the roots (B,)."""
+        return cls(tokens[:, None], torch.full_like(tokens, -1)[:, None], law, levels=0, width=0, shape_is_known=True)
+
+    @classmethod
+    def chain(
+        cls, tokens: Tensor, lengths: Tensor, law: SiblingLaw = SiblingLaw.DET, q: Tensor | None = None
+    ) -> "TokenTree":
+        """Node i's only child is node i + 1; tokens (B, N) with the root first; lengths (B,): drafted nodes per row."""
+        before = torch.arange(-1, tokens.shape[1] - 1, device=tokens.device)
+        used = before < lengths[:, None]
+        return cls(tokens, torch.where(used, before, -1), law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
+
+    @property
+    def rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def num_nodes(self) -> int:
+        """N, the root included."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def used(self) -> Tensor:
+        """(B, N) bool: the root and every node with a parent."""
+        used = self.parents >= 0
+        used[:, 0] = True
+        return used
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """(B, N, N) bool: [b, i, j] says that node j lies on the path from the root to node i, both included."""
+        nodes = torch.arange(self.num_nodes, device=self.tokens.device)
+        own = (nodes[:, None] == nodes).expand(self.rows, -1, -1)
+        parents = self.parents.clamp(min=0)[:, :, None].expand(-1, -1, self.num_nodes)
+        reached = own
+        for _ in range(self.levels):
+            reached = own | (reached.gather(1, parents) & self.used[:, :, None])
+        return reached
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """(B, N) long: edges from the root; 0 for unused nodes."""
+        return self.ancestors.sum(-1) - 1
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """(B, N) long: how many siblings were drawn before the node."""
+        same = (self.parents[:, :, None] == self.parents[:, None, :]) & (self.parents[:, :, None] >= 0)
+        return same.tril(-1).sum(-1)
+
+    def path(self, row: int, node: int) -> list[int]:
+        """Node numbers from below the root down to `node`."""
+        path: list[int] = []
+        while node > 0:
+            path.insert(0, node)
+            node = int(self.parents[row, node])
+        return path
+
+    # What can be wrong with a tree. Each fault is one (B,) column, so that all of them are one reduction to read.
+    STRUCTURE = (
+        "the root's parent must be -1",
+        "a node's parent must be an earlier node of the same row (no cycles, no parent after its child)",
+        "a node hangs below an unused node",
+        "a token id is negative",
+        "two siblings carry one token, which sampling without replacement cannot give",
+        "the tree is deeper than its `levels`",
+    )
+    CONTENT = (
+        "q gives a drawn token probability 0 (q must be the very law that was sampled from)",
+        "q has NaN or does not sum to 1 at a node with children",
+        "a token id lies outside the vocabulary",
+    )
+
+    @property
+    def structure_faults(self) -> Tensor:
+        """(B, 6) bool, in the order of `STRUCTURE`."""
+        parents, nodes = self.parents, torch.arange(self.num_nodes, device=self.tokens.device)
+        held = self.used.gather(1, parents.clamp(0, self.num_nodes - 1)) | ~self.used
+        held[:, 0] = True
+        faults = [
+            parents[:, 0] != -1,
+            ((parents >= nodes) | (parents < -1)).any(1),
+            ~held.all(1),
+            (self.tokens < 0).logical_and(self.used).any(1),
+            self._duplicates if self.law is SiblingLaw.WOR else torch.zeros_like(held[:, 0]),
+            (self.used & ~self.ancestors[:, :, 0]).any(1),
+        ]
+        return torch.stack(faults, 1)
+
+    @property
+    def _duplicates(self) -> Tensor:
+        same = (self.parents[:, :, None] == self.parents[:, None, :]) & (self.tokens[:, :, None] == self.tokens[:, None, :])
+        return (same & (self.parents >= 0)[:, :, None]).tril(-1).any(2).any(1)
+
+    def content_faults(self, vocabulary: int) -> Tensor:
+        """(B, 3) bool, in the order of `CONTENT`."""
+        drafted = self.parents >= 0
+        outside = (drafted & (self.tokens >= vocabulary)).any(1)
+        if self.q is None:
+            fine = torch.zeros_like(outside)
+            return torch.stack([fine, fine, outside], 1)
+        parents = self.parents.clamp(min=0)
+        rows = torch.arange(self.rows, device=parents.device)[:, None]
+        drawn = self.q[rows, parents, self.tokens.clamp(0, self.q.shape[-1] - 1)]
+        total = self.q.sum(-1).gather(1, parents)
+        return torch.stack(
+            [
+                (drafted & ~(drawn > 0) & ~drawn.isnan()).any(1),
+                (drafted & ~((total - 1).abs() < 1e-2)).any(1),
+                outside,
+            ],
+            1,
+        )
+
+    @classmethod
+    def describe(cls, faults: Tensor) -> list[str]:
+        """One message per row, empty where the row is sound. `faults` (B, n) from either kind of check, read to the host."""
+        names = cls.STRUCTURE if faults.shape[1] == len(cls.STRUCTURE) else cls.CONTENT
+        return ["; ".join(name for name, bad in zip(names, row, strict=True) if bad) for row in faults.tolist()]
