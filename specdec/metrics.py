@@ -189,13 +189,22 @@ class Report:
         return self.num_tokens / self.decode_seconds if self.steps else 0.0
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, float]:
         """The verifier's diagnostics over live rows, e.g. zero residuals."""
-        total: dict[str, int] = defaultdict(int)
+        total: dict[str, float] = defaultdict(int)
         for step in self.steps:
             for name, values in step.counts.items():
                 total[name] += values[step.live].sum().item()
         return dict(total)
+
+    @property
+    def deviation(self) -> dict[str, float] | None:
+        """For lossy rules: total variation and KL (nats) from the target's law, per node that was judged. None for
+        lossless ones."""
+        counts = self.counts
+        if self.lossless or not counts.get("nodes_judged"):
+            return None
+        return {name: counts[name] / counts["nodes_judged"] for name in ("tv", "kl")}
 
     def as_dict(self) -> dict[str, object]:
         """Plain numbers, for JSON and tables."""
@@ -222,6 +231,7 @@ class Report:
                 for (depth, rank), c in self.acceptance.items()
             ],
             "counts": self.counts,
+            "deviation": self.deviation,
         }
 
     def __str__(self) -> str:

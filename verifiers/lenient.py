@@ -1,0 +1,49 @@
+"""Lossy: recursive acceptance of chains that takes a token where p / q reaches a share l of what exactness asks.
+
+Leviathan et al. 2211.17192, appendix A.5 (lenience): accept if u < p / (l q), 0 < l <= 1; on rejection emit from
+norm((p - min(q, p / l))+). l = 1 is the lossless token-wise rule. For DET, WOR and WR chains. Per judged node the law of what is
+emitted, averaged over the draft, is known: its total variation and KL from p are reported. Cost: O(V) per visited node.
+"""
+
+import torch
+
+from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
+from specdec.chance import Draws
+from specdec.descent import Descent, one_hot, ratio, residual
+from specdec.deviation import Deviation
+
+
+class Lenient(Verifier):
+    """Not exact: the output law leans towards the drafter's."""
+
+    laws = frozenset({SiblingLaw.DET, SiblingLaw.WOR, SiblingLaw.WR})
+    lossless = False
+    chain_only = True
+
+    def __init__(self, lenience: float = 0.8) -> None:
+        if not 0 < lenience <= 1:
+            raise ValueError(f"lenience must be in (0, 1], got {lenience!r}")
+        self.lenience = lenience
+
+    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
+        walk, bonus = Descent(trees, laws.state.live), torch.zeros_like(laws.state.lengths)
+        deviation = Deviation(walk.rows)
+        for level in range(trees.levels + 1):
+            p = laws[walk.rows, walk.node]
+            child = walk.child(0) if level < trees.levels else torch.zeros_like(walk.node)
+            trying = walk.open & (child > 0)
+            token = walk.token(child)
+            q = one_hot(token, p) if trees.q is None else trees.q[walk.rows, walk.node].to(p.dtype)
+            eased = torch.minimum(q, p / self.lenience)
+            left, _ = residual(p, eased)
+            kept = chance.bernoulli(ratio(eased, q, token), walk.sites(child, live=trying), "accept") & trying
+            emitted = eased + (1 - eased.sum(-1, keepdim=True)).clamp(min=0) * left
+            deviation.add(emitted, p, trying)
+            ending = walk.open & ~kept
+            law = torch.where(trying[:, None], left, p)
+            bonus = torch.where(ending, chance.categorical(law, walk.sites(live=ending), "bonus"), bonus)
+            if level < trees.levels:
+                walk.step(child, kept)
+            if walk.over:
+                break
+        return walk.verdict(bonus, **deviation.counts)

@@ -1,0 +1,110 @@
+"""Lossless on sampled siblings, an oracle for small vocabularies: the optimal transport plan between drafts and target.
+
+SpecTr 2310.15141, Sun et al.; no rule accepts more often at a single node (over several levels it is a rule, not a bound). The plan
+f(set, x) maximises sum(f) with sum_x f(set, x) <= Pr(set is drafted) and sum_set f(set, x) <= p(x), x in set (scipy's HiGHS);
+then x is accepted with f / Pr(set), else norm(p - sum f) is emitted. f is clipped to both marginals before use, so that the
+solver's tolerance cannot bend the law. Exact for WR and WOR with fixed width. Cost: a linear programme per visited node.
+"""
+
+from itertools import permutations, product
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from scipy.sparse import coo_array
+from torch import Tensor
+
+from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
+from specdec.chance import Draws
+from specdec.descent import NOTHING, Descent
+
+
+class OptimalTransport(Verifier):
+    """Exact for WR and WOR siblings of fixed width; V at most 16."""
+
+    laws = frozenset({SiblingLaw.WR, SiblingLaw.WOR})
+    needs_fixed_width = True
+    max_vocabulary = 16
+
+    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
+        walk, bonus = Descent(trees, laws.state.live), torch.zeros_like(laws.state.lengths)
+        zero_residuals = torch.zeros_like(walk.node)
+        for level in range(trees.levels + 1):
+            p = laws[walk.rows, walk.node].double()
+            chosen, kept, left = torch.zeros_like(walk.node), torch.zeros_like(walk.open), p
+            if level < trees.levels and trees.q is not None:
+                q = trees.q[walk.rows, walk.node].double()
+                accept, left, parent = self._plan(walk, trees, p, q)
+                law = torch.where(parent[:, None], accept, torch.ones_like(accept))
+                token = chance.categorical(law, walk.sites(live=parent), "accept")
+                kept = parent & (token < p.shape[1])
+                chosen = walk.find(token)
+                empty = left.sum(-1) <= NOTHING
+                zero_residuals += (parent & ~kept & empty).long()
+                left = torch.where((parent & ~empty)[:, None], left, p)
+            ending = walk.open & ~kept
+            bonus = torch.where(ending, chance.categorical(left, walk.sites(live=ending), "bonus"), bonus)
+            if level < trees.levels:
+                walk.step(chosen, kept)
+            if walk.over:
+                break
+        return walk.verdict(bonus, zero_residuals=zero_residuals)
+
+    @staticmethod
+    def _plan(walk: Descent, trees: TokenTree, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Per row: acceptance of each token, and in column V of none (B, V + 1); what is left of p (B, V); rows with children."""
+        rows, vocabulary = p.shape
+        accept = torch.zeros(rows, vocabulary + 1, dtype=torch.float64)
+        left, parent = p.cpu().clone(), torch.zeros(rows, dtype=torch.bool)
+        for row in range(rows):
+            drafted = trees.tokens[row, trees.parents[row] == walk.node[row]].tolist()
+            if not drafted or not bool(walk.open[row]):
+                continue
+            sets = drafted_sets(q[row].cpu().numpy(), len(drafted), trees.law is SiblingLaw.WR)
+            flow = transport(sets, p[row].cpu().numpy())
+            mine = frozenset(drafted)
+            taken = np.zeros(vocabulary)
+            for (members, x), amount in flow.items():
+                left[row, x] -= amount
+                if members == mine:
+                    taken[x] = amount / sets[members]
+            accept[row, :vocabulary] = torch.from_numpy(taken)
+            accept[row, vocabulary] = max(0.0, 1.0 - taken.sum())
+            parent[row] = True
+        device = p.device
+        return accept.to(device), left.clamp(min=0).to(device), parent.to(device)
+
+
+def drafted_sets(q: np.ndarray, k: int, replace: bool) -> dict[frozenset[int], float]:
+    """The probability of every set of tokens that k draws can show."""
+    support = [int(x) for x in np.flatnonzero(q)]
+    found: dict[frozenset[int], float] = {}
+    for draws in product(support, repeat=k) if replace else permutations(support, k):
+        chance, rest = 1.0, 1.0
+        for x in draws:
+            chance *= q[x] / rest
+            rest -= 0.0 if replace else q[x]
+        members = frozenset(draws)
+        found[members] = found.get(members, 0.0) + chance
+    return found
+
+
+def transport(sets: dict[frozenset[int], float], p: np.ndarray) -> dict[tuple[frozenset[int], int], float]:
+    """The flow f(set, x), clipped to both marginals."""
+    edges = [(members, x) for members in sets for x in sorted(members) if p[x] > 0]
+    if not edges:
+        return {}
+    order = {members: number for number, members in enumerate(sets)}
+    lines = [order[members] for members, _ in edges] + [len(sets) + x for _, x in edges]
+    columns = [*range(len(edges)), *range(len(edges))]
+    limits = np.concatenate([list(sets.values()), p])
+    matrix = coo_array((np.ones(len(lines)), (lines, columns)), shape=(len(limits), len(edges)))
+    solution = linprog(-np.ones(len(edges)), A_ub=matrix.tocsr(), b_ub=limits, bounds=(0, None), method="highs")
+    flow: dict[tuple[frozenset[int], int], float] = {}
+    room_set, room_token = dict(sets), p.astype(float).copy()
+    for (members, x), amount in zip(edges, solution.x, strict=True):
+        clipped = max(0.0, min(float(amount), room_set[members], room_token[x]))
+        room_set[members] -= clipped
+        room_token[x] -= clipped
+        flow[members, x] = clipped
+    return flow

@@ -1,0 +1,51 @@
+"""Lossy: accepts what the target finds typical enough, without a draw: p(x) > min(epsilon, delta exp(-entropy(p))).
+
+Medusa 2401.10774, section 2.3.1. The longest path whose every token passes is accepted (of equally long ones the most likely),
+then the target adds a token of its own. For every sibling law. Given the tree, a node with a passing child on the path emits
+that child with certainty: its total variation from p is 1 - p(x), its KL -log p(x). Cost: one law per node.
+"""
+
+import torch
+
+from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
+from specdec.chance import Draws, Sites
+from specdec.descent import one_hot, verdict_at
+from specdec.deviation import Deviation
+
+
+class Typical(Verifier):
+    """Not exact: improbable tokens are never accepted, probable ones always."""
+
+    laws = frozenset(SiblingLaw)
+    lossless = False
+
+    def __init__(self, epsilon: float = 0.3, delta: float = 0.09) -> None:
+        if not (0 < epsilon <= 1 and delta > 0):
+            raise ValueError(f"epsilon must be in (0, 1] and delta > 0, got {epsilon!r} and {delta!r}")
+        self.epsilon, self.delta = epsilon, delta
+
+    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
+        rows = torch.arange(trees.rows, device=trees.tokens.device)
+        live = laws.state.live
+        column = rows[:, None].expand_as(trees.tokens).flatten()
+        parents = trees.parents.clamp(min=0)
+        p = laws[column, parents.flatten()]
+        entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
+        threshold = (self.delta * (-entropy).exp()).clamp(max=self.epsilon)
+        chances = p.gather(1, trees.tokens.flatten()[:, None])[:, 0]
+        passes = ((chances > threshold).view_as(parents) & (trees.parents >= 0)) | ~(trees.parents >= 0)
+        # A node stands if all its ancestors pass; the deepest one wins, of equally deep ones the most likely.
+        stands = ~(trees.ancestors & ~passes[:, None, :]).any(2) & trees.used
+        drafted = (trees.parents >= 0) & trees.used
+        logs = torch.where(drafted, chances.view_as(parents).double().clamp(min=1e-300).log(), 0.0)
+        likelihood = (trees.ancestors * logs[:, None, :]).sum(-1)
+        merit = torch.where(stands, trees.depths * 1e6 + likelihood, -torch.inf)
+        leaf = merit.argmax(1) * live
+        deviation = Deviation(rows)
+        on_path = trees.ancestors[rows, leaf] & drafted & live[:, None]
+        for node in range(1, trees.num_nodes):
+            here = on_path[:, node]
+            law = p.view(trees.rows, trees.num_nodes, -1)[:, node]
+            deviation.add(one_hot(trees.tokens[:, node], law), law, here)
+        at = Sites(rows, leaf, torch.zeros_like(leaf), trees.depths[rows, leaf], live)
+        return verdict_at(trees, leaf, chance.categorical(laws[rows, leaf], at, "bonus"), **deviation.counts)
