@@ -36,7 +36,7 @@ class NGram(Drafter):
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         host = state.on_host
-        drafts = []
+        drafts: list[tuple[list[int], list[int]]] = []
         for row, index in enumerate(self._rows):
             if not host.live[row]:
                 drafts.append(([], []))
@@ -102,6 +102,6 @@ class _Index:
                 recent[prefix] = end
         best = sorted(weights, key=lambda prefix: (-weights[prefix], -recent[prefix], len(prefix)))[:nodes]
         number: dict[tuple[int, ...], int] = {(): 0}
-        for prefix in sorted(best, key=lambda p: (len(p), best.index(p))):
+        for prefix in sorted(best, key=len):
             number[prefix] = len(number)
         return [prefix[-1] for prefix in number if prefix], [number[prefix[:-1]] for prefix in number if prefix]

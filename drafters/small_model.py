@@ -44,7 +44,9 @@ class SmallModel(Drafter):
             raise ValueError(f"draw must be auto, wor, wr, hub, topk, ranked or adaptive, got {draw!r}")
         widths = [branching] * depth if isinstance(branching, int) else list(branching)
         if len(widths) != depth or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in widths):
-            raise ValueError(f"branching must be one integer >= 1, or one for each of {depth} depths; got {branching!r}")
+            raise ValueError(
+                f"branching must be one integer >= 1, or one for each of {depth} depths; got {branching!r}"
+            )
         self.by_value = draw in ("ranked", "adaptive")
         if self.by_value and (nodes is None or nodes < depth):
             raise ValueError(f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}")
@@ -58,7 +60,7 @@ class SmallModel(Drafter):
             total += level
         self.max_nodes = 1 + self.nodes if self.by_value else total
         self.chain = not self.by_value and max(widths) == 1
-        self.model: LanguageModel = model if hasattr(model, "score") else load(model)
+        self.model: LanguageModel = model if hasattr(model, "score") else load(model)  # type: ignore[assignment]
         self._grown: Grown | None = None
 
     @property

@@ -17,13 +17,17 @@ from specdec.load import load
 console = Console(stderr=True)
 
 
-def text(config: DictConfig, tokenizer: PreTrainedTokenizerBase | None) -> tuple[PreTrainedTokenizerBase, Stream, Stream]:
+def text(
+    config: DictConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedTokenizerBase, Stream, Stream]:
     """The tokenizer (trained if there is none), the stream to train on and the one held out."""
     found = documents(config.text.source, config.text.patterns, config.text.exclude)
     seen = [document for document in found if not document.held_out(config.text.held_out)]
     unseen = [document for document in found if document.held_out(config.text.held_out)]
     if not seen or not unseen:
-        raise ValueError(f"{len(found)} documents split into {len(seen)} to train on and {len(unseen)} held out; need both")
+        raise ValueError(
+            f"{len(found)} documents split into {len(seen)} to train on and {len(unseen)} held out; need both"
+        )
     if tokenizer is None:
         tokenizer = train_tokenizer((document.text for document in seen), config.drafter.vocabulary)
     training, held_out = encode(seen, tokenizer), encode(unseen, tokenizer)
@@ -92,9 +96,7 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
     run(config, folder, draft, tokenizer, loss_of, evaluate)
 
 
-def run(
-    config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any
-) -> None:
+def run(config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any) -> None:
     recipe = config.drafter
     fit(
         model,

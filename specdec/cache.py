@@ -25,7 +25,9 @@ class LayerShape(NamedTuple):
 class KVCache(Cache):
     """One block of memory per kind of layer, (G, B, H, S, D) each for K and V, viewed per layer."""
 
-    def __init__(self, shapes: list[LayerShape], rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shapes: list[LayerShape], rows: int, slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.layers: list[Any] = []  # transformers' own layer objects; there are none
         self.rows, self.slots = rows, slots
         self.lengths = [0] * rows  # committed tokens per row
@@ -38,7 +40,9 @@ class KVCache(Cache):
             alike[shape].append(layer)
         for shape, members in alike.items():
             keys = torch.zeros(len(members), rows, shape.heads, slots, shape.key_size, dtype=dtype, device=device)
-            values = torch.zeros(len(members), rows, shape.value_heads, slots, shape.value_size, dtype=dtype, device=device)
+            values = torch.zeros(
+                len(members), rows, shape.value_heads, slots, shape.value_size, dtype=dtype, device=device
+            )
             self._blocks += [keys, values]
             for index, layer in enumerate(members):
                 self._keys[layer], self._values[layer] = keys[index], values[index]
@@ -74,7 +78,9 @@ class KVCache(Cache):
             self._slots = torch.tensor(first, device=device)[:, None] + torch.arange(count, device=device)
         return self._end
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """transformers' seam: write this pass's K and V (B, H, N, D), return all (B, H, T, D) that it may look at."""
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._slots is None:
@@ -125,7 +131,9 @@ class ShapeProbe(Cache):
         self.layers: list[Any] = []
         self.seen: dict[int, LayerShape] = {}
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         self.seen[layer_idx] = LayerShape(
             key_states.shape[1], key_states.shape[3], value_states.shape[1], value_states.shape[3]
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import LongTensor, Tensor
+from torch import LongTensor
 
 from specdec.emission import Emission, TextStream
 from specdec.interfaces import Last, OnHost, Scores, State, Verifier
@@ -58,9 +58,7 @@ def generate(target: Loadable, prompts: Prompts, *, progress: bool = False, **op
     Raises ValueError for bad input before anything is computed, and for a drafter or model that breaks its contract.
     """
     run = Run(prepare(target, prompts, **options))
-    with _bar(run, progress) as advance:
-        for step in run.rounds():
-            advance(int(step.kept.sum()))
+    run.finish(progress)
     texts = None
     if run.emissions[0].text is not None:
         for emission in run.emissions:
@@ -122,6 +120,12 @@ class Run:
             yield self._step(reading, kept, clock.now() - began)
         self.ended = time.perf_counter()
 
+    def finish(self, progress: bool = False) -> None:
+        """All rounds."""
+        with _bar(self, progress) as advance:
+            for step in self.rounds():
+                advance(int(step.kept.sum()))
+
     def _prefill(self) -> State:
         """Open the cache, score prompt[:-1], let the drafter begin, and settle who verifies."""
         request, target, device = self.request, self.target, self.target.device
@@ -133,13 +137,12 @@ class Run:
         if max(lengths) > 1:
             counts = torch.tensor(lengths) - 1
             taps = target.read(tokens[:, : max(lengths) - 1], counts, self.drafter.taps).taps
-        state = State(
+        state = State.at(
+            OnHost(lengths, [True] * len(prompts), [request.max_new_tokens] * len(prompts)),
             tokens,
-            *_on_device(lengths, [True] * len(prompts), [request.max_new_tokens] * len(prompts), device),
             torch.tensor(request.request_ids, device=device),
             request.sampling,
             Last(None, None, taps),
-            OnHost(lengths, [True] * len(prompts), [request.max_new_tokens] * len(prompts)),
         )
         self.drafter.begin(target, state)
         self.verifier = pair(
@@ -166,7 +169,9 @@ class Run:
         for row in np.flatnonzero(state.on_host.live):
             where = f"row {row} (request {self.request.request_ids[row]})"
             if reading.tree_faults[row]:
-                raise ValueError(f"malformed tree of drafter {name_of(self.drafter)!r} in {where}: {reading.tree_faults[row]}")
+                raise ValueError(
+                    f"malformed tree of drafter {name_of(self.drafter)!r} in {where}: {reading.tree_faults[row]}"
+                )
             if reading.faulty[row]:
                 raise ValueError(
                     f"the target's logits for prompt {row} (request {self.request.request_ids[row]}), after position "
@@ -176,7 +181,10 @@ class Run:
 
     def _commit(self, state: State, trees: TokenTree, scores: Scores, reading: "Reading") -> tuple[State, np.ndarray]:
         """Append what was accepted, cut where a row ends, and freeze rows that are over."""
-        host, rows, columns, values = state.on_host, [], [], []
+        host = state.on_host
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[int] = []
         lengths, live, room = list(host.lengths), list(host.live), list(host.room)
         kept = np.zeros(len(live), dtype=np.int64)
         for row in np.flatnonzero(host.live).tolist():
@@ -194,11 +202,13 @@ class Run:
         state.tokens[place[0], place[1]] = place[2]
         taps = None
         if scores.taps is not None:
-            on_path = torch.cat([torch.zeros(len(live), 1, dtype=torch.long), reading.verdict.path.clamp(min=0)], 1).to(device)
+            on_path = torch.cat([torch.zeros(len(live), 1, dtype=torch.long), reading.verdict.path.clamp(min=0)], 1).to(
+                device
+            )
             taps = scores.taps[torch.arange(len(live), device=device)[:, None], on_path]
         last = Last(trees, reading.verdict, taps)
         after = OnHost(lengths, live, room)
-        return State(state.tokens, *_on_device(*after, device), state.request_ids, state.sampling, last, after), kept
+        return State.at(after, state.tokens, state.request_ids, state.sampling, last), kept
 
     def _step(self, reading: "Reading", kept: np.ndarray, seconds: float) -> Step:
         phases = self.clock.take()
@@ -243,10 +253,6 @@ class Run:
             getattr(self.target, "extra_layers", 0),
             tuple(self.finished),
         )
-
-
-def _on_device(lengths: list[int], live: list[bool], room: list[int], device: torch.device) -> tuple[Tensor, ...]:
-    return torch.tensor(lengths, device=device), torch.tensor(live, device=device), torch.tensor(room, device=device)
 
 
 @contextmanager

@@ -51,9 +51,7 @@ class Laws:
         return self.sampling.law(flat, paths).view(rows, nodes, -1)
 
 
-def levels(
-    logits: Tensor, score: Score, state: State, chance: Draws, branching: list[int], draw: SiblingLaw
-) -> Grown:
+def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching: list[int], draw: SiblingLaw) -> Grown:
     """Every node of depth d gets branching[d] children, as many as its law has tokens for. `logits` (B, 1, V) are the root's."""
     device, laws = logits.device, Laws(state)
     root = state.roots[:, None]
@@ -78,14 +76,14 @@ def levels(
         if level + 1 < depth:
             so_far = TokenTree(tokens, parents, levels=level + 1, width=max(branching), shape_is_known=True)
             logits = score(so_far, first)
-    q = None
+    whole = None
     if draw is not SiblingLaw.DET:
         last = tokens.shape[1] - first
-        q = torch.cat([*recorded, recorded[0].new_zeros(len(tokens), last, recorded[0].shape[-1])], 1)
+        whole = torch.cat([*recorded, recorded[0].new_zeros(len(tokens), last, recorded[0].shape[-1])], 1)
     inner = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
     inner = torch.where(inner < first, inner, -1)
     width = 1 if chain else max(branching[:depth])
-    return Grown(TokenTree(tokens, parents, draw, q, depth, width, shape_is_known=True), inner)
+    return Grown(TokenTree(tokens, parents, draw, whole, depth, width, shape_is_known=True), inner)
 
 
 def _draw(
@@ -109,7 +107,9 @@ def _draw(
     else:
         support = (flat > 0).sum(1, keepdim=True)
         if draw is SiblingLaw.WOR:
-            drawn = chance.without_replacement(flat, k, at, "draft") if k > 1 else chance.independent(flat, 1, at, "draft")
+            drawn = (
+                chance.without_replacement(flat, k, at, "draft") if k > 1 else chance.independent(flat, 1, at, "draft")
+            )
         else:
             drawn = _hub(flat, k, support, chance, at)
         fits = rank < support
@@ -138,7 +138,10 @@ def ranked(logits: Tensor, score: Score, state: State, depth: int, width: int, n
     inner_tokens, inner_parents = root, torch.full_like(root, -1)  # what the drafter has scored, in its own numbers
     value = torch.zeros(rows, 1, dtype=torch.float32, device=device)  # log-probability of the frontier's paths
     origin = torch.full_like(root, -1)  # (B, scored) the candidate that each scored node is, -1 for the root
-    tokens, values, above, scored = [], [], [], []  # per level: candidates (B, M * k)
+    tokens: list[Tensor] = []  # per level: candidates (B, M * k)
+    values: list[Tensor] = []
+    above: list[Tensor] = []  # the candidate that is the parent, -1 for the root
+    scored: list[Tensor] = []  # number in the drafter's cache, -1: not scored
     for level in range(depth):
         tree = TokenTree(inner_tokens, inner_parents, levels=level, width=width, shape_is_known=True)
         q = laws(logits, tree, frontier_first)
@@ -165,7 +168,9 @@ def ranked(logits: Tensor, score: Score, state: State, depth: int, width: int, n
         origin = torch.cat([origin, chosen + count], 1)
         grown = TokenTree(inner_tokens, inner_parents, levels=level + 1, width=width, shape_is_known=True)
         logits = score(grown, frontier_first)
-    return _keep_best(root, torch.cat(tokens, 1), torch.cat(values, 1), torch.cat(above, 1), torch.cat(scored, 1), nodes, depth)
+    return _keep_best(
+        root, torch.cat(tokens, 1), torch.cat(values, 1), torch.cat(above, 1), torch.cat(scored, 1), nodes, depth
+    )
 
 
 def _keep_best(
@@ -175,7 +180,9 @@ def _keep_best(
     with ties to the lowest index it is always kept."""
     chosen = top(values, min(nodes, values.shape[1])).sort(1).values
     there = values.gather(1, chosen) > -torch.inf
-    number = torch.zeros_like(tokens).scatter(1, chosen, torch.arange(1, chosen.shape[1] + 1, device=root.device).expand_as(chosen))
+    number = torch.zeros_like(tokens).scatter(
+        1, chosen, torch.arange(1, chosen.shape[1] + 1, device=root.device).expand_as(chosen)
+    )
     parent_candidate = above.gather(1, chosen)
     parent = torch.where(parent_candidate >= 0, number.gather(1, parent_candidate.clamp(min=0)), 0)
     kept = torch.where(there, tokens.gather(1, chosen), 0)
@@ -222,7 +229,9 @@ def adaptive(logits: Tensor, score: Score, state: State, chance: Draws, depth: i
             left[every, site, token] = torch.where(alive, 0.0, left[every, site, token])
             remaining = site_worth[every, site] * (1 - share)
             exhausted = ~(left[every, site] > 0).any(-1)
-            site_worth[every, site] = torch.where(alive, torch.where(exhausted, 0.0, remaining), site_worth[every, site])
+            site_worth[every, site] = torch.where(
+                alive, torch.where(exhausted, 0.0, remaining), site_worth[every, site]
+            )
             ranks[every, site] += alive
         worth, first = torch.stack(child_worth, 1), level_first
         if level + 1 < depth:

@@ -69,10 +69,18 @@ class State:
     last: Last
     on_host: OnHost
 
+    @classmethod
+    def at(cls, on_host: OnHost, tokens: Tensor, request_ids: Tensor, sampling: "Sampling", last: Last) -> "State":
+        """The state that `on_host` describes, on the device of `tokens`."""
+        lengths, live, room = (torch.tensor(numbers, device=tokens.device) for numbers in on_host)
+        return cls(tokens, lengths, live, room, request_ids, sampling, last, on_host)
+
     @property
     def deepest(self) -> int:
         """The largest depth that any row's tree may have: the bonus token takes one of the places in `room`."""
-        return max((room for room, live in zip(self.on_host.room, self.on_host.live, strict=True) if live), default=1) - 1
+        return (
+            max((room for room, live in zip(self.on_host.room, self.on_host.live, strict=True) if live), default=1) - 1
+        )
 
     @property
     def roots(self) -> Tensor:

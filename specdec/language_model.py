@@ -127,7 +127,8 @@ class TransformersLM:
         and its own ancestors (B, n, N); with a window, only those fewer than `window` positions back. `plain`: causal
         over an empty cache or one node that sees everything, which need no mask where the window does not bite."""
         deepest = max(roots) + depths.shape[1]
-        visible, folded = None, {}
+        visible: Tensor | None = None
+        folded: dict[str, Tensor | None] = {}
         for kind in self._kinds:
             bites = kind.size is not None and deepest > kind.size
             if plain and not bites and self._implementation == attention.NAME:
@@ -208,7 +209,9 @@ class TransformersLM:
         """Ours wherever attention goes through transformers' interface and SDPA is allowed; else SDPA or eager, which
         take any mask. (An attention without 4-D masks, such as flash attention, is never kept.)"""
         current = self.config._attn_implementation
-        ours = getattr(self.model, "_supports_sdpa", False) and getattr(self.model, "_supports_attention_backend", False)
+        ours = getattr(self.model, "_supports_sdpa", False) and getattr(
+            self.model, "_supports_attention_backend", False
+        )
         if current == "eager" or ours:
             return "eager" if current == "eager" else attention.NAME
         return "sdpa" if current == "sdpa" else "eager"

@@ -37,6 +37,8 @@ def load(
     """
     if isinstance(name, TransformersLM):
         return name
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
     if isinstance(name, tuple):
         model, tokenizer, title = name[0], name[1], type(name[0]).__name__
     elif isinstance(name, (str, Path)):

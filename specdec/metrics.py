@@ -130,7 +130,9 @@ class Report:
     @property
     def accepted_per_round(self) -> float:
         """Drafted tokens accepted per live row-round, before cuts at EOS, stop or length."""
-        return float(sum(int(step.num_accepted[step.live].sum()) for step in self.steps)) / max(1, int(self._live.sum()))
+        return float(sum(int(step.num_accepted[step.live].sum()) for step in self.steps)) / max(
+            1, int(self._live.sum())
+        )
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -248,7 +250,8 @@ def _offered(step: Step) -> dict[tuple[int, int], int]:
     """How many nodes stood at each (depth, rank), reached or not."""
     counts: dict[tuple[int, int], int] = defaultdict(int)
     for row in np.flatnonzero(step.live):
-        depths, children = [0] * step.parents.shape[1], defaultdict(int)
+        depths: list[int] = [0] * step.parents.shape[1]
+        children: dict[int, int] = defaultdict(int)
         for node, parent in enumerate(step.parents[row].tolist()):
             if parent >= 0:
                 depths[node] = depths[parent] + 1

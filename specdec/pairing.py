@@ -42,17 +42,23 @@ def pair(
     allow_lossy: bool,
 ) -> Verifier:
     """The verifier for this drafter. Raises Refused, naming both sides, where the rule would not be exact."""
-    automatic = verifier == "auto"
-    rule = build("verifier", choose(drafter, sampling, chance) if automatic else verifier) if not isinstance(verifier, Verifier) else verifier
+    if isinstance(verifier, Verifier):
+        rule = verifier
+    else:
+        rule = build("verifier", choose(drafter, sampling, chance) if verifier == "auto" else verifier)
     ours, theirs = name_of(rule), name_of(drafter)
 
     def refuse(reason: str) -> None:
         raise Refused(f"verifier {ours!r} cannot judge the trees of drafter {theirs!r}: {reason}")
 
     if not rule.lossless and not allow_lossy:
-        raise Refused(f"verifier {ours!r} is lossy: its output does not have the target's law; pass allow_lossy=True to use it anyway")
+        raise Refused(
+            f"verifier {ours!r} is lossy: its output does not have the target's law; pass allow_lossy=True to use it anyway"
+        )
     if rule.zero_temperature_only and not sampling.greedy:
-        raise Refused(f"verifier {ours!r} is exact at temperature 0 only, got temperature {sampling.temperature}; use 'naive' or 'auto'")
+        raise Refused(
+            f"verifier {ours!r} is exact at temperature 0 only, got temperature {sampling.temperature}; use 'naive' or 'auto'"
+        )
     if chance.coupled and not rule.coupled:
         refuse("coupled chance has one race per position, so only 'naive' and 'greedy' work under it")
     if drafter.law not in rule.laws:
@@ -61,7 +67,9 @@ def pair(
     if rule.chain_only and not drafter.chain:
         refuse("it is for chains, and the drafter proposes trees")
     if rule.needs_fixed_width and not drafter.fixed_width:
-        refuse("it uses the joint law of all siblings, so their number must be fixed before the first is drawn (fixed_width)")
+        refuse(
+            "it uses the joint law of all siblings, so their number must be fixed before the first is drawn (fixed_width)"
+        )
     if rule.max_vocabulary is not None and vocabulary > rule.max_vocabulary:
         refuse(f"it is an oracle for vocabularies of at most {rule.max_vocabulary} tokens, this one has {vocabulary}")
     return rule

@@ -37,7 +37,9 @@ def build(group: str, choice: str | Mapping[str, Any]) -> Any:
     package, _, attribute = settings.pop("_target_").rpartition(".")
     allowed = (*TRUSTED, *filter(None, os.environ.get("SPECDEC_ALLOW", "").split(",")))
     if not any(package == root or package.startswith(root + ".") for root in allowed):
-        raise ValueError(f"_target_ {package}.{attribute} lies outside {allowed}; name its package in SPECDEC_ALLOW to allow it")
+        raise ValueError(
+            f"_target_ {package}.{attribute} lies outside {allowed}; name its package in SPECDEC_ALLOW to allow it"
+        )
     make = getattr(importlib.import_module(package), attribute)
     try:
         return make(**settings)

@@ -40,7 +40,8 @@ class Reading:
         accepted, bonus, faulty, deep = numbers.unbind(1)
         self.verdict = replace(verdict, path=path, num_accepted=accepted, bonus=bonus)
         self.tokens = [
-            [*row[:count], extra] for row, count, extra in zip(tokens.tolist(), accepted.tolist(), bonus.tolist(), strict=True)
+            [*row[:count], extra]
+            for row, count, extra in zip(tokens.tolist(), accepted.tolist(), bonus.tolist(), strict=True)
         ]
         self.live = np.array(state.on_host.live)
         self.keep = torch.where(torch.tensor(state.on_host.live), accepted, -1)

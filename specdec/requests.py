@@ -61,7 +61,7 @@ def prepare(
 ) -> Request:
     """Raises ValueError, naming what came and what to do, for anything that cannot be served."""
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tuple(logits_processors))
-    model = target if hasattr(target, "score") else load(target)
+    model: Any = target if hasattr(target, "score") else load(target)
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
     ids = encode(model, prompts)
@@ -70,7 +70,9 @@ def prepare(
     if not all(isinstance(text, str) and text for text in stops):
         raise ValueError(f"stop must be non-empty strings, got {stop!r}")
     if stops and getattr(model, "tokenizer", None) is None:
-        raise ValueError("stop strings need a tokenizer, and this target has none; load (model, tokenizer), or use EOS ids")
+        raise ValueError(
+            "stop strings need a tokenizer, and this target has none; load (model, tokenizer), or use EOS ids"
+        )
     keys = list(range(len(ids))) if request_ids is None else [int(key) for key in request_ids]
     if len(keys) != len(ids):
         raise ValueError(f"request_ids must give one integer per prompt: {len(ids)} prompts, {len(keys)} ids")
@@ -96,7 +98,9 @@ def make_drafter(drafter: DrafterChoice) -> Drafter:
     elif not isinstance(drafter, Drafter) and callable(drafter):
         drafter = drafter()
     if not isinstance(drafter, Drafter):
-        raise ValueError(f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got {type(drafter).__name__}")
+        raise ValueError(
+            f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got {type(drafter).__name__}"
+        )
     return drafter
 
 
@@ -104,7 +108,10 @@ def encode(model: Any, prompts: Prompts) -> list[list[int]]:
     """Prompts in any of the accepted forms as lists of token ids."""
     if isinstance(prompts, Tensor):
         if prompts.ndim not in (1, 2) or prompts.is_floating_point():
-            raise ValueError(f"a tensor of prompts holds integer ids, (tokens,) or (rows, tokens); got {prompts.dtype}, {tuple(prompts.shape)}")
+            shape = tuple(prompts.shape)
+            raise ValueError(
+                f"a tensor of prompts holds integer ids, (tokens,) or (rows, tokens); got {prompts.dtype}, {shape}"
+            )
         prompts = prompts.tolist()
     if isinstance(prompts, str):
         prompts = [prompts]
@@ -112,7 +119,7 @@ def encode(model: Any, prompts: Prompts) -> list[list[int]]:
     if not rows:
         raise ValueError("no prompts: give a string, a list of strings, token ids, or lists of token ids")
     if all(isinstance(row, int) and not isinstance(row, bool) for row in rows):
-        return [rows]  # type: ignore[list-item]
+        return [rows]
     if all(isinstance(row, str) for row in rows):
         tokenizer = getattr(model, "tokenizer", None)
         if tokenizer is None:
@@ -124,8 +131,12 @@ def encode(model: Any, prompts: Prompts) -> list[list[int]]:
     found = []
     for number, row in enumerate(rows):
         row = row.tolist() if isinstance(row, Tensor) else row
-        if isinstance(row, (str, int)) or not all(isinstance(token, int) and not isinstance(token, bool) for token in row):
-            raise ValueError(f"prompt {number} mixes kinds: give all prompts as strings, or all as lists of integer ids")
+        if isinstance(row, (str, int)) or not all(
+            isinstance(token, int) and not isinstance(token, bool) for token in row
+        ):
+            raise ValueError(
+                f"prompt {number} mixes kinds: give all prompts as strings, or all as lists of integer ids"
+            )
         found.append(list(row))
     return found
 
@@ -136,9 +147,13 @@ def check_prompts(ids: list[list[int]], vocabulary: int, context: int, max_new_t
             raise ValueError(f"prompt {number} is empty; decoding needs at least one token to start from")
         wrong = [token for token in row if not 0 <= token < vocabulary]
         if wrong:
-            raise ValueError(f"prompt {number} has token id {wrong[0]}, outside the target's vocabulary of {vocabulary} tokens")
+            raise ValueError(
+                f"prompt {number} has token id {wrong[0]}, outside the target's vocabulary of {vocabulary} tokens"
+            )
         if len(row) >= context:
-            raise ValueError(f"prompt {number} has {len(row)} tokens, the target's context is {context}; shorten the prompt")
+            raise ValueError(
+                f"prompt {number} has {len(row)} tokens, the target's context is {context}; shorten the prompt"
+            )
         if len(row) + max_new_tokens > context:
             raise ValueError(
                 f"prompt {number} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that is "

@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec.interfaces import State
 from specdec.tree import TokenTree
 
-Processor = Callable[[Tensor, Tensor], Tensor]
+Processor = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Sampling:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.penalties:
             return logits
-        out, by_length = logits.clone(), {}
+        out = logits.clone()
+        by_length: dict[int, list[int]] = {}
         tokens = prefixes()
         for place, prefix in enumerate(tokens):
             by_length.setdefault(len(prefix), []).append(place)
@@ -100,7 +101,7 @@ class Sampling:
         if self.temperature != 1:
             scores = scores / self.temperature
         for warper in self.warpers:
-            scores = warper(None, scores)  # type: ignore[arg-type]
+            scores = warper(None, scores)
         return scores.softmax(-1)
 
 

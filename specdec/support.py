@@ -47,11 +47,15 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
         refuse("it has no language-model head; load it with AutoModelForCausalLM")
     alibi = getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "") == "alibi"
     if alibi or model.config.model_type in ("bloom", "mpt"):
-        refuse("its positions are ALiBi biases, made from the 2-D mask inside the model, so a node cannot be placed by its depth")
+        refuse(
+            "its positions are ALiBi biases, made from the 2-D mask inside the model, so a node cannot be placed by its depth"
+        )
     kinds = set(getattr(config, "layer_types", None) or ())
     recurrent = kinds - {SLIDING, FULL, CHUNKED}
     if recurrent or getattr(model, "_is_stateful", False):
-        refuse(f"it is recurrent ({', '.join(sorted(recurrent)) or 'stateful'}), and a recurrent state follows one path, not a tree")
+        refuse(
+            f"it is recurrent ({', '.join(sorted(recurrent)) or 'stateful'}), and a recurrent state follows one path, not a tree"
+        )
     parameters = inspect.signature(model.forward).parameters
     missing = [key for key in ("position_ids", "attention_mask", "past_key_values") if key not in parameters]
     if missing and "kwargs" not in parameters:

@@ -30,7 +30,11 @@ class TableModel:
     eos_ids: frozenset[int] = frozenset()
 
     def __init__(
-        self, rows: Mapping[Prefix, Sequence[float]], prompt: int = 1, dtype: torch.dtype = torch.float64, context: int = 1 << 20
+        self,
+        rows: Mapping[Prefix, Sequence[float]],
+        prompt: int = 1,
+        dtype: torch.dtype = torch.float64,
+        context: int = 1 << 20,
     ) -> None:
         if () not in rows:
             raise ValueError("a table needs a row for the empty prefix ()")

@@ -59,9 +59,13 @@ class TokenTree:
                 f"{tuple(self.parents.shape)}"
             )
         if self.law is not SiblingLaw.DET and self.q is None and self.num_nodes > 1:
-            raise ValueError(f"a {self.law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came from")
+            raise ValueError(
+                f"a {self.law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came from"
+            )
         if self.q is not None and (self.q.ndim != 3 or self.q.shape[:2] != self.tokens.shape):
-            raise ValueError(f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got {tuple(self.q.shape)}")
+            raise ValueError(
+                f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got {tuple(self.q.shape)}"
+            )
         if not 0 <= self.levels < self.num_nodes:
             object.__setattr__(self, "levels", self.num_nodes - 1)
         if self.tokens.device.type == "cpu" and not self.shape_is_known:
@@ -165,7 +169,9 @@ class TokenTree:
 
     @property
     def _duplicates(self) -> Tensor:
-        same = (self.parents[:, :, None] == self.parents[:, None, :]) & (self.tokens[:, :, None] == self.tokens[:, None, :])
+        same = (self.parents[:, :, None] == self.parents[:, None, :]) & (
+            self.tokens[:, :, None] == self.tokens[:, None, :]
+        )
         return (same & (self.parents >= 0)[:, :, None]).tril(-1).any(2).any(1)
 
     def content_faults(self, vocabulary: int) -> Tensor:

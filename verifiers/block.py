@@ -38,7 +38,9 @@ class Block(Verifier):
                 surplus = torch.where(inner, (scaled - q).clamp_(min=0), p)
                 mass = surplus.sum(-1).double()
                 head = torch.where(i < length, _share(mass, 1 - pi), pi)
-                left, empty = residual(scaled, torch.where(inner, q, 0.0)) if i else residual(p, torch.where(inner, q, 0.0))
+                left, empty = (
+                    residual(scaled, torch.where(inner, q, 0.0)) if i else residual(p, torch.where(inner, q, 0.0))
+                )
                 below = q.gather(1, token[:, None])[:, 0].double()
                 above = p.gather(1, token[:, None])[:, 0].double()
                 grown = torch.where(below > 0, pi * above / below, 0.0).clamp(max=1)
@@ -54,7 +56,13 @@ class Block(Verifier):
         node, undecided = torch.zeros_like(rows), live.clone()
         on_host = rows.device.type == "cpu"
         for i in range(levels, 0, -1):
-            at = Sites(rows, torch.full_like(rows, i), torch.zeros_like(rows), torch.full_like(rows, i), undecided & (i <= length))
+            at = Sites(
+                rows,
+                torch.full_like(rows, i),
+                torch.zeros_like(rows),
+                torch.full_like(rows, i),
+                undecided & (i <= length),
+            )
             won = chance.bernoulli(heads[i], at, "accept") & at.live
             node = torch.where(won, i, node)
             undecided = undecided & ~won

@@ -41,7 +41,9 @@ class ImportanceSampling(Verifier):
                 pick = chance.categorical(slots, walk.sites(live=parent), "pick")
                 chosen = children.gather(1, pick[:, None])[:, 0]
                 token = walk.token(chosen)
-                proposal = torch.stack([picked_law(w, law, int(k)) for w, law, k in zip(weights, q, count, strict=True)])
+                proposal = torch.stack(
+                    [picked_law(w, law, int(k)) for w, law, k in zip(weights, q, count, strict=True)]
+                )
                 coin = walk.sites(chosen, live=parent)
                 kept = chance.bernoulli(ratio(p, proposal, token).clamp(max=1), coin, "accept") & parent
                 remainder, empty = residual(p, proposal)

@@ -66,7 +66,9 @@ class Traversal(Verifier):
                 fresh = laws[rows, torch.where(visit.opens, visit.node, 0)]
                 p[rows, here] = torch.where(visit.opens[:, None], fresh, p[rows, here])
                 if q is not None and trees.q is not None:
-                    q[rows, here] = torch.where(visit.opens[:, None], trees.q[rows, visit.node].to(p.dtype), q[rows, here])
+                    q[rows, here] = torch.where(
+                        visit.opens[:, None], trees.q[rows, visit.node].to(p.dtype), q[rows, here]
+                    )
                 if not visit.any_judged:
                     continue
             at = Sites(rows, visit.node, root, here, visit.judged & pending)

@@ -1,0 +1,115 @@
+"""`specdec "def read_csv("`: streams the continuation, drafted tokens that were accepted in colour, then one line of numbers."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import yaml
+
+
+def drafter_choice(text: str) -> dict[str, Any]:
+    """ "small_model,depth=5" as {"name": "small_model", "depth": 5}; values are read as YAML."""
+    name, *settings = _split(text)
+    choice: dict[str, Any] = {"name": name}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--drafter takes NAME,argument=value,..., got {setting!r} in {text!r}")
+        choice[key] = yaml.safe_load(value)
+    return choice
+
+
+def _split(text: str) -> list[str]:
+    """At commas that are not inside [...]."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="specdec", description="Decode a prompt speculatively and show which tokens were drafted."
+    )
+    options.add_argument("prompt")
+    options.add_argument("--target", default="demo", help='"demo", a local folder or a hub id (default: demo)')
+    options.add_argument(
+        "--drafter",
+        default="small_model",
+        help="NAME or NAME,argument=value,... (default: small_model)",
+        metavar="NAME[,...]",
+    )
+    options.add_argument("--verifier", default="auto", help="a rule of acceptance (default: auto)")
+    options.add_argument("--temperature", type=float, default=0.0)
+    options.add_argument("--max-new-tokens", type=int, default=128)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--compare", action="store_true", help="also decode without a drafter and print the speed-up")
+    options.add_argument("--allow-lossy", action="store_true", help="permit rules that do not keep the target's law")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return show(options)
+    except ValueError as error:
+        print(f"specdec: {error}", file=sys.stderr)
+        return 2
+
+
+def show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    from specdec.generate import Run
+    from specdec.load import load
+    from specdec.requests import prepare
+
+    console = Console(highlight=False, soft_wrap=True)
+    target = load(options.target)
+    tokenizer = target.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"{options.target} has no tokenizer, so it cannot take a text prompt")
+    wanted = {
+        "verifier": options.verifier,
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "allow_lossy": options.allow_lossy,
+    }
+
+    def run(drafter: dict[str, Any], **changed: Any) -> Run:
+        return Run(prepare(target, options.prompt, drafter=drafter, **{**wanted, **changed}))
+
+    drafter = drafter_choice(options.drafter)
+    run(drafter, max_new_tokens=2).finish()  # warm-up, so that the numbers below are not those of a cold start
+    speculative = run(drafter)
+    console.print(Text(options.prompt, style="dim"), end="")
+    for step in speculative.rounds():
+        for event in speculative.events(step):
+            text = event.text or ""
+            drafted = len(tokenizer.decode(event.tokens[: event.num_accepted])) if event.num_accepted else 0
+            console.print(
+                Text(text[:drafted], style="bold green").append(text[drafted:], style="not bold default"), end=""
+            )
+    report = speculative.report
+    line = f"tau {report.tau:.2f}, {report.tokens_per_second:.0f} tokens/s"
+    if options.compare:
+        plain = run({"name": "none"}, verifier="auto")
+        plain.finish()
+        line += f", {report.tokens_per_second / plain.report.tokens_per_second:.2f}x over none"
+    lossy = "" if report.lossless else " (lossy)"
+    console.print(
+        f"\n\n{line}  [{report.drafter} + {report.verifier}{lossy}, temperature {options.temperature:g}]", markup=False
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
