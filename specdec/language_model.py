@@ -58,7 +58,7 @@ class TransformersLM:
 
     @property
     def cache_bytes(self) -> int:
-        return self.cache.nbytes if self.cache else 0
+        return self.cache.nbytes if self.cache is not None else 0
 
     @property
     def eos_ids(self) -> frozenset[int]:
