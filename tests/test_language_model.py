@@ -1,0 +1,221 @@
+"""A stock model scores a tree as if every root-to-node path had been read on its own."""
+
+import copy
+
+import pytest
+import torch
+from tests.models import ARCHITECTURES, CONTEXT, REFUSED, VOCABULARY, WINDOW, build, prompts, shared
+
+import specdec
+from specdec.language_model import TransformersLM
+from specdec.tree import TokenTree
+
+LENGTHS = [9, 12, 7]  # ragged, all longer than the sliding window
+PARENTS = torch.tensor([[-1, 0, 0, 1, 1, 3, 2], [-1, 0, 1, 2, 3, 4, -1], [-1, 0, 0, 0, -1, 3, 5]])
+KEPT = torch.tensor([[1, 3, 5], [1, 2, -1], [3, -1, -1]]), torch.tensor([3, 2, 0])
+
+
+def tokens_of(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padded(rows: list[list[int]]) -> torch.Tensor:
+    return torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+
+
+def worst(model, tree: TokenTree, logits: torch.Tensor, before: list[list[int]]) -> float:
+    """The largest difference, over all used nodes, from reading the path to the node plainly."""
+    found = 0.0
+    for row, committed in enumerate(before):
+        for node in range(tree.num_nodes):
+            if node and tree.parents[row, node] < 0:
+                continue
+            path = committed + tree.tokens[row, [0, *tree.path(row, node)]].tolist()
+            plain = model(input_ids=torch.tensor([path])).logits[0, -1]
+            found = max(found, float((plain - logits[row, node]).abs().max()))
+    return found
+
+
+@torch.inference_mode()
+def both_rounds(model, tolerance: float, taps=()) -> None:
+    """A tree over a ragged batch, then another one after a path was kept."""
+    lm, rows = TransformersLM(model), prompts(*LENGTHS)
+    lm.open(3, 40)
+    lm.read(padded(rows), torch.tensor(LENGTHS))
+    tree = TokenTree(tokens_of(1, 3, 7), PARENTS)
+    logits = lm.score(tree, taps=taps).logits
+    assert worst(model, tree, logits, rows) < tolerance
+
+    path, counts = KEPT
+    lm.keep(path, counts)
+    lm.cache.check_integrity()
+    rows = [row + tree.tokens[i, [0, *path[i, : counts[i]].tolist()]].tolist() for i, row in enumerate(rows)]
+    assert lm.cache.lengths == [len(row) for row in rows]
+    following = TokenTree(tokens_of(2, 3, 7), PARENTS.flip(0))
+    assert worst(model, following, lm.score(following).logits, rows) < tolerance
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tree_logits_are_plain_logits(name):
+    assert min(LENGTHS) > WINDOW
+    both_rounds(shared(name), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma3", "mistral_window", "gpt2"])
+def test_float64_is_exact_to_rounding(name):
+    both_rounds(build(name, torch.float64), 1e-10)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_other_attention_of_the_user_works_too(attention):
+    model = build("llama_gqa")
+    model.config._attn_implementation = attention
+    both_rounds(model, 1e-5)
+    assert model.config._attn_implementation == attention
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama_gqa", "mistral_window", "gemma3"])
+def test_one_level_after_the_other_gives_the_same_logits(name):
+    """What a draft model does: the root is read, then each level is scored with `start`."""
+    model, rows = shared(name), prompts(*LENGTHS)
+    lm = TransformersLM(model)
+    lm.open(3, 40)
+    root = tokens_of(1, 3, 7)[:, 0]
+    read = [row + [int(token)] for row, token in zip(rows, root, strict=True)]
+    logits = [lm.read(padded(read), torch.tensor(LENGTHS) + 1).logits]
+    tree = TokenTree(tokens_of(1, 3, 7), torch.tensor([[-1, 0, 0, 1, 1, 2, 2]] * 3))
+    first = TokenTree(tree.tokens[:, :3], tree.parents[:, :3])
+    logits += [lm.score(first, 1).logits, lm.score(tree, 3).logits]
+    assert worst(model, tree, torch.cat(logits, 1), rows) < 1e-5
+
+
+@torch.inference_mode()
+def test_taps_are_the_models_own_hidden_states():
+    model, (row,) = shared("llama_gqa"), prompts(9)
+    lm = TransformersLM(model)
+    lm.open(1, 16)
+    taps = lm.read(torch.tensor([row]), torch.tensor([9]), taps=(0, 2, "head")).taps
+    states = model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
+    for place, state in enumerate((states[0], states[2], states[-1])):
+        torch.testing.assert_close(taps[:, :, place], state, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_cannot_take_a_tree_are_refused_with_the_reason(name):
+    make, reason = REFUSED[name]
+    with pytest.raises(ValueError, match=reason):
+        TransformersLM(make().eval(), name=name)
+
+
+def test_a_model_in_training_mode_is_refused():
+    with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
+        TransformersLM(build("llama_gqa").train())
+
+
+def test_a_model_that_ignores_positions_is_found_out():
+    model = build("llama_gqa")
+    forward = model.forward
+
+    def without_mask(input_ids, position_ids, attention_mask, past_key_values, use_cache):
+        return forward(input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values)
+
+    model.forward = without_mask
+    with pytest.raises(ValueError, match="differ from plain decoding"):
+        TransformersLM(model)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_users_model_is_left_as_it_was(attention):
+    model = build("gemma3")
+    model.config._attn_implementation = attention
+    config, weights = copy.deepcopy(model.config.to_dict()), copy.deepcopy(model.state_dict())
+    specdec.generate(model, prompts(6), drafter="ngram", max_new_tokens=6)
+    assert model.config.to_dict() == config
+    assert model.config._attn_implementation == attention
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    assert not model.training
+
+
+# -------------------------------------------------------------------------------------------------------------- the cache
+
+
+def test_the_cache_is_allocated_once_and_says_how_large_it_is(monkeypatch):
+    opened = []
+    once = TransformersLM.open
+    monkeypatch.setattr(
+        TransformersLM, "open", lambda self, rows, slots: (opened.append((rows, slots)), once(self, rows, slots))
+    )
+    lm = specdec.load(shared("llama_gqa"))
+    opened.clear()
+    rows = prompts(9, 4)
+    out = specdec.generate(lm, rows, drafter={"name": "ngram", "length": 5}, max_new_tokens=20)
+    slots = 9 + 20 + 6  # the longest prompt, the new tokens, the largest tree with its root
+    assert opened == [(2, slots)]
+    layers, heads, size, bytes_each = 3, 2, 8, 4
+    assert out.report.cache_bytes["target"] == 2 * layers * 2 * heads * slots * size * bytes_each
+
+
+def test_keys_and_values_may_differ_in_size():
+    lm = TransformersLM(shared("deepseek_v3"))
+    lm.open(1, 10)
+    assert lm.cache_bytes == 3 * 10 * 4 * (16 + 12) * 4
+
+
+@torch.inference_mode()
+def test_running_out_of_room_is_an_error_before_the_forward_pass():
+    lm = TransformersLM(shared("llama_gqa"))
+    lm.open(1, 10)
+    lm.read(torch.tensor(prompts(8)), torch.tensor([8]))
+    calls, before = lm.calls, lm.cache._blocks[0].clone()
+    with pytest.raises(ValueError, match=r"10 slots.*holds 8 tokens.*writes 3 more"):
+        lm.score(TokenTree.chain(tokens_of(1, 1, 3), torch.tensor([2])))
+    assert lm.calls == calls
+    assert torch.equal(lm.cache._blocks[0], before)
+
+
+def test_scoring_before_open_is_an_error():
+    with pytest.raises(ValueError, match="open"):
+        TransformersLM(shared("llama_gqa")).score(TokenTree.root(torch.tensor([1])))
+
+
+# ------------------------------------------------------------------------------------------------- extra layers and dtypes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama_gqa", "qwen3", "mistral_window", "gemma3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extra_layers_change_no_bit_of_the_logits(name, dtype):
+    model = build(name, dtype)
+    deeper = specdec.load(model, extra_layers=4)
+    assert deeper.extra_layers == 4
+    assert deeper.config.num_hidden_layers == 7
+    assert model.config.num_hidden_layers == 3
+    ids, tree = torch.tensor(prompts(8)), TokenTree(tokens_of(1, 1, 7), PARENTS[:1])
+    scored = []
+    for lm in (TransformersLM(model), deeper):
+        lm.open(1, 20)
+        lm.read(ids, torch.tensor([8]))
+        scored.append(lm.score(tree).logits)
+    assert torch.equal(*scored)
+    out = specdec.generate(deeper, ids, drafter="none", max_new_tokens=3)
+    assert out.report.extra_layers == 4
+
+
+def test_extra_layers_are_refused_where_they_would_not_be_zero():
+    with pytest.raises(ValueError, match="o_proj"):
+        specdec.load(shared("gpt2"), extra_layers=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_every_floating_point_type_runs(dtype, temperature):
+    model = build("llama_gqa", dtype)
+    draft = {"name": "small_model", "model": model, "depth": 3, "branching": [2, 1, 1]}
+    out = specdec.generate(model, prompts(7, 4), drafter=draft, max_new_tokens=12, temperature=temperature)
+    assert [len(tokens) for tokens in out.tokens] == [12, 12]
+    assert out.report.tau > 1.5  # the draft model is the target
+
+
+def test_context_is_the_models():
+    assert TransformersLM(shared("llama_gqa")).context == CONTEXT
