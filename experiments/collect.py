@@ -1,6 +1,6 @@
 """A study's runs -> one table: printed, and written as table.csv and table.md into the study's folder.
 
-    python -m experiments.collect study=demo
+python -m experiments.collect study=demo
 """
 
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 from omegaconf import MISSING
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -22,18 +23,19 @@ TITLES = {
     "temperature": "T",
     "batch": "batch",
     "tau": "tau",
-    "acceptance_rate": "acceptance",
+    "acceptance_rate": "accepted",
     "tokens_per_second": "tokens/s",
-    "distinct_4grams": "distinct 4-grams",
+    "distinct_4grams": "distinct",
     "diverging": "diverging",
     "lossless": "law",
     "prompts": "n",
 }
 DECIMALS = {"temperature": "{:g}", "tokens_per_second": "{:.0f}", "distinct_4grams": "{:.0%}", "diverging": "{:.0f}"}
+COMMON = ("target", "law", "n")
 LEGEND = (
-    "tau: tokens kept / rounds, bonus included, all prompts pooled. acceptance: accepted / offered at nodes that were reached. "
+    "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered at nodes that were reached. "
     "tokens/s: while decoding. vs X: seconds per token of X / those of the method, whole calls, paired by prompt in one run; "
-    "the median and its 95% bootstrap interval. distinct 4-grams: share in the method's output; loops flatter every drafter. "
+    "the median and its 95% bootstrap interval. distinct: share of distinct 4-grams in the method's output; loops flatter every drafter. "
     "diverging: prompts whose greedy output differs from plain decoding (near-ties of rounding, other kernels). n: prompts."
 )
 
@@ -74,6 +76,20 @@ def _speedup(median: float, low: float | None, high: float | None) -> str:
     return f"{median:.2f}" + ("" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
 
 
+def printable(text: pd.DataFrame, title: str) -> Table:
+    """For a terminal: columns that say the same in every row move into the caption, intervals onto a second line."""
+    same = [column for column in text.columns if len(text) > 1 and text[column].nunique() == 1 and column in COMMON]
+    caption = ", ".join(f"{column} {text[column].iloc[0]}" for column in same)
+    shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in text.columns.drop(same):
+        shown.add_column(
+            column, overflow="fold", justify="left" if column in ("target", "drafter", "verifier") else "right"
+        )
+    for row in text.drop(columns=same).values.tolist():
+        shown.add_row(*(value.replace(" [", "\n\\[") for value in row))
+    return shown
+
+
 def markdown(table: pd.DataFrame) -> str:
     lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -104,18 +120,14 @@ def main() -> None:
         sys.exit(str(error))
     table, notes = collect(study)
     console = Console()
-    shown = Table(title=f"{wanted.study}: {', '.join(study.sweeps)}")
-    text = readable(table)
-    for column in text.columns:
-        shown.add_column(column, overflow="fold")
-    for row in text.values.tolist():
-        shown.add_row(*row)
-    console.print(shown)
+    console.print(printable(readable(table), f"{wanted.study}: {', '.join(study.sweeps)}"))
     console.print(LEGEND, style="dim")
     for note in notes:
         console.print(note, style="yellow", markup=False)
     if study.others:
-        console.print(f"older sweeps, not in the table: {', '.join(study.others)} (sweep=all takes them in)", style="dim")
+        console.print(
+            f"older sweeps, not in the table: {', '.join(study.others)} (sweep=all takes them in)", style="dim"
+        )
     console.print(f"written: {study.folder / 'table.md'}, {study.folder / 'table.csv'}")
 
 

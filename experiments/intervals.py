@@ -29,6 +29,11 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     if len(array) < 3:
         return Interval(middle, None, None, len(array))
     found = bootstrap(
-        (array,), np.median, n_resamples=2000, confidence_level=confidence, method="percentile", rng=np.random.default_rng(0)
+        (array,),
+        np.median,
+        n_resamples=2000,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(middle, float(found.low), float(found.high), len(array))

@@ -14,13 +14,15 @@ def parse(options: type[T], arguments: list[str] | None = None) -> T:
     """The dataclass `options`, filled from the command line. Exits with a line of help for what it does not know."""
     arguments = sys.argv[1:] if arguments is None else arguments
     known = OmegaConf.structured(options)
-    usage = "options: " + " ".join(f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}" for key in known)
+    usage = "options: " + " ".join(
+        f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}" for key in known
+    )
     if {"-h", "--help"} & set(arguments):
         print(options.__doc__, usage, sep="\n")
         sys.exit(0)
     for argument in arguments:
         key, equals, _ = argument.partition("=")
-        if not equals or key not in known:
+        if not equals or key not in list(known):
             near = difflib.get_close_matches(key, list(known), 1)
             sys.exit(f"unknown option {argument!r}" + (f"; did you mean {near[0]}=...?" if near else "") + f"\n{usage}")
     try:

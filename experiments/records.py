@@ -91,7 +91,9 @@ def git_state(root: Path) -> dict[str, Any] | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
@@ -221,10 +223,9 @@ def rounds_of(study: str, run: str, batches: Sequence[Sequence[Prompt]], samples
         for step in sample.report.steps if sample.report else ():
             nodes, live = step.num_nodes, int(step.live.sum())
             for row in step.live.nonzero()[0]:
-                rows.append(
-                    (study, run, prompts[row].index, prompts[row].category, step.number, live)
-                    + (int(nodes[row]), int(step.num_accepted[row]), int(step.kept[row]))
-                    + tuple(step.seconds.get(phase, 0.0) for phase in PHASES)
-                )
+                prompt = prompts[row]
+                counts = int(nodes[row]), int(step.num_accepted[row]), int(step.kept[row])
+                seconds = [step.seconds.get(phase, 0.0) for phase in PHASES]
+                rows.append((study, run, prompt.index, prompt.category, step.number, live, *counts, *seconds))
     columns = ["study", "run", "prompt", "category", "round", "live_rows", "nodes", "accepted", "kept"]
     return pd.DataFrame(rows, columns=[*columns, *(f"{phase}_seconds" for phase in PHASES)])

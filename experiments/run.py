@@ -1,7 +1,7 @@
 """One run: decode each prompt with a method and with its baselines, in turn, on the same weights (conf/run.yaml).
 
-    python -m experiments.run drafter=ngram sampling=cool
-    python -m experiments.run -m experiment=demo
+python -m experiments.run drafter=ngram sampling=cool
+python -m experiments.run -m experiment=demo
 """
 
 import logging
@@ -42,7 +42,10 @@ def main(config: DictConfig) -> float | None:
     try:
         return execute(settings, identity, folder)
     except Exception as error:
-        write_json(folder / FAILED, {**identity, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
+        write_json(
+            folder / FAILED,
+            {**identity, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()},
+        )
         if not sweeping:
             raise
         log.error("job %s failed: %s: %s", identity["run"], type(error).__name__, error)
@@ -57,6 +60,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
 
     from experiments import prompts as prompt_files
     from experiments import records, ways
+    from experiments.progress import bar
     from specdec import Refused
 
     transformers_logging.set_verbosity_error()
@@ -69,12 +73,14 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     available = ways.make(settings)
     size = settings["batch_size"]
     batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
-    encoded = [(ways.encode(available["method"].target, batch), [prompt.index for prompt in batch]) for batch in batches]
+    encoded = [
+        (ways.encode(available["method"].target, batch), [prompt.index for prompt in batch]) for batch in batches
+    ]
     head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
     samples: dict[str, list[ways.Sample]] = {name: [] for name in available}
     title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
     try:
-        with _bar(title, len(batches), settings["progress"]) as advance:
+        with bar(title, len(batches), settings["progress"]) as advance:
             for done in ways.interleaved(available, encoded, settings["max_new_tokens"], settings["warmup"]):
                 for name, sample in done.items():
                     samples[name].append(sample)
@@ -97,41 +103,33 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         "speedup": ratios,
         "divergence": {name: records.divergence(method, samples[name]) for name in baselines} if greedy else {},
     }
-    records.write_rounds(folder / records.ROUNDS, records.rounds_of(identity["study"], identity["run"], batches, method))
+    records.write_rounds(
+        folder / records.ROUNDS, records.rounds_of(identity["study"], identity["run"], batches, method)
+    )
     records.write_json(folder / records.RESULT, result)
     return ratios[baselines[0]]["median"] if baselines else result["ways"]["method"]["tau"]
 
 
 def _label(name: str, settings: dict[str, Any]) -> str:
-    """The drafter's name and what differs from its YAML, e.g. "ngram tree=True"."""
+    """The drafter's name and what differs from its YAML, e.g. "ngram length=16 tree=true"."""
     import yaml
 
     from specdec.plugins import CONF
 
     usual = yaml.safe_load((CONF / "drafter" / f"{name}.yaml").read_text())
-    return " ".join([name, *(f"{key}={value}" for key, value in settings.items() if usual.get(key) != value)])
+    own = {key: value for key, value in settings.items() if usual.get(key) != value}
+    return " ".join([name, *(f"{key}={_short(value)}" for key, value in own.items())])
 
 
-class _bar:
-    """A progress bar over batches, on standard error; or nothing."""
-
-    def __init__(self, title: str, total: int, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), disable=not shown)
-        self.task = self.progress.add_task(title, total=total)
-
-    def __enter__(self):
-        self.progress.start()
-        return lambda: self.progress.advance(self.task)
-
-    def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_short, value))
+    return str(value).lower() if isinstance(value, bool) else str(value).rstrip("/").rpartition("/")[2]
 
 
 if __name__ == "__main__":
     main()
     if failures:
-        sys.exit(f"{len(failures)} of the sweep's jobs failed: {', '.join(failures)} (failed.json in their folders says why)")
+        sys.exit(
+            f"{len(failures)} of the sweep's jobs failed: {', '.join(failures)} (failed.json in their folders says why)"
+        )

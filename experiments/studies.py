@@ -52,7 +52,7 @@ class Study:
 def read(study: str, root: str = "multirun", sweep: str = "latest") -> Study:
     """sweep: "latest", "all", or the name of one sweep's folder. Raises ValueError where nothing has run."""
     folder = Path(root) / study
-    sweeps = sorted(path.name for path in folder.glob("*") if path.is_dir() and any(path.glob("*/.hydra")) or _is_job(path))
+    sweeps = sorted(path.name for path in folder.glob("*") if any(path.glob("*/.hydra")) or _is_job(path))
     if not sweeps:
         there = ", ".join(sorted(path.name for path in Path(root).glob("*") if path.is_dir())) or "nothing"
         raise ValueError(
@@ -73,7 +73,9 @@ def _jobs(sweep: Path) -> list[Path]:
     if _is_job(sweep):
         return [sweep]
     found = [path for path in sweep.iterdir() if path.is_dir() and _is_job(path)]
-    return sorted(found, key=lambda path: (not path.name.isdigit(), int(path.name) if path.name.isdigit() else 0, path.name))
+    return sorted(
+        found, key=lambda path: (not path.name.isdigit(), int(path.name) if path.name.isdigit() else 0, path.name)
+    )
 
 
 def _job(folder: Path) -> Job:
@@ -82,8 +84,15 @@ def _job(folder: Path) -> Job:
     if (folder / RESULT).exists():
         return Job(folder, overrides, json.loads((folder / RESULT).read_text(encoding="utf-8")), "")
     if (folder / FAILED).exists():
-        return Job(folder, overrides, None, "failed: " + json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"])
-    return Job(folder, overrides, None, "no result: killed, or still running" if (folder / STARTED).exists() else "never started")
+        return Job(
+            folder, overrides, None, "failed: " + json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"]
+        )
+    return Job(
+        folder,
+        overrides,
+        None,
+        "no result: killed, or still running" if (folder / STARTED).exists() else "never started",
+    )
 
 
 def _key(result: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +119,11 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
             "tokens_per_second": method["tokens_per_second"],
         }
         for name, ratio in result["speedup"].items():
-            row |= {f"speedup_{name}": ratio["median"], f"speedup_{name}_low": ratio["low"], f"speedup_{name}_high": ratio["high"]}
+            row |= {
+                f"speedup_{name}": ratio["median"],
+                f"speedup_{name}_low": ratio["low"],
+                f"speedup_{name}_high": ratio["high"],
+            }
         differing = result["divergence"].get("none")
         row |= {
             "distinct_4grams": method["distinct_4grams"],
@@ -124,7 +137,9 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
 
 def acceptance(results: list[dict[str, Any]]) -> pd.DataFrame:
     """One row per run, depth and sibling rank: offered, reached, accepted."""
-    return pd.DataFrame([{**_key(result), **cell} for result in results for cell in result["ways"]["method"]["acceptance"]])
+    return pd.DataFrame(
+        [{**_key(result), **cell} for result in results for cell in result["ways"]["method"]["acceptance"]]
+    )
 
 
 def phases(results: list[dict[str, Any]]) -> pd.DataFrame:
@@ -134,5 +149,7 @@ def phases(results: list[dict[str, Any]]) -> pd.DataFrame:
         method = result["ways"]["method"]
         for phase, seconds in method["seconds"].items():
             each = 1000 * seconds / max(1, method["tokens"])
-            rows.append({**_key(result), "phase": phase, "seconds": seconds, "ms_per_token": each, "prompts": result["prompts"]})
+            rows.append(
+                {**_key(result), "phase": phase, "seconds": seconds, "ms_per_token": each, "prompts": result["prompts"]}
+            )
     return pd.DataFrame(rows)

@@ -137,7 +137,9 @@ class Theirs:
         try:
             for model, values in changes:
                 if values:
-                    model.generation_config = GenerationConfig.from_dict({**model.generation_config.to_dict(), **values})
+                    model.generation_config = GenerationConfig.from_dict(
+                        {**model.generation_config.to_dict(), **values}
+                    )
             yield
         finally:
             for model, config in before:
@@ -172,7 +174,9 @@ def make(config: dict[str, Any]) -> dict[str, Way]:
         raise ValueError(f"unknown baseline {unknown[0]!r}; there are: {', '.join(BASELINES)}")
     alone = [name for name in wanted if name in ("assisted", "prompt_lookup") and batch > 1]
     if alone:
-        raise ValueError(f"transformers' {alone[0]} takes one prompt at a time; set batch_size=1 or leave the baseline out")
+        raise ValueError(
+            f"transformers' {alone[0]} takes one prompt at a time; set batch_size=1 or leave the baseline out"
+        )
     target = load(**config["target"])
     verifier = config["verifier"]
     ours = Ours(
@@ -203,7 +207,9 @@ def _assisted(config: dict[str, Any]) -> dict[str, Any]:
     settings = config["assisted"]
     name = settings["model"] or config["drafter"].get("model")
     if name is None:
-        raise ValueError("the baseline 'assisted' needs a draft model: set assisted.model, or use a drafter that has one")
+        raise ValueError(
+            "the baseline 'assisted' needs a draft model: set assisted.model, or use a drafter that has one"
+        )
     draft = draft_model(name, config["target"])
     return {
         "draft": draft,
@@ -219,7 +225,10 @@ def encode(target: specdec.TransformersLM, prompts: Sequence[Prompt]) -> list[li
 
 
 def interleaved(
-    ways: dict[str, Way], batches: Sequence[tuple[Sequence[Sequence[int]], Sequence[int]]], max_new_tokens: int, warmup: int = 0
+    ways: dict[str, Way],
+    batches: Sequence[tuple[Sequence[Sequence[int]], Sequence[int]]],
+    max_new_tokens: int,
+    warmup: int = 0,
 ) -> Iterator[dict[str, Sample]]:
     """Decode batch after batch (prompts, request ids) in every way, in turn forwards and backwards, so that no way is
     always the first. `warmup` batches are decoded first and thrown away."""

@@ -1,0 +1,77 @@
+"""What one forward pass costs on this machine: against nodes, at a given context; and how much memory generate takes."""
+
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import specdec
+from specdec.tree import TokenTree
+
+
+@torch.inference_mode()
+def forward_times(
+    model: specdec.TransformersLM, context: int, nodes: Sequence[int], rows: int = 1, repeats: int = 30
+) -> dict[int, float]:
+    """Median seconds of a pass over binary trees of `nodes` nodes (root included), all after `context` committed tokens.
+    The sizes take turns, so that a slow moment of the machine meets them all."""
+    random = torch.Generator().manual_seed(0)
+    widest = max(nodes)
+    tokens = torch.randint(model.vocabulary, (rows, context + widest), generator=random).to(model.device)
+    model.open(rows, context + widest)
+    model.read(tokens[:, :context], torch.full((rows,), context))
+    trees = {}
+    for count in nodes:
+        parents = (torch.arange(count, device=model.device) - 1) // 2
+        parents[0] = -1
+        trees[count] = TokenTree(tokens[:, context : context + count], parents.expand(rows, -1).contiguous())
+    model.keep(torch.full((rows, 0), -1), torch.zeros(rows, dtype=torch.long))
+    seconds: dict[int, list[float]] = {count: [] for count in nodes}
+    for turn in range(repeats + 3):
+        for count, tree in trees.items():
+            _wait(model.device)
+            began = time.perf_counter()
+            model.score(tree)
+            _wait(model.device)
+            if turn >= 3:
+                seconds[count].append(time.perf_counter() - began)
+    return {count: median(times) for count, times in seconds.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(target: str, draft: str, dtype: str | None, new_tokens: int) -> int | None:
+    """Bytes that generate took at its peak beyond weights, caches and its list of steps. Run it in a fresh process; None
+    where the system does not tell (it needs Linux)."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    model, drafter_model = (
+        specdec.load(target, dtype=dtype, device="cpu"),
+        specdec.load(draft, dtype=dtype, device="cpu"),
+    )
+    options = {"drafter": {"name": "small_model", "model": drafter_model}, "ignore_eos": True}
+    prompt = [list(range(1, 33))]
+    specdec.generate(model, prompt, max_new_tokens=16, **options)
+    reset.write_text("5")  # the peak starts again from here
+    before = _memory("VmRSS")
+    out = specdec.generate(model, prompt, max_new_tokens=new_tokens, **options)
+    kept = sum(out.report.cache_bytes.values()) + len(pickle.dumps(out.steps))
+    return _memory("VmHWM") - before - kept
+
+
+def _memory(name: str) -> int:
+    for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc says nothing of {name}")

@@ -1,0 +1,318 @@
+"""Runs, sweeps, tables and figures, on a target small enough to be made here."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+import specdec
+from experiments import collect, figures, options, plot, prompts, records, run, studies
+from experiments.intervals import median_interval
+from experiments.ways import Sample
+from specdec.metrics import Report, Step
+from specdec.plugins import CONF
+
+TEXT = "def read ( path ) : return open ( path ) . read ( ) class Stack : def push ( self , item ) : pass"
+WORDS = TEXT.split()
+GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A random Llama of two layers with a word tokenizer, as save_pretrained leaves it."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    vocabulary = {word: number for number, word in enumerate(["<end>", *dict.fromkeys(WORDS)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        eos_token_id=None,
+        bos_token_id=None,
+        initializer_range=0.5,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    lines = [
+        {"prompt": " ".join(WORDS[first : first + 8]), "category": kind}
+        for kind, first in (("code", 0), ("code", 4), ("prose", 8), ("prose", 12))
+    ]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def command(tiny, tmp_path, monkeypatch):
+    """`command("drafter=ngram", ...)`: python -m experiments.run in a folder of its own, on the tiny target."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(run, "failures", [])
+    handlers = list(logging.getLogger().handlers)
+
+    def call(*overrides: str) -> Path:
+        usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
+        usual += ["max_new_tokens=12", "progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+        monkeypatch.setattr(
+            sys, "argv", ["run", *[o for o in overrides if o == "-m"], *usual, *[o for o in overrides if o != "-m"]]
+        )
+        run.main()
+        return tmp_path
+
+    yield call
+    logging.getLogger().handlers = handlers
+
+
+def only(root: Path, name: str) -> Path:
+    (found,) = root.rglob(name)
+    return found
+
+
+def test_run_leaves_a_complete_result(command):
+    root = command("drafter=ngram", "baselines=[none,transformers,prompt_lookup]", "hydra.run.dir=here")
+    result = json.loads((root / "here" / "result.json").read_text())
+    assert result["status"] == "ok"
+    assert result["schema_version"] == records.SCHEMA_VERSION
+    assert result["config"]["drafter"]["_target_"] == "drafters.ngram.NGram"
+    assert {"versions", "machine", "threads", "git", "choices", "overrides"} <= set(result)
+    assert set(result["ways"]) == {"method", "none", "transformers", "prompt_lookup"}
+    assert all(found["diverging"] == 0 for found in result["divergence"].values())  # fp32: the same tokens
+    assert all(
+        ratio["n"] == 4 and ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in result["speedup"].values()
+    )
+    assert result["ways"]["none"]["tau"] == 1
+    rounds = pd.read_parquet(root / "here" / "rounds.parquet")
+    method = result["ways"]["method"]
+    assert rounds["kept"].sum() == method["tokens"] == 4 * 12
+    assert len(rounds) == method["rounds"]
+    assert set(rounds["category"]) == {"code", "prose"}
+    assert {path.name for path in (root / "here").iterdir()} == {
+        ".hydra",
+        "started.json",
+        "result.json",
+        "rounds.parquet",
+    }
+
+
+def test_assisted_generation_and_batches(command, tiny):
+    draft = f"drafter.model={tiny}"
+    root = command("drafter=small_model", draft, "baselines=[none,assisted]", "sampling=cool", "hydra.run.dir=one")
+    result = json.loads((root / "one" / "result.json").read_text())
+    assert result["ways"]["assisted"]["tokens"] == 48
+    assert result["ways"]["method"]["tau"] > 3  # it drafts for itself
+    command("drafter=small_model", draft, "baselines=[none,transformers]", "batch_size=3", "hydra.run.dir=three")
+    result = json.loads((root / "three" / "result.json").read_text())
+    assert result["divergence"]["transformers"]["diverging"] == 0
+    assert [entry["batch"] for entry in result["ways"]["method"]["per_prompt"]] == [0, 0, 0, 1]
+    with pytest.raises(ValueError, match="one prompt at a time"):
+        command("baselines=[prompt_lookup]", "batch_size=2")
+
+
+def test_second_run_into_a_folder_is_refused(command):
+    root = command("hydra.run.dir=here")
+    before = (root / "here" / "result.json").read_bytes()
+    with pytest.raises(ValueError, match="here already belongs to a run"):
+        command("hydra.run.dir=here", "seed=1")
+    assert (root / "here" / "result.json").read_bytes() == before
+    assert not (root / "here" / "failed.json").exists()
+
+
+def test_interrupted_write_leaves_no_result(command, monkeypatch):
+    real = records.os.replace
+
+    def replace(source, destination):
+        if Path(destination).name == records.RESULT:
+            raise OSError("disk full")
+        real(source, destination)
+
+    monkeypatch.setattr(records.os, "replace", replace)
+    with pytest.raises(OSError, match="disk full"):
+        command("hydra.run.dir=here")
+    assert not Path("here/result.json").exists()
+    assert "disk full" in json.loads(Path("here/failed.json").read_text())["error"]
+
+
+def test_refused_pair_is_not_applicable(command):
+    root = command("drafter=ngram", "drafter.tree=true", "verifier=token", "sampling=cool", "hydra.run.dir=here")
+    result = json.loads((root / "here" / "result.json").read_text())
+    assert result["status"] == "not_applicable"
+    assert "chains" in result["reason"]
+    assert not (root / "here" / "failed.json").exists()
+
+
+def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
+    root = command("-m", "study=mixed", "drafter=ngram", "drafter.length=0,4", "sampling=greedy,cool")
+    assert run.failures == ["0", "1"]
+    study = studies.read("mixed", str(root / "multirun"))
+    table, notes = collect.collect(study)
+    assert list(table["run"]) == ["2", "3"]
+    assert list(table["temperature"]) == [0.0, 0.6]
+    assert [note.startswith(f"job {n}") and "drafter.length=0" in note for n, note in enumerate(notes)] == [True, True]
+    assert "length must be >= 1" in notes[0]
+    assert (study.folder / "table.csv").exists()
+    assert "Without a measurement" in (study.folder / "table.md").read_text()
+    assert len(study.rounds()["run"].unique()) == 2
+
+    drawn = plot.draw(study)
+    assert {"time_by_phase", "acceptance_per_depth", "tau_against_temperature", "speedups"} == set(drawn)
+    written = plot.save(drawn, root / "figures")
+    assert len(written) == 8
+    assert all(path.stat().st_size > 2000 for path in written)
+
+    monkeypatch.setattr(sys, "argv", ["collect", "study=mixed"])
+    monkeypatch.setenv("COLUMNS", "160")
+    collect.main()
+    assert "ngram length=4" in capsys.readouterr().out
+
+
+def test_figures_take_reports(tiny):
+    target = specdec.load(str(tiny))
+    reports = {
+        name: specdec.generate(target, "def read ( path ) : def read", drafter=name, max_new_tokens=12).report
+        for name in ("none", "ngram")
+    }
+    assert len(figures.time_by_phase(reports).axes) == 1
+    assert len(figures.acceptance_per_depth(reports).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+)
+def test_every_option_composes(group, option):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose("run", [f"{group}={option}"])
+    assert config.study
+    assert "_target_" in config.drafter
+
+
+def test_studies_open_with_their_command():
+    for path in (CONF / "experiment").glob("*.yaml"):
+        package, first, *_ = path.read_text().splitlines()
+        assert package == "# @package _global_"
+        assert first.startswith("# python -m experiments.")
+        assert f"experiment={path.stem}" in first
+
+
+@pytest.mark.parametrize(
+    "override", ["max_tokens=3", "sampling.temprature=1", "max_new_tokens=many", "drafter=ngramm", "target.nam=x"]
+)
+def test_misspelt_options_are_refused(override):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)), pytest.raises(HydraException):
+        compose("run", [override])
+
+
+def test_small_programs_refuse_misspelt_options():
+    assert options.parse(collect.Collect, ["study=demo"]).study == "demo"
+    with pytest.raises(SystemExit, match=r"did you mean study="):
+        options.parse(collect.Collect, ["stdy=demo"])
+
+
+def test_no_runs_is_an_error_that_says_how_to_start(tmp_path):
+    with pytest.raises(ValueError, match=r"python -m experiments\.run"):
+        studies.read("nothing", str(tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------- known answers
+
+
+def step(kept: list[int], accepted: list[int], seconds: float = 1.0) -> Step:
+    """A round of chains of two, of which row b accepts accepted[b]."""
+    path = np.array([[node + 1 if node < n else -1 for node in range(2)] for n in accepted])
+    parents = np.array([[-1, 0, 1]] * len(kept))
+    live = np.array([n > 0 for n in kept])
+    return Step(0, live, parents, path, np.array(accepted), np.array(kept), {"score": seconds})
+
+
+def report(*steps: Step) -> Report:
+    return Report(list(steps), 0.0, 1.0, 0.0, {"target": 8}, "ngram", "greedy", True)
+
+
+def test_pooled_numbers():
+    first, second = report(step([3], [2]), step([1], [0])), report(step([2, 1], [1, 0]), step([3, 0], [2, 0]))
+    found = records.pooled([first, second])
+    assert found["tau"] == 10 / 5  # five live row-rounds
+    assert found["tau_macro"] == pytest.approx((2 + 2.5 + 1) / 3)
+    assert found["accepted_per_round"] == 1.0
+    cells = {cell["depth"]: (cell["offered"], cell["reached"], cell["accepted"]) for cell in found["acceptance"]}
+    assert cells == {1: (5, 5, 3), 2: (5, 3, 2)}
+    assert found["acceptance_rate"] == 5 / 8
+    assert found["accepted_lengths"] == {0: 2, 1: 1, 2: 2}
+    assert found["tokens_per_second"] == 10 / 4
+    assert first.acceptance_per_depth == {1: 0.5, 2: 1.0}
+
+
+def test_speedup_is_paired():
+    ours = [Sample([[1] * 10], 1.0), Sample([[1] * 5], 1.0), Sample([[1] * 10], 4.0)]
+    theirs = [Sample([[1] * 10], 2.0), Sample([[1] * 5], 3.0), Sample([[1] * 5], 2.0)]
+    found = records.speedup(ours, theirs)
+    assert found["per_batch"] == pytest.approx([2.0, 3.0, 1.0])
+    assert found["median"] == pytest.approx(2.0)
+
+
+def test_divergence_names_the_first_index():
+    ours = [Sample([[1, 2, 3], [1, 2]], 1.0), Sample([[5, 6]], 1.0)]
+    theirs = [Sample([[1, 9, 3], [1, 2]], 1.0), Sample([[5, 6, 7]], 1.0)]
+    assert records.divergence(ours, theirs) == {"prompts": 3, "diverging": 2, "first": [1, None, 2]}
+
+
+def test_intervals_cover():
+    random = np.random.default_rng(0)
+    found = [median_interval(random.lognormal(0.5, 0.3, 24)) for _ in range(60)]
+    covered = np.mean([low <= np.exp(0.5) <= high for _, low, high, _ in found])
+    assert covered > 0.88
+    assert median_interval([1.0, 2.0]).low is None
+
+
+def test_bad_prompt_lines_are_named(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"promt": "b"}\n')
+    with pytest.raises(ValueError, match=r"prompts\.jsonl, line 3: 'prompt' must hold a text"):
+        prompts.read("jsonl", str(path))
+
+
+def test_limit_takes_from_each_category(tiny):
+    found = prompts.read("jsonl", f"{tiny}/prompts.jsonl", category="category", limit=2)
+    assert [(prompt.index, prompt.category) for prompt in found] == [(0, "code"), (2, "prose")]
+
+
+def test_text_prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\ntwo\n\n\nthree\n")
+    assert [prompt.text for prompt in prompts.read("text", str(path))] == ["one\ntwo", "three"]
+
+
+@pytest.mark.slow
+def test_benchmark_prints_every_line(tiny, monkeypatch):
+    from experiments import benchmark
+
+    monkeypatch.setattr(benchmark.Bench, "memory", lambda self: benchmark.Line("memory", "", "", ""))
+    monkeypatch.setattr(benchmark.Bench, "wide_pass", lambda self: benchmark.Line("wide", "", "", ""))
+    wanted = benchmark.Benchmark(
+        str(tiny),
+        str(tiny),
+        f"{tiny}/prompts.jsonl",
+        limit=2,
+        deep_limit=1,
+        max_new_tokens=6,
+        lengths=[2],
+        dtype="float32",
+        extra_layers=1,
+    )
+    text, record = benchmark.measure(wanted)
+    assert text.count("\n| ") == 13
+    assert len(record["lines"]) == 12
