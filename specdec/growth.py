@@ -37,8 +37,9 @@ class Laws:
     def __init__(self, state: State) -> None:
         self.state, self.sampling = state, state.sampling
 
-    def __call__(self, logits: Tensor, tree: TokenTree, start: int) -> Tensor:
-        """(B, M, V) laws of nodes start .. start + M - 1. At temperature 0: log-probabilities for ranking instead."""
+    def __call__(self, logits: Tensor, tree: TokenTree, start: int, across_nodes: bool = False) -> Tensor:
+        """(B, M, V) laws of nodes start .. start + M - 1. At temperature 0: scores to rank tokens by, comparable
+        `across_nodes` (log-probabilities) or only within one."""
         rows, nodes, vocabulary = logits.shape
         flat = logits.reshape(-1, vocabulary)
         index = torch.arange(rows * nodes, device=logits.device)
@@ -47,72 +48,71 @@ class Laws:
             return prefixes(self.state, tree, index // nodes, index % nodes + start)
 
         if self.sampling.greedy:
-            return self.sampling.logits(flat, paths).log_softmax(-1).view(rows, nodes, -1)
+            scores = self.sampling.logits(flat, paths)
+            return (scores.log_softmax(-1) if across_nodes else scores).view(rows, nodes, -1)
         return self.sampling.law(flat, paths).view(rows, nodes, -1)
 
 
 def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching: list[int], draw: SiblingLaw) -> Grown:
     """Every node of depth d gets branching[d] children, as many as its law has tokens for. `logits` (B, 1, V) are the root's."""
-    device, laws = logits.device, Laws(state)
-    root = state.roots[:, None]
-    tokens, parents = root, torch.full_like(root, -1)
-    used = state.live[:, None]
+    laws, tree = Laws(state), TokenTree.root(state.roots)
     depth, first, recorded = min(len(branching), state.deepest), 0, []
     if depth < 1:
-        return Grown(TokenTree.root(state.roots, draw), parents)
-    chain = max(branching) == 1
+        return Grown(TokenTree.root(state.roots, draw), tree.parents)
     for level in range(depth):
-        k, nodes = branching[level], tokens.shape[1] - first
-        q = laws(logits, TokenTree(tokens, parents, levels=level, width=1, shape_is_known=True), first)
-        drawn, drawable = _draw(q, k, state, chance, draw, first, level, used)
-        fits = (level + 1 < state.room)[:, None, None]  # decided before anything is drawn
-        grown = drawable & fits & used[:, :, None]
-        above = (torch.arange(nodes, device=device) + first)[None, :, None].expand_as(drawn)
-        first = tokens.shape[1]
-        tokens = torch.cat([tokens, torch.where(grown, drawn, 0).flatten(1)], 1)
-        parents = torch.cat([parents, torch.where(grown, above, -1).flatten(1)], 1)
-        used = grown.flatten(1)
+        k, nodes = branching[level], tree.num_nodes - first
+        q = laws(logits, tree, first)
+        # Who may have children is decided before anything is drawn.
+        open_nodes = tree.used[:, first:] & (state.live & (level + 1 < state.room))[:, None]
+        drawn, fits = _draw(q, k, state, chance, draw, first, level, open_nodes)
+        above = (torch.arange(nodes, device=q.device) + first)[:, None]
+        parents = torch.where(fits & open_nodes[:, :, None], above, -1)
+        first = tree.num_nodes
+        tree = tree.grow(drawn.flatten(1), parents.flatten(1))
         recorded.append(q)
         if level + 1 < depth:
-            so_far = TokenTree(tokens, parents, levels=level + 1, width=max(branching), shape_is_known=True)
-            logits = score(so_far, first)
-    whole = None
+            logits = score(tree, first)
+    q = None
     if draw is not SiblingLaw.DET:
-        last = tokens.shape[1] - first
-        whole = torch.cat([*recorded, recorded[0].new_zeros(len(tokens), last, recorded[0].shape[-1])], 1)
-    inner = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    inner = torch.where(inner < first, inner, -1)
-    width = 1 if chain else max(branching[:depth])
-    return Grown(TokenTree(tokens, parents, draw, whole, depth, width, shape_is_known=True), inner)
+        q = torch.cat([*recorded, recorded[0].new_zeros(tree.rows, tree.num_nodes - first, recorded[0].shape[-1])], 1)
+    return Grown(tree.drawn_from(draw, q, max(branching[:depth])), _scored(tree, first))
+
+
+def _scored(tree: TokenTree, first: int) -> Tensor:
+    """The drafter's numbers are the tree's own; nodes of the last level, from `first` on, were never scored."""
+    numbers = torch.arange(tree.num_nodes, device=tree.tokens.device)
+    return torch.where(numbers < first, numbers, -1).expand(tree.rows, -1)
 
 
 def _draw(
-    q: Tensor, k: int, state: State, chance: Draws, draw: SiblingLaw, first: int, level: int, used: Tensor
+    q: Tensor, k: int, state: State, chance: Draws, draw: SiblingLaw, first: int, level: int, open_nodes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """k children of each of M nodes: tokens (B, M, k), and which of them the law has room for."""
     rows, nodes, vocabulary = q.shape
     flat = q.reshape(-1, vocabulary)
     if k > vocabulary and draw is not SiblingLaw.WR:
         raise ValueError(f"{k} distinct children of a node were asked for, the vocabulary has {vocabulary} tokens")
-    index = torch.arange(rows * nodes, device=q.device)
-    live = (used & (level + 1 < state.room)[:, None]).flatten()
-    at = Sites(index // nodes, index % nodes + first, torch.zeros_like(index), torch.full_like(index, level), live)
-    rank = torch.arange(k, device=q.device)
     if draw is SiblingLaw.DET:
         drawn = top(flat, k)
         fits = flat.gather(1, drawn) > (-torch.inf if state.sampling.greedy else 0)
-    elif draw is SiblingLaw.WR:
+        return drawn.view(rows, nodes, k), fits.view(rows, nodes, k)
+    index = torch.arange(rows * nodes, device=q.device)
+    at = Sites(
+        index // nodes,
+        index % nodes + first,
+        torch.zeros_like(index),
+        torch.full_like(index, level),
+        open_nodes.flatten(),
+    )
+    if draw is SiblingLaw.WR:
         drawn = chance.independent(flat, k, at, "draft")
-        fits = torch.ones_like(drawn, dtype=torch.bool)
+        return drawn.view(rows, nodes, k), torch.ones_like(drawn, dtype=torch.bool).view(rows, nodes, k)
+    support = (flat > 0).sum(1, keepdim=True)
+    if draw is SiblingLaw.HUB:
+        drawn = _hub(flat, k, support, chance, at)
     else:
-        support = (flat > 0).sum(1, keepdim=True)
-        if draw is SiblingLaw.WOR:
-            drawn = (
-                chance.without_replacement(flat, k, at, "draft") if k > 1 else chance.independent(flat, 1, at, "draft")
-            )
-        else:
-            drawn = _hub(flat, k, support, chance, at)
-        fits = rank < support
+        drawn = chance.without_replacement(flat, k, at, "draft") if k > 1 else chance.independent(flat, 1, at, "draft")
+    fits = torch.arange(k, device=q.device) < support
     return drawn.view(rows, nodes, k), fits.view(rows, nodes, k)
 
 
@@ -131,46 +131,39 @@ def ranked(logits: Tensor, score: Score, state: State, depth: int, width: int, n
     `width` best tokens, at the end keep the best `nodes` of all candidates. Nothing is drawn: DET."""
     device, laws = logits.device, Laws(state)
     rows, depth = len(logits), min(depth, state.deepest)
-    root = state.roots[:, None]
+    tree = TokenTree.root(state.roots)  # what the drafter has scored, in its own numbers
     if depth < 1:
-        return Grown(TokenTree.root(state.roots), torch.full_like(root, -1))
-    frontier_first, frontier_size = 0, 1
-    inner_tokens, inner_parents = root, torch.full_like(root, -1)  # what the drafter has scored, in its own numbers
+        return Grown(tree, tree.parents)
+    first, size = 0, 1  # of the frontier
     value = torch.zeros(rows, 1, dtype=torch.float32, device=device)  # log-probability of the frontier's paths
-    origin = torch.full_like(root, -1)  # (B, scored) the candidate that each scored node is, -1 for the root
+    origin = torch.full((rows, 1), -1, device=device)  # (B, size) the candidate that each node of the frontier is
     tokens: list[Tensor] = []  # per level: candidates (B, M * k)
     values: list[Tensor] = []
     above: list[Tensor] = []  # the candidate that is the parent, -1 for the root
     scored: list[Tensor] = []  # number in the drafter's cache, -1: not scored
     for level in range(depth):
-        tree = TokenTree(inner_tokens, inner_parents, levels=level, width=width, shape_is_known=True)
-        q = laws(logits, tree, frontier_first)
+        q = laws(logits, tree, first, across_nodes=True)
         log_q = q if state.sampling.greedy else q.log()
-        best = top(log_q.flatten(0, 1), min(width, q.shape[-1])).view(rows, frontier_size, -1)
+        best = top(log_q.flatten(0, 1), min(width, q.shape[-1])).view(rows, size, -1)
         total = (log_q.gather(2, best) + value[:, :, None]).flatten(1).float()
-        total = torch.where((level + 1 < state.room)[:, None] & state.live[:, None], total, -torch.inf)
+        total = torch.where((state.live & (level + 1 < state.room))[:, None], total, -torch.inf)
         k, count = best.shape[2], sum(part.shape[1] for part in tokens)
         tokens.append(best.flatten(1))
         values.append(total)
-        above.append(origin[:, frontier_first:].repeat_interleave(k, 1))
-        scored.append(torch.full_like(best.flatten(1), -1))
+        above.append(origin.repeat_interleave(k, 1))
+        scored.append(torch.full_like(tokens[-1], -1))
         if level + 1 == depth:
             break
-        chosen = top(total, min(width, total.shape[1]))
-        chosen = chosen.sort(1).values  # in order of creation
-        parent_numbers = torch.arange(total.shape[1], device=device) // k + frontier_first
-        frontier_first, frontier_size = inner_tokens.shape[1], chosen.shape[1]
-        numbers = torch.arange(frontier_size, device=device) + frontier_first
-        scored[-1] = scored[-1].scatter(1, chosen, numbers.expand(rows, -1))
-        value = total.gather(1, chosen)
-        inner_parents = torch.cat([inner_parents, parent_numbers[chosen]], 1)
-        inner_tokens = torch.cat([inner_tokens, tokens[-1].gather(1, chosen)], 1)
-        origin = torch.cat([origin, chosen + count], 1)
-        grown = TokenTree(inner_tokens, inner_parents, levels=level + 1, width=width, shape_is_known=True)
-        logits = score(grown, frontier_first)
-    return _keep_best(
-        root, torch.cat(tokens, 1), torch.cat(values, 1), torch.cat(above, 1), torch.cat(scored, 1), nodes, depth
-    )
+        chosen = top(total, min(width, total.shape[1])).sort(1).values  # in order of creation
+        parents = chosen // k + first
+        first, size = tree.num_nodes, chosen.shape[1]
+        numbers = (torch.arange(size, device=device) + first).expand(rows, -1)
+        scored[-1] = scored[-1].scatter(1, chosen, numbers)
+        value, origin = total.gather(1, chosen), chosen + count
+        tree = tree.grow(tokens[-1].gather(1, chosen), parents)
+        logits = score(tree, first)
+    parts = [torch.cat(part, 1) for part in (tokens, values, above, scored)]
+    return _keep_best(state.roots[:, None], *parts, nodes, depth)
 
 
 def _keep_best(
@@ -199,44 +192,40 @@ def adaptive(logits: Tensor, score: Score, state: State, chance: Draws, depth: i
     """Decide, then draw: each next child goes to the most promising open site of its level, and only then is its token drawn
     from what is left of that site's q (WOR). A site is worth the probability of its path times the mass not yet drawn
     there (DySpec 2410.11744, level by level, so that a level is one forward pass)."""
-    laws = Laws(state)
+    laws, tree = Laws(state), TokenTree.root(state.roots)
     rows, depth, device = len(logits), min(depth, state.deepest), logits.device
-    root = state.roots[:, None]
     if depth < 1:
-        return Grown(TokenTree.root(state.roots, SiblingLaw.WOR), torch.full_like(root, -1))
+        return Grown(TokenTree.root(state.roots, SiblingLaw.WOR), tree.parents)
     every = torch.arange(rows, device=device)
-    tokens, parents = root, torch.full_like(root, -1)
-    worth = torch.ones(rows, 1, dtype=torch.float64, device=device)
+    worth = torch.ones(rows, 1, dtype=torch.float64, device=device)  # of each node of the level: its path's probability
     first, recorded = 0, []
     for level in range(depth):
-        budget = nodes // depth + (level < nodes % depth)
-        q = laws(logits, TokenTree(tokens, parents, levels=level, shape_is_known=True), first)
-        recorded.append(q)
-        left, site_worth, ranks = q.double(), worth.clone(), torch.zeros_like(worth, dtype=torch.long)
+        q = laws(logits, tree, first)
         open_rows = state.live & (level + 1 < state.room)
-        level_first, child_worth = tokens.shape[1], []
-        for _ in range(budget):
+        left, site_worth, ranks = q.double().clone(), worth.clone(), torch.zeros_like(worth, dtype=torch.long)
+        drawn, above, worths = [], [], []
+        for _ in range(nodes // depth + (level < nodes % depth)):
             site = site_worth.argmax(1)  # the decision, before its token is known
             alive = open_rows & (site_worth[every, site] > 0)
-            law = left[every, site]
-            at = Sites(every, site + first, ranks[every, site], torch.full_like(every, level), alive)
-            token = chance.categorical(law / law.sum(-1, keepdim=True).clamp(min=1e-300), at, "draft")
+            law, rank = left[every, site], ranks[every, site]
             mass = law.sum(-1)
-            share = torch.where(mass > 0, law[every, token] / mass.clamp(min=1e-300), 0.0)
-            tokens = torch.cat([tokens, torch.where(alive, token, 0)[:, None]], 1)
-            parents = torch.cat([parents, torch.where(alive, site + first, -1)[:, None]], 1)
-            child_worth.append(torch.where(alive, worth[every, site] * q[every, site, token].double(), 0.0))
-            left[every, site, token] = torch.where(alive, 0.0, left[every, site, token])
-            remaining = site_worth[every, site] * (1 - share)
-            exhausted = ~(left[every, site] > 0).any(-1)
-            site_worth[every, site] = torch.where(
-                alive, torch.where(exhausted, 0.0, remaining), site_worth[every, site]
-            )
-            ranks[every, site] += alive
-        worth, first = torch.stack(child_worth, 1), level_first
+            # A site that is not alive may have nothing left to draw from.
+            drawable = torch.where(alive[:, None], law, 1.0)
+            at = Sites(every, site + first, rank, torch.full_like(every, level), alive)
+            token = chance.categorical(drawable, at, "draft")
+            share = law[every, token] / mass.clamp(min=1e-300)
+            drawn.append(token)
+            above.append(torch.where(alive, site + first, -1))
+            worths.append(torch.where(alive, worth[every, site] * q[every, site, token].double(), 0.0))
+            left[every, site, token] = torch.where(alive, 0.0, law[every, token])
+            some_left = (left[every, site] > 0).any(-1)
+            remaining = site_worth[every, site] * (1 - share) * some_left
+            site_worth[every, site] = torch.where(alive, remaining, site_worth[every, site])
+            ranks[every, site] = rank + alive
+        recorded.append(q)
+        worth, first = torch.stack(worths, 1), tree.num_nodes
+        tree = tree.grow(torch.stack(drawn, 1), torch.stack(above, 1))
         if level + 1 < depth:
-            logits = score(TokenTree(tokens, parents, levels=level + 1, shape_is_known=True), first)
-    recorded.append(recorded[0].new_zeros(rows, tokens.shape[1] - first, recorded[0].shape[-1]))
-    inner = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
-    tree = TokenTree(tokens, parents, SiblingLaw.WOR, torch.cat(recorded, 1), depth, shape_is_known=True)
-    return Grown(tree, torch.where(inner < first, inner, -1))
+            logits = score(tree, first)
+    q = torch.cat([*recorded, recorded[0].new_zeros(rows, tree.num_nodes - first, recorded[0].shape[-1])], 1)
+    return Grown(tree.drawn_from(SiblingLaw.WOR, q, tree.width), _scored(tree, first))
