@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from tests.models import ARCHITECTURES, CONTEXT, REFUSED, VOCABULARY, WINDOW, build, prompts, shared
 
 import specdec
 from specdec.language_model import TransformersLM
 from specdec.tree import TokenTree
+from tests.models import ARCHITECTURES, CONTEXT, REFUSED, VOCABULARY, WINDOW, build, prompts, shared
 
 LENGTHS = [9, 12, 7]  # ragged, all longer than the sliding window
 PARENTS = torch.tensor([[-1, 0, 0, 1, 1, 3, 2], [-1, 0, 1, 2, 3, 4, -1], [-1, 0, 0, 0, -1, 3, 5]])
@@ -82,7 +82,7 @@ def test_one_level_after_the_other_gives_the_same_logits(name):
     lm = TransformersLM(model)
     lm.open(3, 40)
     root = tokens_of(1, 3, 7)[:, 0]
-    read = [row + [int(token)] for row, token in zip(rows, root, strict=True)]
+    read = [[*row, int(token)] for row, token in zip(rows, root, strict=True)]
     logits = [lm.read(padded(read), torch.tensor(LENGTHS) + 1).logits]
     tree = TokenTree(tokens_of(1, 3, 7), torch.tensor([[-1, 0, 0, 1, 1, 2, 2]] * 3))
     first = TokenTree(tree.tokens[:, :3], tree.parents[:, :3])
@@ -156,10 +156,10 @@ def test_the_cache_is_allocated_once_and_says_how_large_it_is(monkeypatch):
     assert out.report.cache_bytes["target"] == 2 * layers * 2 * heads * slots * size * bytes_each
 
 
-def test_keys_and_values_may_differ_in_size():
+def test_keys_and_values_may_differ_in_size_as_in_latent_attention():
     lm = TransformersLM(shared("deepseek_v3"))
     lm.open(1, 10)
-    assert lm.cache_bytes == 3 * 10 * 4 * (16 + 12) * 4
+    assert lm.cache_bytes == 3 * 10 * (16 + 8) * 4  # three layers, ten slots, the latent and the shared rotary part
 
 
 @torch.inference_mode()

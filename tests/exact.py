@@ -1,0 +1,175 @@
+"""The exact law of the real implementation on models small enough to write down.
+
+Every drafter of conf/drafter meets every rule of conf/verifier here by existing: a drafter with a `model` argument gets a table
+as its draft model, any other runs as its YAML has it. `VARIANTS` adds shapes that are worth their own certificate.
+"""
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+import specdec
+from specdec import Enumerate, Refused
+from specdec.plugins import CONF, build, names
+from specdec.table import TableModel
+
+Table = dict[tuple[int, ...], list[int]]
+Law = dict[tuple[int, ...], float]
+
+SIZES = {"chain": [1, 1], "tree": [2, 1]}
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "ngram": [{"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True}],
+    "small_model": [
+        *({"depth": 2, "branching": 1, "draw": draw} for draw in ("wor", "wr", "hub", "topk")),
+        *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in ("wor", "wr", "hub", "topk")),
+        {"depth": 1, "branching": 3, "draw": "wor"},
+        {"depth": 1, "branching": 3, "draw": "wr"},
+        {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
+        {"depth": 2, "draw": "adaptive", "nodes": 3},
+    ],
+}
+
+
+def table(vocabulary: int, depth: int, seed: int) -> Table:
+    """Small integer weights for every prefix up to `depth`, about a quarter of them 0, no two rows related."""
+    weights = random.Random(seed)
+    rows = {}
+    for length in range(depth + 1):
+        for prefix in itertools.product(range(vocabulary), repeat=length):
+            row = [weights.choice([0, 1, 2, 3, 5]) for _ in range(vocabulary)]
+            row[weights.randrange(vocabulary)] += 1
+            rows[prefix] = row
+    return rows
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A target and a draft model as tables, and the prompt that both continue. Its repetitions give n-grams something."""
+
+    p: Table
+    q: Table
+    prompt: tuple[int, ...] = (0,)
+
+    @property
+    def target(self) -> TableModel:
+        return TableModel(self.p, prompt=len(self.prompt))
+
+    @property
+    def draft(self) -> TableModel:
+        return TableModel(self.q, prompt=len(self.prompt))
+
+    def plain(self, tokens: int) -> Law:
+        """The joint law of plain sampling."""
+        return dict(self.completions((), 1.0, tokens))
+
+    def completions(
+        self, prefix: tuple[int, ...], probability: float, tokens: int
+    ) -> Iterator[tuple[tuple[int, ...], float]]:
+        """Every way in which plain sampling goes on from `prefix` to `tokens` tokens."""
+        if len(prefix) == tokens:
+            yield prefix, probability
+            return
+        row = self.p.get(prefix, self.p[()])
+        for token, weight in enumerate(row):
+            if weight:
+                yield from self.completions((*prefix, token), probability * weight / sum(row), tokens)
+
+
+TOY = Toy(table(3, 3, 1), table(3, 3, 2), (0, 1, 0, 2, 0))
+COINS = Toy({(): [1, 2]}, {(): [2, 1]})
+
+
+@dataclass
+class Result:
+    """What enumeration found: the law of the tokens, the expected accepted length of the first round, how many outcomes."""
+
+    law: Law = field(default_factory=lambda: defaultdict(float))
+    accepted: float = 0.0
+    outcomes: int = 0
+
+    def distance(self, other: Law) -> float:
+        """Total variation."""
+        return sum(abs(self.law.get(key, 0.0) - other.get(key, 0.0)) for key in {*self.law, *other}) / 2
+
+
+def exact(
+    toy: Toy, drafter: Callable[[], Any], verifier: Any, tokens: int, rounds: int | None = 1, **options: Any
+) -> Result:
+    """The law of `tokens` tokens when `rounds` rounds are run for real (None: all) and the rest is plain sampling."""
+    found, target = Result(), toy.target
+    options = {"temperature": 1.0, **options}
+
+    def program(chance: Any) -> list[specdec.Event]:
+        events = specdec.stream(
+            target,
+            [list(toy.prompt)],
+            drafter=drafter(),
+            verifier=verifier,
+            max_new_tokens=tokens,
+            chance=chance,
+            **options,
+        )
+        return list(itertools.islice(events, rounds))
+
+    for probability, events in Enumerate().runs(program):
+        found.outcomes += 1
+        found.accepted += probability * events[0].num_accepted
+        emitted = tuple(token for event in events for token in event.tokens)
+        for key, mass in toy.completions(emitted, probability, tokens):
+            found.law[key] += mass
+    return found
+
+
+# ------------------------------------------------------------------------------------------- every drafter x every verifier
+
+
+def rules() -> list[str]:
+    """The verifiers of conf/verifier; `auto` is a table, not a rule."""
+    return [
+        name
+        for name in names("verifier")
+        if "_target_" in yaml.safe_load((CONF / "verifier" / f"{name}.yaml").read_text())
+    ]
+
+
+def settings() -> list[dict[str, Any]]:
+    """Every drafter of conf/drafter, in each of its variants."""
+    return [{"name": name, **variant} for name in names("drafter") for variant in VARIANTS.get(name, [{}])]
+
+
+def make(drafter: dict[str, Any], toy: Toy) -> Callable[[], Any]:
+    """A factory, since a drafter that keeps state must not carry it from one outcome to the next."""
+    needs_model = "model" in yaml.safe_load((CONF / "drafter" / f"{drafter['name']}.yaml").read_text())
+    return lambda: build("drafter", {**drafter, "model": toy.draft} if needs_model else drafter)
+
+
+def pairs(temperature: float = 1.0) -> list[tuple[dict[str, Any], str]]:
+    """What the contract allows, by asking it."""
+    return [(drafter, rule) for drafter in settings() for rule in rules() if allows(drafter, rule, temperature)]
+
+
+def allows(drafter: dict[str, Any], rule: str, temperature: float = 1.0) -> bool:
+    try:
+        specdec.generate(
+            TOY.target,
+            [list(TOY.prompt)],
+            drafter=make(drafter, TOY)(),
+            verifier=rule,
+            temperature=temperature,
+            max_new_tokens=1,
+        )
+    except Refused:
+        return False
+    return True
+
+
+def title(value: Any) -> str | None:
+    """A test's name."""
+    if isinstance(value, dict):
+        return "-".join(str(part) for part in value.values()).replace(" ", "")
+    return str(value) if isinstance(value, (str, int, float)) else None

@@ -1,0 +1,176 @@
+"""Losslessness, exactly: every drafter under every rule that the contract allows, enumerated outcome by outcome in float64."""
+
+from fractions import Fraction
+
+import pytest
+
+from specdec.plugins import build
+from tests.exact import COINS, TOY, Toy, allows, exact, make, pairs, rules, settings, table, title
+
+EXACT = 1e-12
+
+# A context-dependent target and draft model over three tokens, for which the expected accepted lengths are known.
+KNOWN = Toy(
+    p={
+        (): [5, 3, 2],
+        (0,): [1, 6, 3],
+        (1,): [4, 4, 2],
+        (2,): [2, 1, 7],
+        (0, 0): [1, 1, 2],
+        (0, 1): [3, 1, 1],
+        (0, 2): [1, 2, 2],
+        (1, 0): [2, 2, 1],
+        (1, 1): [1, 5, 4],
+        (1, 2): [6, 1, 3],
+        (2, 0): [1, 1, 8],
+        (2, 1): [3, 3, 4],
+        (2, 2): [7, 2, 1],
+    },
+    q={(): [6, 1, 3], (0,): [2, 3, 5], (1,): [7, 2, 1], (2,): [4, 3, 3]},
+)
+CASES = [  # draw, depth, branching, rule, expected accepted drafted tokens of the first round
+    ("wor", 2, 1, "token", "67/50"),
+    ("wor", 2, 1, "block", "7/5"),
+    ("wor", 2, 1, "traversal", "7/5"),
+    ("wor", 2, 1, "naive", "657/1250"),
+    ("wr", 1, 2, "naive", "579/1000"),
+    ("wr", 1, 2, "rrs_wr", "41/50"),
+    ("wr", 1, 2, "kseq", "21/25"),
+    ("wr", 1, 2, "is2", "21581/25300"),
+    ("wr", 1, 2, "ot", "89/100"),
+    ("wr", 1, 2, "traversal", "41/50"),
+    ("wor", 1, 2, "naive", "989/1400"),
+    ("wor", 1, 2, "rrs_wor", "47/56"),
+    ("wor", 1, 2, "ot", "139/140"),
+    ("wor", 1, 2, "traversal", "47/56"),
+    ("topk", 1, 2, "naive", "7/10"),
+    ("topk", 1, 2, "rrs_wor", "7/10"),
+    ("topk", 1, 2, "traversal", "7/10"),
+    ("hub", 1, 2, "hub", "19/20"),
+    ("hub", 1, 2, "naive", "29/40"),
+]
+COIN_CASES = [  # p = (1/3, 2/3), q = (2/3, 1/3), everywhere: depth of the chain, rule, expected accepted drafted tokens
+    *((1, rule, "2/3") for rule in ("token", "block", "traversal")),
+    (1, "naive", "4/9"),
+    *((2, rule, "11/9") for rule in ("block", "traversal")),
+    (2, "token", "10/9"),
+    (2, "naive", "52/81"),
+    *((3, rule, "5/3") for rule in ("block", "traversal")),
+    (3, "token", "38/27"),
+    (3, "naive", "532/729"),
+]
+
+
+def of_this_project(cases: list[tuple], place: int) -> list[tuple]:
+    return [case for case in cases if case[place] in rules()]
+
+
+@pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
+def test_one_round_has_the_law_of_plain_sampling(drafter, rule):
+    """Joint law of three tokens; trees are two deep at most, since the last token is the bonus."""
+    found = exact(TOY, make(drafter, TOY), rule, tokens=3, allow_lossy=True)
+    if build("verifier", rule).lossless:
+        assert found.distance(TOY.plain(3)) < EXACT
+    else:
+        assert found.distance(TOY.plain(3)) > 1e-3 or not found.accepted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
+def test_one_round_on_other_tables(drafter, rule, seed):
+    toy = Toy(table(3, 2, 100 + seed), table(3, 2, 200 + seed), (1, 0, 2, 1, 0, 1, 0))
+    if build("verifier", rule).lossless:
+        assert exact(toy, make(drafter, toy), rule, tokens=3).distance(toy.plain(3)) < EXACT
+
+
+@pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
+def test_two_rounds_have_the_law_of_plain_sampling(drafter, rule):
+    """Where one round of two tokens has at most 100 outcomes: two rounds for real, four tokens in all."""
+    toy = Toy(table(2, 4, 5), table(2, 4, 6), (0, 1, 0))
+    if not build("verifier", rule).lossless:
+        return
+    shallow = {**drafter, "depth": 1, "branching": min(2, width(drafter))} if "branching" in drafter else drafter
+    assert exact(toy, make(shallow, toy), rule, tokens=2).outcomes <= 100
+    assert exact(toy, make(shallow, toy), rule, tokens=4, rounds=2).distance(toy.plain(4)) < EXACT
+
+
+def width(drafter) -> int:
+    branching = drafter["branching"]
+    return branching if isinstance(branching, int) else branching[0]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ("token", "block", "naive", "traversal") if rule in rules()])
+def test_whole_generations_of_coins(rule):
+    """Every round is real: what one round leaves must not bend the next."""
+    found = exact(COINS, make({"name": "small_model", "depth": 2}, COINS), rule, tokens=4, rounds=None)
+    assert found.distance(COINS.plain(4)) < EXACT
+
+
+@pytest.mark.parametrize(("draw", "depth", "branching", "rule", "expected"), of_this_project(CASES, 3))
+def test_known_expected_lengths(draw, depth, branching, rule, expected):
+    drafter = {"name": "small_model", "depth": depth, "branching": branching, "draw": draw}
+    found = exact(KNOWN, make(drafter, KNOWN), rule, tokens=depth + 1)
+    assert found.accepted == pytest.approx(float(Fraction(expected)), abs=1e-9)
+    assert found.distance(KNOWN.plain(depth + 1)) < EXACT
+
+
+@pytest.mark.parametrize(("depth", "rule", "expected"), of_this_project(COIN_CASES, 1))
+def test_known_expected_lengths_of_coins(depth, rule, expected):
+    found = exact(COINS, make({"name": "small_model", "depth": depth}, COINS), rule, tokens=depth + 1)
+    assert found.accepted == pytest.approx(float(Fraction(expected)), abs=1e-12)
+    assert found.distance(COINS.plain(depth + 1)) < EXACT
+
+
+def test_a_draft_model_that_is_the_target_is_always_accepted():
+    toy = Toy(TOY.p, TOY.p, TOY.prompt)
+    for rule in ("token", "block"):
+        found = exact(toy, make({"name": "small_model", "depth": 2}, toy), rule, tokens=3)
+        assert found.accepted == pytest.approx(2, abs=1e-12)
+
+
+@pytest.mark.parametrize(("drafter", "rule"), pairs(temperature=0.0), ids=title)
+def test_temperature_0_is_the_greedy_continuation(drafter, rule):
+    """No draw at all: one outcome, and it is the argmax of every row (ties to the lowest index)."""
+    if not build("verifier", rule).lossless:
+        return
+    found = exact(TOY, make(drafter, TOY), rule, tokens=5, rounds=None, temperature=0.0)
+    greedy: tuple[int, ...] = ()
+    while len(greedy) < 5:
+        row = TOY.p.get(greedy, TOY.p[()])
+        greedy = (*greedy, row.index(max(row)))
+    assert dict(found.law) == {greedy: 1.0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.5}, {"temperature": 1.7, "top_k": 2}, {"top_p": 0.7}, {"temperature": 1.7, "min_p": 0.3}],
+    ids=title,
+)
+@pytest.mark.parametrize(
+    "rule", [rule for rule in ("naive", "token", "block", "rrs_wor", "traversal") if rule in rules()]
+)
+def test_sampling_options_bend_the_target_not_the_losslessness(options, rule):
+    """The law to reach is that of plain decoding (the drafter `none`) with the same options."""
+    drafter = {"name": "small_model", "depth": 2, "draw": "wor"}
+    plain = exact(KNOWN, make({"name": "none"}, KNOWN), "naive", 3, rounds=None, **options)
+    found = exact(KNOWN, make(drafter, KNOWN), rule, 3, rounds=None, **options)
+    assert found.distance(plain.law) < EXACT
+
+
+def test_the_toys_have_what_hides_faults():
+    """Zeros in p and in q at the same prefix, and rows that depend on the context."""
+    zeros = [(0 in TOY.p[prefix], 0 in TOY.q[prefix]) for prefix in TOY.p]
+    assert {(True, True), (True, False), (False, True)} <= set(zeros)
+    assert len({tuple(row) for row in TOY.p.values()}) > 10
+
+
+def test_every_drafter_and_every_rule_meets_a_partner():
+    met = pairs() + pairs(temperature=0.0)
+    assert {drafter["name"] for drafter, _ in met} == {drafter["name"] for drafter in settings()}
+    assert {rule for _, rule in met} >= {rule for rule in rules() if build("verifier", rule).lossless}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in rules() if not build("verifier", rule).lossless])
+def test_lossy_rules_need_permission(rule):
+    assert not any(allows(drafter, rule) for drafter in settings())
