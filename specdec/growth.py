@@ -8,6 +8,7 @@ Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes, C candid
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,10 +73,12 @@ def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching:
         recorded.append(q)
         if level + 1 < depth:
             logits = score(tree, first)
-    q = None
+    whole = None
     if draw is not SiblingLaw.DET:
-        q = torch.cat([*recorded, recorded[0].new_zeros(tree.rows, tree.num_nodes - first, recorded[0].shape[-1])], 1)
-    return Grown(tree.drawn_from(draw, q, max(branching[:depth])), _scored(tree, first))
+        whole = torch.cat(
+            [*recorded, recorded[0].new_zeros(tree.rows, tree.num_nodes - first, recorded[0].shape[-1])], 1
+        )
+    return Grown(tree.drawn_from(draw, whole, max(branching[:depth])), _scored(tree, first))
 
 
 def _scored(tree: TokenTree, first: int) -> Tensor:
@@ -162,26 +165,32 @@ def ranked(logits: Tensor, score: Score, state: State, depth: int, width: int, n
         value, origin = total.gather(1, chosen), chosen + count
         tree = tree.grow(tokens[-1].gather(1, chosen), parents)
         logits = score(tree, first)
-    parts = [torch.cat(part, 1) for part in (tokens, values, above, scored)]
-    return _keep_best(state.roots[:, None], *parts, nodes, depth)
+    candidates = Candidates(*(torch.cat(part, 1) for part in (tokens, values, above, scored)))
+    return _keep_best(state.roots[:, None], candidates, nodes, depth)
 
 
-def _keep_best(
-    root: Tensor, tokens: Tensor, values: Tensor, above: Tensor, scored: Tensor, nodes: int, depth: int
-) -> Grown:
-    """The best `nodes` of C candidates as a tree. A parent's value is at least its child's and it was created earlier, so
-    with ties to the lowest index it is always kept."""
+class Candidates(NamedTuple):
+    """What a ranked tree is chosen from, (B, C) each, in order of creation."""
+
+    tokens: Tensor
+    values: Tensor  # log-probability of the path
+    above: Tensor  # the candidate that is the parent, -1 for the root
+    scored: Tensor  # number in the drafter's cache, -1: not scored
+
+
+def _keep_best(root: Tensor, candidates: Candidates, nodes: int, depth: int) -> Grown:
+    """The best `nodes` candidates as a tree. A parent's value is at least its child's and it was created earlier, so with
+    ties to the lowest index it is always kept."""
+    tokens, values, above, scored = candidates
     chosen = top(values, min(nodes, values.shape[1])).sort(1).values
     there = values.gather(1, chosen) > -torch.inf
-    number = torch.zeros_like(tokens).scatter(
-        1, chosen, torch.arange(1, chosen.shape[1] + 1, device=root.device).expand_as(chosen)
-    )
-    parent_candidate = above.gather(1, chosen)
-    parent = torch.where(parent_candidate >= 0, number.gather(1, parent_candidate.clamp(min=0)), 0)
-    kept = torch.where(there, tokens.gather(1, chosen), 0)
+    final = torch.arange(1, chosen.shape[1] + 1, device=root.device).expand_as(chosen)
+    number = torch.zeros_like(tokens).scatter(1, chosen, final)
+    parent = above.gather(1, chosen)
+    parents = torch.where(parent >= 0, number.gather(1, parent.clamp(min=0)), 0)
     tree = TokenTree(
-        torch.cat([root, kept], 1),
-        torch.cat([torch.full_like(root, -1), torch.where(there, parent, -1)], 1),
+        torch.cat([root, tokens.gather(1, chosen)], 1),
+        torch.cat([torch.full_like(root, -1), torch.where(there, parents, -1)], 1),
         levels=min(depth, chosen.shape[1]),
         shape_is_known=True,
     )

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from specdec.interfaces import State, Verdict
 from specdec.sampling import Laws
@@ -23,41 +22,40 @@ class Reading:
     """
 
     def __init__(self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State) -> None:
-        path, rows = verdict.path, trees.rows
-        too_deep = ((trees.depths >= state.room[:, None]) & trees.used).any(1)
-        pieces = [
-            path,
-            trees.tokens.gather(1, path.clamp(min=0)),
-            torch.stack([verdict.num_accepted, verdict.bonus, laws.faulty, too_deep.long()], 1),
-            trees.content_faults(laws.vocabulary).long(),
-            trees.parents,
-        ]
-        on_device = trees.tokens.device.type != "cpu"
-        if on_device:  # on a CPU the tree was checked when it was made
-            pieces.append(trees.structure_faults.long())
-        read = torch.cat(pieces, 1).cpu().split([piece.shape[1] for piece in pieces], 1)
-        path, tokens, numbers, content, parents = read[:5]
-        accepted, bonus, faulty, deep = numbers.unbind(1)
+        numbers = torch.stack([verdict.num_accepted, verdict.bonus, laws.faulty], 1)
+        pieces = [numbers, verdict.path, trees.tokens, trees.parents, trees.depths]
+        if trees.q is not None:
+            pieces.append(trees.q_faults())
+        read = torch.cat(pieces, 1).cpu()  # the one read
+        numbers, path, tokens, parents, depths, *q_faults = read.split([piece.shape[1] for piece in pieces], 1)
+        accepted, bonus = numbers[:, 0], numbers[:, 1]
         self.verdict = replace(verdict, path=path, num_accepted=accepted, bonus=bonus)
         self.tokens = [
-            [*row[:count], extra]
-            for row, count, extra in zip(tokens.tolist(), accepted.tolist(), bonus.tolist(), strict=True)
+            [*(drafted[node] for node in nodes[:count]), extra]
+            for drafted, nodes, count, extra in zip(
+                tokens.tolist(), path.tolist(), accepted.tolist(), bonus.tolist(), strict=True
+            )
         ]
         self.live = np.array(state.on_host.live)
-        self.keep = torch.where(torch.tensor(state.on_host.live), accepted, -1)
+        self.keep = torch.where(torch.from_numpy(self.live), accepted, -1)
         self.parents = parents.numpy()
         self.counts = {name: count.cpu().numpy() for name, count in verdict.counts.items()}
-        self.faulty = faulty.tolist()
-        self.tree_faults = self._faults(content, read[5] if on_device else None, deep, rows)
+        self.faulty = numbers[:, 2].tolist()
+        self.tree_faults = [""] * trees.rows
+        on_device = trees.tokens.device.type != "cpu"
+        if on_device:  # on a CPU the tree was checked when it was made
+            shape = TokenTree.structure_faults(tokens.numpy(), self.parents, trees.law, trees.levels)
+            self._note(shape, TokenTree.STRUCTURE)
+        if q_faults:
+            self._note(q_faults[0].numpy(), TokenTree.CONTENT)
+        room, drafted = np.array(state.on_host.room)[:, None], self.parents >= 0
+        unfit = [(drafted & (depths.numpy() >= room)).any(1), (drafted & (tokens.numpy() >= laws.vocabulary)).any(1)]
+        self._note(
+            np.stack(unfit, 1),
+            ("it is deeper than room - 1, past the wanted length", "a token id lies outside the vocabulary"),
+        )
 
-    @staticmethod
-    def _faults(content: Tensor, structure: Tensor | None, deep: Tensor, rows: int) -> list[str]:
-        if not (content.any() or deep.any() or (structure is not None and structure.any())):
-            return [""] * rows
-        found = []
-        for row in range(rows):
-            parts = TokenTree.describe(content[row : row + 1])
-            parts += TokenTree.describe(structure[row : row + 1]) if structure is not None else []
-            parts += ["it is deeper than room - 1, past the wanted length"] if deep[row] else []
-            found.append("; ".join(filter(None, parts)))
-        return found
+    def _note(self, faults: np.ndarray, names: tuple[str, ...]) -> None:
+        for row in np.flatnonzero(faults.any(1)):
+            known = [self.tree_faults[row]] if self.tree_faults[row] else []
+            self.tree_faults[row] = "; ".join([*known, TokenTree.describe(faults[row], names)])

@@ -148,9 +148,11 @@ class Laws:
             best[rows, nodes] = winners
             self.faulty.index_add_(0, rows, (~values.isfinite()).long())
             return best
-        values, best = self.scores.max(-1)
-        self.faulty += (~values.isfinite() & self.trees.used).sum(1)
-        return best
+        scores = (
+            self.scores if self.scores.dtype == torch.float64 else self.scores.float()
+        )  # argmax is slow in bfloat16
+        self.faulty += (~scores.amax(-1).isfinite() & self.trees.used).sum(1)
+        return scores.argmax(-1)
 
     def prefixes(self, rows: Tensor, nodes: Tensor) -> list[Tensor]:
         return prefixes(self.state, self.trees, rows, nodes)

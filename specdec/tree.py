@@ -10,10 +10,12 @@ Node 0 is the root: the last committed token, not yet in the target's cache. Chi
 drawn. A node that a row does not use has parent -1.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,8 +41,8 @@ class TokenTree:
     width    a bound on the number of siblings, likewise; N - 1 if not given (on a CPU, counted)
     resume   (layer, states (B, N, d)) from a drafter that has run every node through the target's lower layers
 
-    Raises ValueError for a malformed tree. On a CPU that happens here; on an accelerator the same checks are reductions
-    (`faults`) that the loop reads together with the verdict.
+    Raises ValueError for a malformed tree. On a CPU that happens here; a tree made on an accelerator is checked when the
+    loop reads it together with the verdict.
     """
 
     tokens: Tensor
@@ -69,12 +71,15 @@ class TokenTree:
         if not 0 <= self.levels < self.num_nodes:
             object.__setattr__(self, "levels", self.num_nodes - 1)
         if self.tokens.device.type == "cpu" and not self.shape_is_known:
-            for row, message in enumerate(self.describe(self.structure_faults)):
-                if message:
-                    raise ValueError(f"malformed tree in row {row}: {message}")
+            parents = self.parents.numpy()
+            faults = self.structure_faults(self.tokens.numpy(), parents, self.law, self.levels)
+            for row in np.flatnonzero(faults.any(1)):
+                raise ValueError(f"malformed tree in row {row}: {self.describe(faults[row], self.STRUCTURE)}")
+            if self.width < 0:
+                counts = [np.bincount(row[row >= 0], minlength=1).max() for row in parents]
+                object.__setattr__(self, "width", int(max(counts)))
         if self.width < 0:
-            counted = int(self.ranks.max()) + 1 if self.tokens.device.type == "cpu" else self.num_nodes - 1
-            object.__setattr__(self, "width", counted)
+            object.__setattr__(self, "width", self.num_nodes - 1)
 
     @classmethod
     def root(cls, tokens: Tensor, law: SiblingLaw = SiblingLaw.DET) -> "TokenTree":
@@ -89,6 +94,36 @@ class TokenTree:
         before = torch.arange(-1, tokens.shape[1] - 1, device=tokens.device)
         used = before < lengths[:, None]
         return cls(tokens, torch.where(used, before, -1), law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
+
+    def grow(self, tokens: Tensor, parents: Tensor) -> "TokenTree":
+        """This tree with one more level of nodes: tokens (B, m), parents (B, m) among the nodes so far, -1: unused.
+
+        What is known of the smaller tree is carried over, so a drafter pays for each level once.
+        """
+        old, new = self.num_nodes, tokens.shape[1]
+        grown = TokenTree(
+            torch.cat([self.tokens, tokens], 1),
+            torch.cat([self.parents, parents], 1),
+            levels=self.levels + 1,
+            width=max(self.width, new),
+            shape_is_known=True,
+        )
+        above, used = parents.clamp(min=0), parents >= 0
+        ancestors = self.ancestors.new_zeros(self.rows, old + new, old + new)
+        ancestors[:, :old, :old] = self.ancestors
+        ancestors[:, old:, :old] = self.ancestors.gather(1, above[:, :, None].expand(-1, -1, old)) & used[:, :, None]
+        ancestors.diagonal(dim1=1, dim2=2).fill_(True)
+        grown.__dict__["ancestors"] = ancestors
+        grown.__dict__["depths"] = torch.cat([self.depths, (self.depths.gather(1, above) + 1) * used], 1)
+        return grown
+
+    def drawn_from(self, law: SiblingLaw, q: Tensor | None, width: int) -> "TokenTree":
+        """The same tree with its sibling law declared."""
+        declared = replace(self, law=law, q=q, width=width)
+        declared.__dict__.update(
+            {name: self.__dict__[name] for name in ("ancestors", "depths") if name in self.__dict__}
+        )
+        return declared
 
     @property
     def rows(self) -> int:
@@ -136,7 +171,6 @@ class TokenTree:
             node = int(self.parents[row, node])
         return path
 
-    # What can be wrong with a tree. Each fault is one (B,) column, so that all of them are one reduction to read.
     STRUCTURE = (
         "the root's parent must be -1",
         "a node's parent must be an earlier node of the same row (no cycles, no parent after its child)",
@@ -148,54 +182,46 @@ class TokenTree:
     CONTENT = (
         "q gives a drawn token probability 0 (q must be the very law that was sampled from)",
         "q has NaN or does not sum to 1 at a node with children",
-        "a token id lies outside the vocabulary",
     )
 
-    @property
-    def structure_faults(self) -> Tensor:
-        """(B, 6) bool, in the order of `STRUCTURE`."""
-        parents, nodes = self.parents, torch.arange(self.num_nodes, device=self.tokens.device)
-        held = self.used.gather(1, parents.clamp(0, self.num_nodes - 1)) | ~self.used
-        held[:, 0] = True
+    @staticmethod
+    def structure_faults(tokens: np.ndarray, parents: np.ndarray, law: SiblingLaw, levels: int) -> np.ndarray:
+        """(B, 6) bool, in the order of `STRUCTURE`, of tokens and parents (B, N) on the host."""
+        nodes = parents.shape[1]
+        rows = np.arange(len(parents))[:, None]
+        drafted = parents >= 0
+        above = parents.clip(0, nodes - 1)
+        used = drafted.copy()
+        used[:, 0] = True
+        depths = np.zeros_like(parents)
+        for _ in range(levels):
+            depths = (depths[rows, above] + 1) * drafted
         faults = [
             parents[:, 0] != -1,
-            ((parents >= nodes) | (parents < -1)).any(1),
-            ~held.all(1),
-            (self.tokens < 0).logical_and(self.used).any(1),
-            self._duplicates if self.law is SiblingLaw.WOR else torch.zeros_like(held[:, 0]),
-            (self.used & ~self.ancestors[:, :, 0]).any(1),
+            ((parents >= np.arange(nodes)) | (parents < -1)).any(1),
+            (drafted & ~used[rows, above]).any(1),
+            ((tokens < 0) & used).any(1),
+            np.zeros(len(parents), dtype=bool),
+            (drafted & (depths != depths[rows, above] + 1)).any(1),
         ]
-        return torch.stack(faults, 1)
+        if law is SiblingLaw.WOR and nodes > 2:
+            same = (parents[:, :, None] == parents[:, None]) & (tokens[:, :, None] == tokens[:, None])
+            faults[4] = (np.tril(same, -1) & drafted[:, :, None]).any((1, 2))
+        return np.stack(faults, 1)
 
-    @property
-    def _duplicates(self) -> Tensor:
-        same = (self.parents[:, :, None] == self.parents[:, None, :]) & (
-            self.tokens[:, :, None] == self.tokens[:, None, :]
-        )
-        return (same & (self.parents >= 0)[:, :, None]).tril(-1).any(2).any(1)
-
-    def content_faults(self, vocabulary: int) -> Tensor:
-        """(B, 3) bool, in the order of `CONTENT`."""
+    def q_faults(self) -> Tensor:
+        """(B, 2) bool, in the order of `CONTENT`. Computed on the device: q does not leave it."""
+        assert self.q is not None
         drafted = self.parents >= 0
-        outside = (drafted & (self.tokens >= vocabulary)).any(1)
-        if self.q is None:
-            fine = torch.zeros_like(outside)
-            return torch.stack([fine, fine, outside], 1)
         parents = self.parents.clamp(min=0)
         rows = torch.arange(self.rows, device=parents.device)[:, None]
         drawn = self.q[rows, parents, self.tokens.clamp(0, self.q.shape[-1] - 1)]
         total = self.q.sum(-1).gather(1, parents)
-        return torch.stack(
-            [
-                (drafted & ~(drawn > 0) & ~drawn.isnan()).any(1),
-                (drafted & ~((total - 1).abs() < 1e-2)).any(1),
-                outside,
-            ],
-            1,
-        )
+        zero = (drafted & ~(drawn > 0) & ~drawn.isnan()).any(1)
+        no_law = (drafted & ~((total - 1).abs() < 1e-2)).any(1)
+        return torch.stack([zero, no_law], 1)
 
-    @classmethod
-    def describe(cls, faults: Tensor) -> list[str]:
-        """One message per row, empty where the row is sound. `faults` (B, n) from either kind of check, read to the host."""
-        names = cls.STRUCTURE if faults.shape[1] == len(cls.STRUCTURE) else cls.CONTENT
-        return ["; ".join(name for name, bad in zip(names, row, strict=True) if bad) for row in faults.tolist()]
+    @staticmethod
+    def describe(faults: Iterable[bool], names: tuple[str, ...]) -> str:
+        """What is wrong, or an empty string."""
+        return "; ".join(name for name, bad in zip(names, faults, strict=True) if bad)
