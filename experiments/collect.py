@@ -19,6 +19,7 @@ TITLES = {
     "run": "run",
     "target": "target",
     "drafter": "drafter",
+    "settings": "settings",
     "verifier": "verifier",
     "temperature": "T",
     "batch": "batch",
@@ -78,6 +79,7 @@ def _speedup(median: float, low: float | None, high: float | None) -> str:
 
 def printable(text: pd.DataFrame, title: str) -> Table:
     """For a terminal: columns that say the same in every row move into the caption, intervals onto a second line."""
+    text = text.drop(columns="settings", errors="ignore")  # they are in the files
     same = [column for column in text.columns if len(text) > 1 and text[column].nunique() == 1 and column in COMMON]
     caption = ", ".join(f"{column} {text[column].iloc[0]}" for column in same)
     shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

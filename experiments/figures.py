@@ -6,6 +6,7 @@
 
 from collections.abc import Mapping
 from itertools import cycle
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
 PHASES = ("prefill", "draft", "score", "verify", "commit", "other")
+FEW = 10  # below it a rate is drawn hollow
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
 
 Frame = pd.DataFrame
@@ -32,13 +34,18 @@ def acceptance_per_depth(acceptance: Frame | Reports) -> Figure:
     frame = acceptance if isinstance(acceptance, pd.DataFrame) else _acceptance(acceptance)
     temperatures = sorted(frame["temperature"].unique(), key=lambda t: t or 0)  # reports do not say theirs: None
     styles = _styles(frame["drafter"])
-    figure, axes = _axes(len(temperatures), "Acceptance per depth", sharey=True)
+    figure, axes = _axes(
+        len(temperatures), f"Acceptance per depth (hollow: reached fewer than {FEW} times)", sharey=True
+    )
     for axis, temperature in zip(axes, temperatures, strict=True):
         for drafter, part in frame[_same(frame["temperature"], temperature)].groupby("drafter", sort=False):
             groups = part[part["rank"] == 0].groupby("depth")["reached"].sum()
             rate = part.groupby("depth")["accepted"].sum() / groups[groups > 0]
             rate = rate.dropna()
+            rare = rate[groups[rate.index] < FEW]
             axis.plot(rate.index, rate, label=f"{drafter} (n = {groups.get(1, 0)} rounds)", **styles[drafter])
+            hollow = styles[drafter] | {"linestyle": "", "markerfacecolor": "white"}
+            axis.plot(rare.index, rare, **hollow)
         axis.set(xlabel="depth (drafted tokens)", ylim=(0, 1.02))
         if temperature is not None:
             axis.set_title(f"T = {temperature:g}", fontsize=9)
@@ -137,7 +144,9 @@ def _bars(frame: Frame) -> pd.Series:
     """What a bar is called: the drafter, with the temperature where there is one."""
     temperatures = frame["temperature"].map(lambda t: "" if pd.isna(t) else f", T = {t:g}")
     several = frame["target"].nunique() > 1 if "target" in frame else False
-    return frame["drafter"] + temperatures + (("\n" + frame["target"]) if several else "")
+    return (
+        frame["drafter"].map(lambda text: fill(text, 26)) + temperatures + (("\n" + frame["target"]) if several else "")
+    )
 
 
 def _prompts(frame: Frame) -> str:

@@ -7,6 +7,7 @@ python -m experiments.run -m experiment=demo
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def main(config: DictConfig) -> float | None:
     """The speed-up over the first baseline (tau where there is none), for sweepers that optimise."""
-    from experiments.records import FAILED, claim, write_json
+    from experiments.records import FAILED, ROUNDS, claim, write_json
 
     hydra_config = HydraConfig.get()
     folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode is RunMode.MULTIRUN
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    settings["label"] = settings["label"] or _label(hydra_config.runtime.choices["drafter"], settings["drafter"])
+    settings["label"] = _label(settings, hydra_config.runtime.choices["drafter"], hydra_config.overrides.task)
     identity = {
         "study": settings["study"],
         "run": str(hydra_config.job.num) if sweeping else folder.name,
@@ -42,6 +43,7 @@ def main(config: DictConfig) -> float | None:
     try:
         return execute(settings, identity, folder)
     except Exception as error:
+        (folder / ROUNDS).unlink(missing_ok=True)
         write_json(
             folder / FAILED,
             {**identity, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()},
@@ -62,6 +64,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     from experiments import records, ways
     from experiments.progress import bar
     from specdec import Refused
+    from specdec.requests import check_prompts
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -71,11 +74,13 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         raise ValueError(f"batch_size must be >= 1, got {settings['batch_size']}")
     prompts = prompt_files.read(**settings["prompts"])
     available = ways.make(settings)
+    target = available["method"].target
     size = settings["batch_size"]
     batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
-    encoded = [
-        (ways.encode(available["method"].target, batch), [prompt.index for prompt in batch]) for batch in batches
-    ]
+    encoded = [(ways.encode(target, batch), [prompt.index for prompt in batch]) for batch in batches]
+    check_prompts(
+        [ids for batch, _ in encoded for ids in batch], target.vocabulary, target.context, settings["max_new_tokens"]
+    )
     head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
     samples: dict[str, list[ways.Sample]] = {name: [] for name in available}
     title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
@@ -110,15 +115,20 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     return ratios[baselines[0]]["median"] if baselines else result["ways"]["method"]["tau"]
 
 
-def _label(name: str, settings: dict[str, Any]) -> str:
-    """The drafter's name and what differs from its YAML, e.g. "ngram length=16 tree=true"."""
+def _label(settings: dict[str, Any], name: str, overrides: Sequence[str]) -> str:
+    """What tables call the method: its label (conf/method/) and what the command line changed of the drafter; without a
+    label, the drafter's name and what differs from its YAML, e.g. "ngram length=16 tree=true"."""
     import yaml
 
     from specdec.plugins import CONF
 
-    usual = yaml.safe_load((CONF / "drafter" / f"{name}.yaml").read_text())
-    own = {key: value for key, value in settings.items() if usual.get(key) != value}
-    return " ".join([name, *(f"{key}={_short(value)}" for key, value in own.items())])
+    drafter = settings["drafter"]
+    changed = {override.partition("=")[0].lstrip("+").removeprefix("drafter.") for override in overrides}
+    if settings["label"] is None:
+        usual = yaml.safe_load((CONF / "drafter" / f"{name}.yaml").read_text())
+        changed = {key for key, value in drafter.items() if usual.get(key) != value}
+    own = [f"{key}={_short(value)}" for key, value in drafter.items() if key in changed]
+    return " ".join([settings["label"] or name, *own])
 
 
 def _short(value: Any) -> str:

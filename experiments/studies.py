@@ -102,6 +102,7 @@ def _key(result: dict[str, Any]) -> dict[str, Any]:
         "run": result["run"],
         "target": f"{target} +{extra} layers" if extra else target,
         "drafter": config["label"],
+        "settings": " ".join(f"{key}={value}" for key, value in config["drafter"].items() if key != "_target_"),
         "verifier": result["ways"]["method"]["verifier"],
         "temperature": config["sampling"]["temperature"],
         "batch": config["batch_size"],

@@ -15,6 +15,7 @@ import specdec
 from experiments import collect, figures, options, plot, prompts, records, run, studies
 from experiments.intervals import median_interval
 from experiments.ways import Sample
+from specdec.load import BUNDLED
 from specdec.metrics import Report, Step
 from specdec.plugins import CONF
 
@@ -144,6 +145,7 @@ def test_interrupted_write_leaves_no_result(command, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         command("hydra.run.dir=here")
     assert not Path("here/result.json").exists()
+    assert not Path("here/rounds.parquet").exists()
     assert "disk full" in json.loads(Path("here/failed.json").read_text())["error"]
 
 
@@ -206,6 +208,38 @@ def test_studies_open_with_their_command():
         assert package == "# @package _global_"
         assert first.startswith("# python -m experiments.")
         assert f"experiment={path.stem}" in first
+
+
+@pytest.mark.skipif(not BUNDLED["demo"].exists(), reason="the bundled models are not there")
+@pytest.mark.parametrize("study", [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))])
+def test_studies_run_in_miniature(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    quiet = ["progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    monkeypatch.setattr(sys, "argv", ["run", f"experiment={study}", "debug=tiny", *quiet])
+    run.main()
+    result = json.loads(only(tmp_path, "result.json").read_text())
+    assert result["status"] == "ok"
+    assert result["prompts"] == 2
+
+
+def test_prompts_that_do_not_fit_are_refused_before_anything_runs(command):
+    with pytest.raises(ValueError, match="over the target's context of 128"):
+        command("max_new_tokens=125")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["drafter=none"], "none"),
+        (["drafter=ngram", "drafter.tree=true", "drafter.length=4"], "ngram length=4 tree=true"),
+        (["method=ngram_tree"], "ngram tree"),
+        (["method=ngram_tree", "drafter.length=4"], "ngram tree length=4"),
+    ],
+)
+def test_labels_tell_settings_apart(command, overrides, label):
+    root = command("hydra.run.dir=here", "baselines=[]", "debug=tiny", *overrides)
+    assert json.loads((root / "here" / "result.json").read_text())["config"]["label"] == label
 
 
 @pytest.mark.parametrize(
