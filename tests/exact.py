@@ -9,12 +9,14 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import yaml
 
 import specdec
-from specdec import Enumerate, Refused
+from specdec import Drafter, Enumerate, Keyed, Refused, Sampling
+from specdec.pairing import pair
 from specdec.plugins import CONF, build, names
 from specdec.table import TableModel
 
@@ -82,6 +84,25 @@ class Toy:
 
 TOY = Toy(table(3, 3, 1), table(3, 3, 2), (0, 1, 0, 2, 0))
 COINS = Toy({(): [1, 2]}, {(): [2, 1]})
+# A context-dependent target and draft model over three tokens, for which the expected accepted lengths are known.
+KNOWN = Toy(
+    p={
+        (): [5, 3, 2],
+        (0,): [1, 6, 3],
+        (1,): [4, 4, 2],
+        (2,): [2, 1, 7],
+        (0, 0): [1, 1, 2],
+        (0, 1): [3, 1, 1],
+        (0, 2): [1, 2, 2],
+        (1, 0): [2, 2, 1],
+        (1, 1): [1, 5, 4],
+        (1, 2): [6, 1, 3],
+        (2, 0): [1, 1, 8],
+        (2, 1): [3, 3, 4],
+        (2, 2): [7, 2, 1],
+    },
+    q={(): [6, 1, 3], (0,): [2, 3, 5], (1,): [7, 2, 1], (2,): [4, 3, 3]},
+)
 
 
 @dataclass
@@ -148,21 +169,20 @@ def make(drafter: dict[str, Any], toy: Toy) -> Callable[[], Any]:
     return lambda: build("drafter", {**drafter, "model": toy.draft} if needs_model else drafter)
 
 
-def pairs(temperature: float = 1.0) -> list[tuple[dict[str, Any], str]]:
+@cache
+def pairs(temperature: float = 1.0, allow_lossy: bool = True) -> list[tuple[dict[str, Any], str]]:
     """What the contract allows, by asking it."""
-    return [(drafter, rule) for drafter in settings() for rule in rules() if allows(drafter, rule, temperature)]
+    sampling, found = Sampling(temperature), []
+    for drafter in settings():
+        begun = make(drafter, TOY)()
+        specdec.generate(TOY.target, [list(TOY.prompt)], drafter=begun, temperature=temperature, max_new_tokens=1)
+        found += [(drafter, rule) for rule in rules() if allows(begun, rule, sampling, allow_lossy)]
+    return found
 
 
-def allows(drafter: dict[str, Any], rule: str, temperature: float = 1.0) -> bool:
+def allows(drafter: Drafter, rule: str, sampling: Sampling, allow_lossy: bool) -> bool:
     try:
-        specdec.generate(
-            TOY.target,
-            [list(TOY.prompt)],
-            drafter=make(drafter, TOY)(),
-            verifier=rule,
-            temperature=temperature,
-            max_new_tokens=1,
-        )
+        pair(drafter, rule, sampling, Keyed(), TOY.target.vocabulary, allow_lossy)
     except Refused:
         return False
     return True
