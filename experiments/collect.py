@@ -27,7 +27,7 @@ TITLES = {
     "acceptance_rate": "accepted",
     "tokens_per_second": "tokens/s",
     "distinct_4grams": "distinct",
-    "diverging": "diverging",
+    "diverging": "differ",
     "lossless": "law",
     "prompts": "n",
 }
@@ -37,7 +37,7 @@ LEGEND = (
     "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered at nodes that were reached. "
     "tokens/s: while decoding. vs X: seconds per token of X / those of the method, whole calls, paired by prompt in one run; "
     "the median and its 95% bootstrap interval. distinct: share of distinct 4-grams in the method's output; loops flatter every drafter. "
-    "diverging: prompts whose greedy output differs from plain decoding (near-ties of rounding, other kernels). n: prompts."
+    "differ: prompts whose greedy output differs from plain decoding (near-ties of rounding, other kernels). n: prompts."
 )
 
 
@@ -77,15 +77,19 @@ def _speedup(median: float, low: float | None, high: float | None) -> str:
     return f"{median:.2f}" + ("" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
 
 
-def printable(text: pd.DataFrame, title: str) -> Table:
+def printable(text: pd.DataFrame, title: str, width: int = 120) -> Table:
     """For a terminal: columns that say the same in every row move into the caption, intervals onto a second line."""
     text = text.drop(columns="settings", errors="ignore")  # they are in the files
     same = [column for column in text.columns if len(text) > 1 and text[column].nunique() == 1 and column in COMMON]
     caption = ", ".join(f"{column} {text[column].iloc[0]}" for column in same)
     shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in text.columns.drop(same):
+        words = column in ("target", "drafter", "verifier")
         shown.add_column(
-            column, overflow="fold", justify="left" if column in ("target", "drafter", "verifier") else "right"
+            column.replace("vs ", "vs\n"),
+            overflow="fold",
+            min_width=min(24, max(map(len, text[column]))) if words and width >= 110 else None,
+            justify="left" if words else "right",
         )
     for row in text.drop(columns=same).values.tolist():
         shown.add_row(*(value.replace(" [", "\n\\[") for value in row))
@@ -121,8 +125,8 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     table, notes = collect(study)
-    console = Console()
-    console.print(printable(readable(table), f"{wanted.study}: {', '.join(study.sweeps)}"))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(printable(readable(table), f"{wanted.study}: {', '.join(study.sweeps)}", console.width))
     console.print(LEGEND, style="dim")
     for note in notes:
         console.print(note, style="yellow", markup=False)

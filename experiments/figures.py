@@ -43,33 +43,36 @@ def acceptance_per_depth(acceptance: Frame | Reports) -> Figure:
             rate = part.groupby("depth")["accepted"].sum() / groups[groups > 0]
             rate = rate.dropna()
             rare = rate[groups[rate.index] < FEW]
-            axis.plot(rate.index, rate, label=f"{drafter} (n = {groups.get(1, 0)} rounds)", **styles[drafter])
+            axis.plot(rate.index, rate, label=str(drafter), **styles[drafter])
             hollow = styles[drafter] | {"linestyle": "", "markerfacecolor": "white"}
             axis.plot(rare.index, rare, **hollow)
         axis.set(xlabel="depth (drafted tokens)", ylim=(0, 1.02))
         if temperature is not None:
             axis.set_title(f"T = {temperature:g}", fontsize=9)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7, loc="lower left")
     axes[0].set_ylabel("accepted / reached")
+    rounds = frame[(frame["rank"] == 0) & (frame["depth"] == 1)].groupby("drafter")["reached"].agg(["min", "max"])
+    _legend(figure, axes, {name: f"{name} (n = {_range(*ends)} rounds)" for name, ends in rounds.iterrows()})
     return figure
 
 
 def tau_against_temperature(table: Frame) -> Figure:
     """Columns: drafter, temperature, tau, distinct_4grams, prompts. One line per drafter; the second panel says how repetitive
     the output was, since loops flatter every drafter."""
-    figure, (left, right) = _axes(2, f"Block efficiency and repetition (n = {_prompts(table)} prompts)")
+    figure, (left, right) = _axes(
+        2, f"Block efficiency, bonus included, and repetition (n = {_prompts(table)} prompts)"
+    )
     styles = _styles(table["drafter"])
     for drafter, part in table.groupby("drafter", sort=False):
         line = part.groupby("temperature")[["tau", "distinct_4grams"]].mean()
         left.plot(line.index, line["tau"], label=str(drafter), **styles[drafter])
         right.plot(line.index, 100 * line["distinct_4grams"], label=str(drafter), **styles[drafter])
-    left.set(xlabel="temperature", ylabel="tau (tokens per round, bonus included)")
+    left.set(xlabel="temperature", ylabel="tau (tokens per round)")
     left.set_ylim(bottom=min(1.0, float(table["tau"].min())))
     right.set(xlabel="temperature", ylabel="distinct 4-grams in the output (%)", ylim=(0, 102))
     for axis in (left, right):
         axis.set_xticks(sorted(table["temperature"].unique()))
-    left.legend(fontsize=7)
+    _legend(figure, [left])
     return figure
 
 
@@ -118,7 +121,7 @@ def speedups(table: Frame) -> Figure:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _axes(count: int, title: str, height: float = 3.2, **options: Any) -> tuple[Figure, list[Any]]:
+def _axes(count: int, title: str, height: float = 3.5, **options: Any) -> tuple[Figure, list[Any]]:
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -126,6 +129,18 @@ def _axes(count: int, title: str, height: float = 3.2, **options: Any) -> tuple[
         axes = figure.subplots(1, count, squeeze=False, **options)[0]
         figure.suptitle(title, fontsize=10)
     return figure, list(axes)
+
+
+def _legend(figure: Figure, axes: list[Any], names: Mapping[Any, str] | None = None) -> None:
+    """One legend for all panels, below them."""
+    lines = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    labels = [(names or {}).get(text, text) for text in lines]
+    columns = 2 if max(map(len, labels)) > 30 else 3
+    figure.legend(lines.values(), labels, fontsize=7, ncols=columns, loc="outside lower center", frameon=False)
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _styles(drafters: pd.Series) -> dict[Any, dict[str, Any]]:
@@ -150,8 +165,7 @@ def _bars(frame: Frame) -> pd.Series:
 
 
 def _prompts(frame: Frame) -> str:
-    counts = sorted(frame["prompts"].unique())
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return _range(frame["prompts"].min(), frame["prompts"].max())
 
 
 def _acceptance(reports: Reports) -> Frame:
