@@ -132,7 +132,7 @@ def main() -> None:
         console.print(note, style="yellow", markup=False)
     if study.others:
         console.print(
-            f"older sweeps, not in the table: {', '.join(study.others)} (sweep=all takes them in)", style="dim"
+            f"other sweeps, not in the table: {', '.join(study.others)} (sweep=all takes them in)", style="dim"
         )
     console.print(f"written: {study.folder / 'table.md'}, {study.folder / 'table.csv'}")
 
