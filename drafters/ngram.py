@@ -87,15 +87,22 @@ class _Index:
     def chain(self, limit: int) -> tuple[list[int], list[int]]:
         """(tokens, parents) of the most recent continuation."""
         found = self.occurrences()
-        drafted = self.tokens[found[-1] : found[-1] + limit] if found and limit > 0 else []
+        drafted = self.continuation(found[-1], limit) if found else []
         return drafted, list(range(len(drafted)))
+
+    def continuation(self, end: int, length: int) -> list[int]:
+        """The `length` tokens after position `end`. Past the end of the text the copy goes on into itself, so that a text
+        with a period is continued with that period."""
+        period = len(self.tokens) - end
+        once = self.tokens[end : end + length]
+        return [once[i % period] for i in range(length)]
 
     def trie(self, nodes: int, depth: int) -> tuple[list[int], list[int]]:
         """(tokens, parents) of the most frequent continuations, at most `nodes` of them. Ties go to the most recent."""
         weights: Counter[tuple[int, ...]] = Counter()
         recent: dict[tuple[int, ...], int] = {}
         for end in self.occurrences():
-            continuation = self.tokens[end : end + depth]
+            continuation = self.continuation(end, depth)
             for length in range(1, len(continuation) + 1):
                 prefix = tuple(continuation[:length])
                 weights[prefix] += 1

@@ -23,6 +23,9 @@ from specdec.support import layer_kinds, refuse_unsupported
 from specdec.tree import TokenTree
 
 
+ATTENTION_KEY = "_attn_implementation_internal"
+
+
 class TransformersLM:
     """`LanguageModel` over any transformers decoder that takes a 4-D mask and position ids.
 
@@ -41,20 +44,13 @@ class TransformersLM:
         self._implementation = self._choose_attention()
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache: KVCache | None = None
+        self.device, self.dtype = model.device, model.dtype  # asked often, and slow to ask a model for
         self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
         self.extra_layers = 0
         self.vocabulary, self._shapes = self._probe()
         self._prove()
 
     # ------------------------------------------------------------------------------------------------------ properties
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
 
     @property
     def cache_bytes(self) -> int:
@@ -71,6 +67,7 @@ class TransformersLM:
     # -------------------------------------------------------------------------------------------------------- contract
 
     def open(self, rows: int, slots: int) -> None:
+        self.device, self.dtype = self.model.device, self.model.dtype
         self.cache = KVCache(self._shapes, rows, slots, self.dtype, self.device)
         self.calls, self.forward_seconds = 0, 0.0
 
@@ -195,15 +192,13 @@ class TransformersLM:
     @contextmanager
     def _attention(self) -> Iterator[None]:
         """The model as it is, with the attention of this class for the time of a pass."""
-        before = self.config._attn_implementation
-        if before == self._implementation:
-            yield
-            return
-        self.config._attn_implementation = self._implementation
+        settings = vars(self.config)  # the property behind this key costs more than a layer of a small model
+        before = settings[ATTENTION_KEY]
+        settings[ATTENTION_KEY] = self._implementation
         try:
             yield
         finally:
-            self.config._attn_implementation = before
+            settings[ATTENTION_KEY] = before
 
     def _choose_attention(self) -> str:
         """Ours wherever attention goes through transformers' interface and SDPA is allowed; else SDPA or eager, which

@@ -51,10 +51,7 @@ def documents(source: str, patterns: Iterable[str] = ("*.py",), exclude: Iterabl
         root = Path(source).expanduser()
     if not root.exists():
         raise ValueError(f"text source {source!r} does not exist; give 'stdlib', a folder, a text file or a JSONL file")
-    if root.is_file():
-        found = list(_from_file(root))
-    else:
-        found = list(_from_folder(root, list(patterns), list(exclude)))
+    found = list(_from_file(root) if root.is_file() else _from_folder(root, list(patterns), list(exclude)))
     if not found:
         raise ValueError(f"no usable document in {root} (patterns {list(patterns)}, exclude {list(exclude)})")
     return found
@@ -75,8 +72,7 @@ def _from_folder(root: Path, patterns: list[str], exclude: list[str]) -> Iterato
 
 
 def _from_file(path: Path) -> Iterator[Document]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         if ".jsonl" not in path.suffixes:
             yield Document(path.name, clean(lines.read()))
             return
