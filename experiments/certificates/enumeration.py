@@ -1,0 +1,90 @@
+"""`specdec.Enumerate`, many outcomes side by side: each row of a batch follows a script of its own.
+
+Rows of a batch do not touch one another, so the law of a row is the law of the code; a batch only saves time. Each row's branches
+are those of `specdec.chance.Trace`.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from specdec.chance import Chance, Draws, Sites, Trace
+
+Out = TypeVar("Out")
+Script = list[tuple[int, list[tuple[int, float]]]]
+
+
+class Traces(Chance, Draws):
+    """The chance of a batch whose row r follows `traces[r]`."""
+
+    def __init__(self, traces: Sequence[Trace]) -> None:
+        self.traces = traces
+
+    def round(self, state: Any) -> "Traces":
+        return self
+
+    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+        return self._each("bernoulli", p, at, purpose)
+
+    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+        return self._each("categorical", law, at, purpose)
+
+    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        return self._each("without_replacement", law, at, k, purpose)
+
+    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+        return self._each("independent", law, at, k, purpose)
+
+    def _each(self, kind: str, law: Tensor, at: Sites, *rest: Any) -> Tensor:
+        """Each row's sites, in their order, by the row's own trace."""
+        rows = at.rows.tolist()
+        *size, purpose = rest
+        places: dict[int, list[int]] = {}
+        for place in at.live.nonzero()[:, 0].tolist():
+            places.setdefault(rows[place], []).append(place)
+        shape = (len(rows), *size)
+        drawn = torch.zeros(shape, dtype=torch.bool if kind == "bernoulli" else torch.long)
+        for row, mine in places.items():
+            index = torch.tensor(mine)
+            sites = Sites(*(part[index] for part in at))
+            drawn[index] = getattr(self.traces[row], kind)(law[index], *size, sites, purpose)
+        return drawn
+
+
+def outcomes(program: Callable[[Chance, int], Sequence[Out]], rows: int = 256) -> Iterator[tuple[float, Out]]:
+    """Every outcome of `program` with its probability; `program(chance, n)` runs n rows and returns what came of each."""
+    waiting: list[Script] = [[]]
+    while waiting:
+        scripts, waiting = waiting[-rows:], waiting[:-rows]
+        traces = [Trace(script) for script in scripts]
+        for script, trace, out in zip(scripts, traces, program(Traces(traces), len(traces)), strict=True):
+            if trace.position < len(script):
+                raise ValueError("the program is not a function of its draws: a repeat drew less")
+            for place in range(len(script), len(trace.script)):
+                head, (_, branches) = trace.script[:place], trace.script[place]
+                waiting += [[*head, (taken, branches)] for taken in range(1, len(branches))]
+            yield trace.probability, out
+
+
+class _Dive(Trace):
+    """One run that takes every branch equally often and counts how many there were."""
+
+    def __init__(self, source: random.Random) -> None:
+        super().__init__([])
+        self.source, self.branches = source, 1.0
+
+    def choose(self, weights: list[float]) -> int:
+        possible = [outcome for outcome, weight in enumerate(weights) if weight > 0]
+        self.branches *= len(possible)
+        return self.source.choice(possible)
+
+
+def estimate(program: Callable[[Chance, int], Sequence[Any]], dives: int = 64) -> float:
+    """About how many outcomes `program` has: the mean product of branch counts over random dives (Knuth 1975)."""
+    source = random.Random(0)
+    traces = [_Dive(source) for _ in range(dives)]
+    program(Traces(traces), dives)
+    return sum(trace.branches for trace in traces) / dives
