@@ -6,6 +6,7 @@ then x is accepted with f / Pr(set), else norm(p - sum f) is emitted. f is clipp
 solver's tolerance cannot bend the law. Exact for WR and WOR with fixed width. Cost: a linear programme per visited node.
 """
 
+from functools import lru_cache
 from itertools import permutations, product
 
 import numpy as np
@@ -60,8 +61,8 @@ class OptimalTransport(Verifier):
             drafted = trees.tokens[row, trees.parents[row] == walk.node[row]].tolist()
             if not drafted or not bool(walk.open[row]):
                 continue
-            sets = drafted_sets(q[row].cpu().numpy(), len(drafted), trees.law is SiblingLaw.WR)
-            flow = transport(sets, p[row].cpu().numpy())
+            wr = trees.law is SiblingLaw.WR
+            sets, flow = plan(tuple(q[row].tolist()), tuple(p[row].tolist()), len(drafted), wr)
             mine = frozenset(drafted)
             taken = np.zeros(vocabulary)
             for (members, x), amount in flow.items():
@@ -75,10 +76,21 @@ class OptimalTransport(Verifier):
         return accept.to(device), left.clamp(min=0).to(device), parent.to(device)
 
 
-def drafted_sets(q: np.ndarray, k: int, replace: bool) -> dict[frozenset[int], float]:
+Sets = dict[frozenset[int], float]
+Flow = dict[tuple[frozenset[int], int], float]
+
+
+@lru_cache(maxsize=4096)
+def plan(q: tuple[float, ...], p: tuple[float, ...], k: int, replace: bool) -> tuple[Sets, Flow]:
+    """What k draws from q can show, and the flow to p. Remembered: rows of a batch often stand at the same laws."""
+    sets = drafted_sets(np.array(q), k, replace)
+    return sets, transport(sets, np.array(p))
+
+
+def drafted_sets(q: np.ndarray, k: int, replace: bool) -> Sets:
     """The probability of every set of tokens that k draws can show."""
     support = [int(x) for x in np.flatnonzero(q)]
-    found: dict[frozenset[int], float] = {}
+    found: Sets = {}
     for draws in product(support, repeat=k) if replace else permutations(support, k):
         chance, rest = 1.0, 1.0
         for x in draws:
@@ -89,7 +101,7 @@ def drafted_sets(q: np.ndarray, k: int, replace: bool) -> dict[frozenset[int], f
     return found
 
 
-def transport(sets: dict[frozenset[int], float], p: np.ndarray) -> dict[tuple[frozenset[int], int], float]:
+def transport(sets: Sets, p: np.ndarray) -> Flow:
     """The flow f(set, x), clipped to both marginals."""
     edges = [(members, x) for members in sets for x in sorted(members) if p[x] > 0]
     if not edges:
@@ -100,7 +112,7 @@ def transport(sets: dict[frozenset[int], float], p: np.ndarray) -> dict[tuple[fr
     limits = np.concatenate([list(sets.values()), p])
     matrix = coo_array((np.ones(len(lines)), (lines, columns)), shape=(len(limits), len(edges)))
     solution = linprog(-np.ones(len(edges)), A_ub=matrix.tocsr(), b_ub=limits, bounds=(0, None), method="highs")
-    flow: dict[tuple[frozenset[int], int], float] = {}
+    flow: Flow = {}
     room_set, room_token = dict(sets), p.astype(float).copy()
     for (members, x), amount in zip(edges, solution.x, strict=True):
         clipped = max(0.0, min(float(amount), room_set[members], room_token[x]))
