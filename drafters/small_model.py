@@ -7,6 +7,7 @@ Leviathan et al. 2211.17192; trees as in SpecInfer 2305.09781, RSD 2402.14160, S
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class SmallModel(Drafter):
             total += level
         self.max_nodes = 1 + self.nodes if self.by_value else total
         self.chain = not self.by_value and max(widths) == 1
-        self.model: LanguageModel = model if hasattr(model, "score") else load(model)  # type: ignore[assignment]
+        self.model: LanguageModel = model if hasattr(model, "score") else load(model)
         self._grown: Grown | None = None
 
     @property
@@ -109,15 +110,12 @@ class SmallModel(Drafter):
         """What of the accepted path lies in the cache becomes committed. The leaf of a full path was never scored."""
         if self._grown is None or state.last.verdict is None:
             return
-        path, accepted = state.last.verdict.path, state.last.verdict.num_accepted
-        inner = self._grown.inner.cpu().gather(1, path.clamp(min=0)) if path.shape[1] else path
-        counts = ((inner > 0) & (torch.arange(path.shape[1]) < accepted[:, None])).sum(1)
-        live = torch.tensor(state.on_host.live)
-        self.model.keep(inner, torch.where(live, counts, 0))
-        self._seen = [
-            seen + int(count) if alive else seen
-            for seen, count, alive in zip(self._seen, counts, state.on_host.live, strict=True)
-        ]
+        inner = self._grown.inner.cpu().numpy()
+        path, live = state.last.verdict.path.numpy(), state.on_host.live
+        kept = np.where(path > 0, np.take_along_axis(inner, path.clip(0), 1), -1)  # the path in the cache's own numbers
+        counts = (kept > 0).sum(1) * np.array(live)
+        self.model.keep(torch.from_numpy(kept), torch.from_numpy(counts))
+        self._seen = [seen + count for seen, count in zip(self._seen, counts.tolist(), strict=True)]
         self._grown = None
 
     def _read_new(self, state: State) -> Tensor:

@@ -12,7 +12,7 @@ Letters: B rows, n places, V vocabulary, k siblings.
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -111,13 +111,18 @@ class Keyed(Chance):
         self.seed = seed
 
     def round(self, state: "State") -> "KeyedDraws":
-        requests = _mix(state.request_ids + _signed(self.seed * 0x9E3779B97F4A7C15 + 1))
-        return KeyedDraws(_mix(requests + state.lengths * _NODE))
+        return KeyedDraws(self.seed, state.request_ids, state.lengths)
 
 
 class KeyedDraws(Draws):
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows  # (B,) hash of seed, request and committed length
+    def __init__(self, seed: int, request_ids: Tensor, lengths: Tensor) -> None:
+        self.seed, self.request_ids, self.lengths = seed, request_ids, lengths
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(B,) hash of seed, request and committed length. A greedy round never asks for it."""
+        requests = _mix(self.request_ids + _signed(self.seed * 0x9E3779B97F4A7C15 + 1))
+        return _mix(requests + self.lengths * _NODE)
 
     def uniform(self, at: Sites, k: int, purpose: str) -> Tensor:
         """(n, k) numbers in [0, 1) for ranks at.ranks .. at.ranks + k - 1. The one place where keys become numbers."""

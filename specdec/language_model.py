@@ -22,8 +22,7 @@ from specdec.interfaces import Scores, Tap
 from specdec.support import layer_kinds, refuse_unsupported
 from specdec.tree import TokenTree
 
-
-ATTENTION_KEY = "_attn_implementation_internal"
+ATTENTION_KEY = "_attn_implementation_internal"  # where a transformers config keeps its choice
 
 
 class TransformersLM:

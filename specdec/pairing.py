@@ -1,13 +1,10 @@
 """Which verifier may judge which drafter's trees. Decided once per generate, after the drafter's `begin`."""
 
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from specdec.chance import Chance
 from specdec.interfaces import Drafter, Verifier
-from specdec.plugins import CONF, build
+from specdec.plugins import build, described
 from specdec.sampling import Sampling
 from specdec.tree import SiblingLaw
 
@@ -23,7 +20,7 @@ def name_of(plugin: Any) -> str:
 
 def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
     """`auto`: the strongest lossless rule for the tree, from the table in conf/verifier/auto.yaml."""
-    table = yaml.safe_load(Path(CONF / "verifier" / "auto.yaml").read_text())["table"]
+    table = described("verifier", "auto")["table"]
     if sampling.greedy:
         return str(table["zero_temperature"])
     if chance.coupled:

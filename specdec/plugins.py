@@ -4,6 +4,7 @@ import difflib
 import importlib
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ TRUSTED = ("drafters", "verifiers", "specdec")
 def names(group: str) -> list[str]:
     """The options of a group: the YAML files of conf/GROUP."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@cache
+def described(group: str, name: str) -> dict[str, Any]:
+    """What conf/GROUP/NAME.yaml says. Read once; not to be changed."""
+    return dict(yaml.safe_load((CONF / group / f"{name}.yaml").read_text()))
 
 
 def build(group: str, choice: str | Mapping[str, Any]) -> Any:
@@ -31,7 +38,7 @@ def build(group: str, choice: str | Mapping[str, Any]) -> Any:
             near = difflib.get_close_matches(str(name), names(group), 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown {group} {name!r}{hint} There are: {', '.join(names(group))}")
-        settings = {**yaml.safe_load((CONF / group / f"{name}.yaml").read_text()), **settings}
+        settings = {**described(group, name), **settings}
     if "_target_" not in settings:
         raise ValueError(f"a {group} is given by name or by _target_, got {choice!r}")
     package, _, attribute = settings.pop("_target_").rpartition(".")

@@ -56,6 +56,6 @@ class Reading:
         )
 
     def _note(self, faults: np.ndarray, names: tuple[str, ...]) -> None:
-        for row in np.flatnonzero(faults.any(1)):
+        for row in np.flatnonzero(faults.any(1)) if faults.any() else ():
             known = [self.tree_faults[row]] if self.tree_faults[row] else []
             self.tree_faults[row] = "; ".join([*known, TokenTree.describe(faults[row], names)])

@@ -111,8 +111,8 @@ class TokenTree:
         above, used = parents.clamp(min=0), parents >= 0
         ancestors = self.ancestors.new_zeros(self.rows, old + new, old + new)
         ancestors[:, :old, :old] = self.ancestors
-        ancestors[:, old:, :old] = self.ancestors.gather(1, above[:, :, None].expand(-1, -1, old)) & used[:, :, None]
-        ancestors.diagonal(dim1=1, dim2=2).fill_(True)
+        ancestors[:, old:, :old] = self.ancestors.gather(1, above[:, :, None].expand(-1, -1, old))
+        ancestors.diagonal(dim1=1, dim2=2)[:, old:] = True
         grown.__dict__["ancestors"] = ancestors
         grown.__dict__["depths"] = torch.cat([self.depths, (self.depths.gather(1, above) + 1) * used], 1)
         return grown

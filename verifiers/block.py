@@ -10,7 +10,7 @@ import torch
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws, Sites
-from specdec.descent import one_hot, residual, verdict_at
+from specdec.descent import residual
 
 
 class Block(Verifier):
@@ -20,61 +20,42 @@ class Block(Verifier):
     chain_only = True
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        rows = torch.arange(trees.rows, device=trees.tokens.device)
-        length = trees.used.sum(1) - 1  # (B,) drafted tokens
-        levels = trees.num_nodes - 1
-        live = laws.state.live
+        batch, nodes = trees.rows, trees.num_nodes
+        device = trees.tokens.device
+        rows, numbers = torch.arange(batch, device=device), torch.arange(nodes, device=device)
+        length = trees.used.sum(1)[:, None] - 1  # (B, 1) drafted tokens; nodes beyond are padding
+        real = numbers <= length
+        p = laws[rows.repeat_interleave(nodes), torch.where(real, numbers, 0).flatten()].view(batch, nodes, -1)
+        below, token = p[:, :-1], trees.tokens[:, 1:, None]
+        q = torch.zeros_like(below).scatter_(2, token, 1.0) if trees.q is None else trees.q[:, :-1].to(p.dtype)
 
-        # Forwards: what each prefix is worth, and what accepting it would leave of the target's law.
-        pi = torch.ones_like(rows, dtype=torch.float64)
-        pis, heads, lefts, empties = [], [], [], []
-        for i in range(levels + 1):
-            p = laws[rows, torch.where(i <= length, i, 0)]
-            if i < levels:
-                token = trees.tokens[:, i + 1]
-                q = one_hot(token, p) if trees.q is None else trees.q[:, i].to(p.dtype)
-                inner = (i < length)[:, None]
-                scaled = p * pi[:, None].to(p.dtype)
-                surplus = torch.where(inner, (scaled - q).clamp_(min=0), p)
-                mass = surplus.sum(-1).double()
-                head = torch.where(i < length, _share(mass, 1 - pi), pi)
-                left, empty = (
-                    residual(scaled, torch.where(inner, q, 0.0)) if i else residual(p, torch.where(inner, q, 0.0))
-                )
-                below = q.gather(1, token[:, None])[:, 0].double()
-                above = p.gather(1, token[:, None])[:, 0].double()
-                grown = torch.where(below > 0, pi * above / below, 0.0).clamp(max=1)
-                pis.append(pi)
-                pi = torch.where(i < length, grown, pi)
-            else:
-                head, left, empty = pi, p, torch.zeros_like(live)
-            heads.append(head)
-            lefts.append(left)
-            empties.append(empty)
+        drawn, wanted = q.gather(2, token)[..., 0].double(), below.gather(2, token)[..., 0].double()
+        r = torch.where(drawn > 0, wanted / drawn.clamp(min=1e-300), 0.0)
+        pi = [torch.ones_like(length[:, 0], dtype=torch.float64)]
+        for i in range(nodes - 1):
+            pi.append((pi[-1] * r[:, i]).clamp(max=1))
+        worth = torch.stack(pi, 1)  # (B, N) pi_i
+        scaled = below * worth[:, :-1, None].to(p.dtype)
+        surplus = (scaled - q).clamp_(min=0).sum(-1).double()  # S_i of inner nodes
+        total = surplus + 1 - worth[:, :-1]
+        inner = torch.where(total > 0, surplus / total.clamp(min=1e-300), 1.0)
+        h = torch.where(numbers == length, worth, torch.nn.functional.pad(inner, (0, 1)))
+        h[:, 0] = 1.0  # the empty prefix always stands
 
-        # Backwards: the longest prefix whose coin says so. h_0 = 1: the empty prefix always stands.
-        node, undecided = torch.zeros_like(rows), live.clone()
-        on_host = rows.device.type == "cpu"
-        for i in range(levels, 0, -1):
-            at = Sites(
-                rows,
-                torch.full_like(rows, i),
-                torch.zeros_like(rows),
-                torch.full_like(rows, i),
-                undecided & (i <= length),
-            )
-            won = chance.bernoulli(heads[i], at, "accept") & at.live
-            node = torch.where(won, i, node)
-            undecided = undecided & ~won
-            if on_host and not bool(undecided.any()):
-                break
-        law = torch.stack(lefts, 1)[rows, node]
-        at = Sites(rows, node, torch.zeros_like(rows), node, live)
-        zero = torch.stack(empties, 1)[rows, node] & (node < length)
-        return verdict_at(trees, node, chance.categorical(law, at, "bonus"), zero_residuals=zero.long())
-
-
-def _share(mass: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """mass / (mass + rest), 1 for 0/0."""
-    total = mass + rest
-    return torch.where(total > 0, mass / total.clamp(min=1e-300), 1.0)
+        live = laws.state.live[:, None] & real
+        node = numbers.expand(batch, -1).flatten()
+        at = Sites(rows.repeat_interleave(nodes), node, torch.zeros_like(node), node, live.flatten())
+        stands = chance.bernoulli(h.flatten(), at, "accept").view(batch, nodes) & live
+        best = (stands * numbers).amax(1)  # the longest prefix whose coin says so
+        ended = best[:, None] == length
+        law = p[rows, best]
+        if nodes > 1:
+            at_best = best.clamp(max=nodes - 2)
+            left, empty = residual(scaled[rows, at_best], q[rows, at_best])
+            law = torch.where(ended, law, left)
+            zero_residuals = (empty & ~ended[:, 0]).long()
+        else:
+            zero_residuals = torch.zeros_like(best)
+        bonus = chance.categorical(law, Sites(rows, best, torch.zeros_like(best), best, laws.state.live), "bonus")
+        path = torch.where(numbers[1:] <= best[:, None], numbers[1:], -1)
+        return Verdict(path, best, bonus, {"zero_residuals": zero_residuals})
