@@ -126,11 +126,15 @@ def suite(
     found: list[Exact] = []
     left_out: list[str] = []
     for tables in sets:
+        shallower: Exact | None = None
         try:
             for depth in DEPTHS:
                 if depth > 1 and estimate(program(tables, drafter, verifier, depth + 1, 1)) > size:
                     break
                 one = exact(tables, drafter, verifier, depth + 1, 1, limit, advance)
+                if shallower and (one.outcomes, one.accepted) == (shallower.outcomes, shallower.accepted):
+                    break  # the drafter goes no deeper
+                shallower = one
                 found.append(one)
                 if one.complete and one.outcomes <= TWO_ROUNDS:
                     twice = 2 * (depth + 1)

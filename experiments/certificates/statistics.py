@@ -56,7 +56,9 @@ def fit(counts: np.ndarray, law: np.ndarray, seed: int = 0) -> Fit:
     tv = float(np.abs(observed - expected).sum() / 2 / samples)
     upper = tv + 0.5 * math.sqrt(cells / samples) + math.sqrt(math.log(1 / ETA) / (2 * samples))
     found = math.sqrt(noncentrality(cells) / (4 * samples)) if cells > 1 else 1.0
-    return Fit(samples, cells, statistic, 0.0 if impossible else p_value, impossible, tv, min(1.0, upper), min(1.0, found))
+    return Fit(
+        samples, cells, statistic, 0.0 if impossible else p_value, impossible, tv, min(1.0, upper), min(1.0, found)
+    )
 
 
 def hashed(observed: np.ndarray, expected: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

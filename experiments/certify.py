@@ -1,0 +1,161 @@
+"""Certify that a drafter and a verifier keep the target's law, or put cases from a file through the rules (conf/certify.yaml).
+
+python -m experiments.certify drafter=small_model verifier=traversal drafter.branching=2
+python -m experiments.certify -m drafter=none,ngram,small_model verifier=naive,block,traversal
+python -m experiments.certify cases=FILE.json
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+@dataclass
+class Certify:
+    cases: str | None = None  # a case file; drafter and verifier are then those of each case
+    folder: str = "certificates"
+    checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
+    outcomes: int = 200_000  # an enumeration gives up after as many
+    size: int = 4000  # a table is taken one level deeper where that is estimated to have at most as many outcomes
+    strength: float = (
+        1.0  # samples of the sampled check; 1 finds a total variation of 0.02 with power 0.99 at size 1e-6
+    )
+    seed: int = 0
+    target: str = "demo"  # of the greedy check; a tiny random model where it is not there
+    prompts: int = 12
+    max_new_tokens: int = 48
+    threads: int | None = None  # of torch; null leaves its default
+    progress: bool = True
+    drafter: dict[str, Any] = MISSING
+    verifier: dict[str, Any] = MISSING
+
+
+ConfigStore.instance().store(name="certify_schema", node=Certify)
+failures: list[str] = []
+certificates: list[dict[str, Any]] = []
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="certify")
+def main(config: DictConfig) -> None:
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        if config.cases is not None:
+            failures.extend(run_cases(config.cases, config.outcomes, config.progress))
+        else:
+            certify_pair(config)
+    except ValueError as error:
+        failures.append(str(error))
+        print(error, file=sys.stderr)
+
+
+def certify_pair(config: DictConfig) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from experiments.certificates.certificate import NOT_CERTIFIED, Pair, Plan, certify, write
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    names = ("checks", "outcomes", "size", "strength", "seed", "target", "prompts", "max_new_tokens")
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(settings, dict)
+    plan = Plan(**{name: settings[name] for name in names})
+
+    @contextmanager
+    def bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+        from experiments import progress
+
+        with progress.bar(title, total, settings["progress"]) as advance:
+            yield advance
+
+    certificate = certify(Pair(settings["drafter"], settings["verifier"]), plan, bar, _say)
+    certificates.append(certificate)
+    path = write(certificate, settings["folder"])
+    title = " + ".join(certificate["pair"])
+    for reason in certificate["reasons"]:
+        _say(f"{title}: {reason}")
+    _say(f"{title}: {certificate['verdict']} ({certificate['seconds']:.0f} s, {path})")
+    if certificate["verdict"] == NOT_CERTIFIED:
+        failures.append(title)
+
+
+def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
+    """One line of JSON per case on standard output; what could not be run, on standard error and as the answer."""
+    from experiments import progress as progress_bars
+    from experiments.certificates.exact import exact
+    from experiments.certificates.tables import DRAWS, Tables, read_cases
+    from specdec.plugins import build
+    from specdec.tree import SiblingLaw
+
+    refused: list[str] = []
+
+    def complain(line: str) -> None:
+        refused.append(line)
+        print(line, file=sys.stderr)
+
+    found = list(read_cases(path))
+    with progress_bars.bar("cases", len(found), progress and sys.stderr.isatty()) as advance:
+        for case in found:
+            advance()
+            if isinstance(case, ValueError):
+                complain(str(case))
+                continue
+            where = f"{path}, case {case.name!r}"
+            try:
+                rule = build("verifier", case.verifier)
+                one_child = case.draft == "chain" and SiblingLaw.WOR not in rule.laws and SiblingLaw.WR in rule.laws
+                shape = {"depth": len(case.branching), "branching": case.branching}
+                shape["draw"] = "wr" if one_child else DRAWS[case.draft]  # of one child the two laws are the same
+
+                def drafter(tables: Tables, shape: dict[str, Any] = shape) -> Any:
+                    return build("drafter", {"name": "small_model", "model": tables.draft(), **shape})
+
+                result = exact(case.tables, drafter, rule, len(case.branching) + 1, limit=outcomes)
+            except ValueError as error:
+                complain(f"{where}: {error}")
+                continue
+            if not result.complete:
+                complain(f"{where}: {result}")
+            line = {
+                "name": case.name,
+                "expected_accepted": result.accepted,
+                "tv_joint": result.tv,
+                "lossless": result.lossless,
+            }
+            print(json.dumps(line), flush=True)
+    return refused
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def over_the_suite() -> list[str]:
+    """After several pairs: which sampled tests fall when all of them are one family (Holm)."""
+    from experiments.certificates.statistics import holm
+
+    tests = [(one["pair"], test) for one in certificates for test in (one.get("sampled") or {}).get("tests", [])]
+    stands = holm([test["fit"]["p_value"] for _, test in tests])
+    return [
+        f"{' + '.join(pair)}: {test['setting']}" for (pair, test), good in zip(tests, stands, strict=True) if not good
+    ]
+
+
+if __name__ == "__main__":
+    main()
+    if len(certificates) > 1:
+        for one in certificates:
+            _say(f"{one['pair'][0]:16} {one['pair'][1]:16} {one['verdict']}")
+        fallen = over_the_suite()
+        _say(f"sampled tests that fall over the whole suite: {', '.join(fallen) or 'none'}")
+    if failures:
+        sys.exit(1)
