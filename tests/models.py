@@ -25,7 +25,12 @@ COMMON = {
 }
 GROUPED = {**COMMON, "num_key_value_heads": 2}
 SIZED = {**GROUPED, "head_dim": 8}
-SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SPECIAL = {
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+}  # tied, they echo
 HYBRID = ["sliding_attention", "full_attention", "sliding_attention"]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MLA = {
@@ -132,7 +137,7 @@ def shared(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return build(name, dtype)
 
 
-def similar(model: PreTrainedModel, noise: float = 0.03, seed: int = 1) -> PreTrainedModel:
+def similar(model: PreTrainedModel, noise: float = 0.1, seed: int = 1) -> PreTrainedModel:
     """A copy with noise on its weights: a draft model that is right about as often as it is wrong."""
     other, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():

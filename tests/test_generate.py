@@ -1,0 +1,393 @@
+"""The loop end to end on real (tiny) models: greedy output is transformers' own, chance is coupled, rows end where they should."""
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import specdec
+from specdec import Coupled
+from specdec.load import BUNDLED
+from specdec.plugins import names
+from specdec.table import TableModel
+from tests.exact import KNOWN, make, pairs, title
+from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, build, prompts, shared, similar
+
+SHAPES: dict[str, list[dict[str, Any]]] = {
+    "ngram": [{}, {"tree": True}],
+    "small_model": [
+        {"depth": 4},
+        {"depth": 3, "branching": [3, 2, 1]},
+        {"depth": 4, "branching": 3, "draw": "ranked", "nodes": 9},
+        {"depth": 3, "draw": "adaptive", "nodes": 7},
+    ],
+}
+DRAFTERS = [{"name": name, **shape} for name in names("drafter") for shape in SHAPES.get(name, [{}])]
+
+
+def with_draft(drafter: dict[str, Any], draft: Any) -> dict[str, Any]:
+    return {**drafter, "model": draft} if drafter["name"] == "small_model" else drafter
+
+
+def greedy(model, row: list[int], count: int) -> list[int]:
+    """transformers' own greedy tokens of one unpadded prompt."""
+    ids = torch.tensor([row])
+    with torch.inference_mode():
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0
+        )
+    return out[0, len(row) :].tolist()
+
+
+def tokens_of(out: specdec.Output) -> list[list[int]]:
+    return [row.tolist() for row in out.tokens]
+
+
+# ----------------------------------------------------------------------------------------------------------------- greedy
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_tokens_are_those_of_transformers(name, drafter):
+    model, rows = shared(name), prompts(9, 14, 7)
+    out = specdec.generate(model, rows, drafter=with_draft(drafter, similar(model)), max_new_tokens=24)
+    assert tokens_of(out) == [greedy(model, row, 24) for row in rows]
+    assert out.finish_reasons == ["length"] * 3
+    if drafter["name"] == "none":
+        assert out.report.tau == 1
+    if drafter["name"] == "small_model":
+        assert 1 < out.report.tau < 1 + drafter["depth"]  # some drafts are accepted, some are not
+
+
+def test_rows_that_end_early_leave_the_others_alone():
+    model, rows = build("llama_gqa"), prompts(9, 14, 7)
+    plain = [greedy(model, row, 24) for row in rows]
+    model.generation_config.eos_token_id = [plain[0][3], plain[1][11]]
+    out = specdec.generate(
+        model, rows, drafter={"name": "small_model", "model": similar(model), "depth": 4}, max_new_tokens=24
+    )
+    ends = frozenset(model.generation_config.eos_token_id)
+    assert tokens_of(out) == [until(row, ends) for row in plain]
+    assert out.finish_reasons == ["eos" if ends & set(row) else "length" for row in plain]
+    assert tokens_of(specdec.generate(model, rows, drafter="ngram", max_new_tokens=24, ignore_eos=True)) == plain
+
+
+def until(row: list[int], ends: frozenset[int]) -> list[int]:
+    """Up to the first end, which is kept."""
+    place = next((i for i, token in enumerate(row) if token in ends), len(row))
+    return row[: place + 1]
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS[1:], ids=title)
+def test_in_bfloat16_every_first_divergence_is_a_near_tie(drafter):
+    """Kernels depend on shapes, so a tree pass may flip an argmax where two logits nearly agree; nowhere else."""
+    model, exactly, rows = build("llama_gqa", torch.bfloat16), build("llama_gqa", torch.float64), prompts(*range(6, 22))
+    with torch.inference_mode():
+        probe = torch.tensor(prompts(*[20] * 8, seed=5))
+        rounding = float((model(probe).logits.double() - exactly(probe).logits).abs().max())
+    out = specdec.generate(model, rows, drafter=with_draft(drafter, similar(model)), max_new_tokens=24)
+    for row, tokens in zip(rows, tokens_of(out), strict=True):
+        plain = greedy(model, row, 24)
+        split = next((i for i, (ours, theirs) in enumerate(zip(tokens, plain, strict=True)) if ours != theirs), None)
+        if split is not None:
+            with torch.inference_mode():
+                logits = exactly(torch.tensor([[*row, *plain[:split]]])).logits[0, -1]
+            assert abs(float(logits[tokens[split]] - logits[plain[split]])) <= 2 * rounding
+            assert float(logits.max() - logits[tokens[split]]) <= 2 * rounding
+
+
+@pytest.mark.skipif(
+    not all(folder.is_dir() for folder in BUNDLED.values()), reason="the bundled models are not trained yet"
+)
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+def test_greedy_tokens_of_a_trained_model(drafter):
+    """The bundled family, in float32: fluent text, long accepted paths."""
+    lm = specdec.load("demo", dtype="float32", device="cpu")
+    rows = [
+        lm.tokenizer(text)["input_ids"]
+        for text in ("def read_csv(", "class Stack:\n    def push(self", "import os\n\n")
+    ]
+    draft = specdec.load("demo-draft", dtype="float32", device="cpu")
+    out = specdec.generate(lm, rows, drafter=with_draft(drafter, draft), max_new_tokens=40, ignore_eos=True)
+    for row, tokens in zip(rows, tokens_of(out), strict=True):
+        plain = greedy(lm.model, row, 40)
+        assert tokens[: len(plain)] == plain
+
+
+# ---------------------------------------------------------------------------------------------------------------- coupled
+
+
+@pytest.fixture(scope="module")
+def coupled_plain() -> list[list[int]]:
+    model = shared("llama_gqa", torch.float64)
+    out = specdec.generate(
+        model, prompts(9, 14, 7), drafter="none", temperature=1.0, top_p=0.9, max_new_tokens=24, chance=Coupled(4)
+    )
+    return tokens_of(out)
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+def test_coupled_output_is_the_same_for_every_drafter_and_batch(drafter, coupled_plain):
+    model, rows = shared("llama_gqa", torch.float64), prompts(9, 14, 7)
+
+    def run(*requests: int) -> list[list[int]]:
+        out = specdec.generate(
+            model, [rows[request] for request in requests], drafter=with_draft(drafter, similar(model)), temperature=1.0,
+            top_p=0.9, max_new_tokens=24, request_ids=requests, chance=Coupled(4),
+        )  # fmt: skip
+        return tokens_of(out)
+
+    assert run(0, 1, 2) == coupled_plain
+    assert run(2, 0) == [coupled_plain[2], coupled_plain[0]]
+    assert run(1) == [coupled_plain[1]]
+    assert len({tuple(row) for row in coupled_plain}) == 3
+
+
+# -------------------------------------------------------------------------------------------------------------- neighbours
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+def test_float64_tokens_do_not_depend_on_neighbours(drafter):
+    model, rows = shared("llama_gqa", torch.float64), prompts(9, 14, 7)
+
+    def run(*requests: int) -> list[list[int]]:
+        out = specdec.generate(
+            model, [rows[request] for request in requests], drafter=with_draft(drafter, similar(model)), temperature=1.0,
+            max_new_tokens=20, request_ids=requests, seed=6,
+        )  # fmt: skip
+        return tokens_of(out)
+
+    together = run(0, 1, 2)
+    assert run(1, 0) == [together[1], together[0]]
+    assert run(2) == [together[2]]
+
+
+@pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
+def test_same_seed_same_tokens_and_another_seed_others(drafter, rule):
+    options = {"verifier": rule, "temperature": 1.0, "max_new_tokens": 60, "allow_lossy": True}
+
+    def run(seed: int) -> list[list[int]]:
+        return tokens_of(specdec.generate(KNOWN.target, [[0]], drafter=make(drafter, KNOWN)(), seed=seed, **options))
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+GOLDEN = {  # changes that compute nothing differently leave every token as it is
+    ("none", "naive"): "010002121101120120100101",
+    ("chain", "token"): "022000000001001001200000",
+    ("chain", "block"): "022000000101001001200000",
+    ("tree", "rrs_wor"): "020020002121000001122102",
+}
+
+
+@pytest.mark.parametrize(("shape", "rule"), GOLDEN)
+def test_golden_tokens(shape, rule):
+    drafter = {"none": {"name": "none"}, "chain": {"name": "small_model", "depth": 3}}.get(
+        shape, {"name": "small_model", "depth": 2, "branching": 2}
+    )
+    out = specdec.generate(
+        KNOWN.target,
+        [[0]],
+        drafter=make(drafter, KNOWN)(),
+        verifier=rule,
+        temperature=1.0,
+        max_new_tokens=24,
+        seed=2026,
+    )
+    assert "".join(map(str, out.tokens[0].tolist())) == GOLDEN[shape, rule]
+
+
+# ------------------------------------------------------------------------------------------------------------ the last slot
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama_gqa"])
+def test_what_just_fits_the_context_works(name, drafter, temperature):
+    """Learned positions have no row to spare: one position too many would be an index error."""
+    model = shared(name)
+    out = specdec.generate(
+        model,
+        prompts(CONTEXT - 12, 5),
+        drafter=with_draft(drafter, similar(model)),
+        max_new_tokens=12,
+        temperature=temperature,
+    )
+    assert [len(row) for row in out.tokens] == [12, 12]
+    with pytest.raises(ValueError, match=f"over the target's context of {CONTEXT}"):
+        specdec.generate(model, prompts(CONTEXT - 12), drafter="none", max_new_tokens=13)
+
+
+def test_a_draft_model_past_its_own_context_drafts_nothing():
+    model = shared("llama_gqa")
+    draft = similar(model)
+    draft.config.max_position_embeddings = 20
+    out = specdec.generate(
+        model, prompts(10), drafter={"name": "small_model", "model": draft, "depth": 3}, max_new_tokens=30
+    )
+    assert tokens_of(out) == [greedy(model, prompts(10)[0], 30)]
+    assert out.steps[0].num_nodes[0] == 3
+    assert out.steps[-1].num_nodes[0] == 0
+
+
+def test_one_token_and_one_token_prompts():
+    model = shared("llama_gqa")
+    for drafter in DRAFTERS:
+        out = specdec.generate(model, [[5], [6, 7]], drafter=with_draft(drafter, similar(model)), max_new_tokens=1)
+        assert tokens_of(out) == [greedy(model, row, 1) for row in ([5], [6, 7])]
+
+
+# ------------------------------------------------------------------------------------------- ends inside an accepted path
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """256 bytes and an end: every character beyond ASCII takes several tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: number for number, letter in enumerate([*alphabet, "<end>"])}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+class Speller(TableModel):
+    """A target that spells one text, byte by byte, and then ends."""
+
+    def __init__(self, text: str, prompt: str = "x") -> None:
+        tokenizer = byte_level()
+        ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        rows = {tuple(ids[:place]): self.one(token) for place, token in enumerate(ids)}
+        super().__init__(rows, prompt=len(tokenizer(prompt)["input_ids"]))
+        self.tokenizer, self.eos_ids = tokenizer, frozenset({tokenizer.eos_token_id})
+
+    @staticmethod
+    def one(token: int) -> list[int]:
+        return [int(other == token) for other in range(257)]
+
+
+TEXT = "naïve café — 𝄞 \N{PILE OF POO}! STOP and go on"
+
+
+def spell(text: str = TEXT, depth: int = 5, stream: bool = False, prompt: str = "x", **options):
+    """The draft model spells the same text, so that every draft is accepted."""
+    run = specdec.stream if stream else specdec.generate
+    drafter = {"name": "small_model", "model": Speller(text, prompt), "depth": depth}
+    return run(Speller(text, prompt), prompt, drafter=drafter, **{"max_new_tokens": 200, **options})
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 9])
+def test_eos_inside_an_accepted_path(depth):
+    out = spell(depth=depth)
+    length = len(TEXT.encode()) + 1  # EOS is kept as the last token, and is no text
+    assert (out.texts, out.finish_reasons, len(out.tokens[0])) == ([TEXT], ["eos"], length)
+    assert out.report.num_tokens == length
+    assert int(out.tokens[0][-1]) == 256
+
+
+@pytest.mark.parametrize("depth", [1, 4, 9])
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9])
+def test_length_inside_an_accepted_path(depth, length):
+    out = spell("abcdefghijklmnopqrst", depth=depth, max_new_tokens=length)
+    assert (out.texts, out.finish_reasons) == (["abcdefghijklmnopqrst"[:length]], ["length"])
+    assert out.report.num_tokens == length
+
+
+STOPS = [
+    ("STOP", "naïve café — 𝄞 \N{PILE OF POO}! "),
+    (["zzz", "é —", "—"], "naïve caf"),
+    ("n", ""),
+    ("\N{PILE OF POO}!", "naïve café — 𝄞 "),
+]
+
+
+@pytest.mark.parametrize("depth", [1, 3, 9])
+@pytest.mark.parametrize(("stop", "expected"), STOPS)
+def test_stop_strings_inside_an_accepted_path(depth, stop, expected):
+    out = spell(depth=depth, stop=stop)
+    assert (out.texts, out.finish_reasons) == ([expected], ["stop"])
+    stops = [stop] if isinstance(stop, str) else stop
+    through = byte_level().decode(out.tokens[0])
+    assert any(through == expected + text for text in stops)  # tokens end with the one that completes the stop string
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    "options", [{}, {"stop": "STOP"}, {"stop": "STOPPED"}, {"max_new_tokens": 3}, {"max_new_tokens": 19}], ids=str
+)
+@pytest.mark.parametrize("prompt", ["x", "é", "the "])
+def test_streamed_text_is_whole_characters_and_adds_up(depth, options, prompt):
+    whole = spell(depth=depth, prompt=prompt, **options)
+    events = list(spell(depth=depth, prompt=prompt, stream=True, **options))
+    parts = [event.text for event in events]
+    assert "".join(parts) == whole.texts[0]
+    assert not any(
+        "\N{REPLACEMENT CHARACTER}" in part for part in parts[:-1]
+    )  # at a length the last character may be half
+    assert [token for event in events for token in event.tokens] == whole.tokens[0].tolist()
+    assert [event.finish_reason for event in events] == [None] * (len(events) - 1) + whole.finish_reasons
+    assert all(0 <= event.num_accepted <= min(depth, len(event.tokens)) for event in events)
+
+
+def test_events_come_per_live_row_and_add_up():
+    model, rows = shared("llama_gqa"), prompts(9, 14, 7)
+    options = {"drafter": {"name": "small_model", "model": similar(model), "depth": 3}, "max_new_tokens": 15}
+    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for event in specdec.stream(model, rows, **options):
+        found[event.row] += event.tokens
+        assert event.text is None
+    assert list(found.values()) == tokens_of(specdec.generate(model, rows, **options))
+
+
+# -------------------------------------------------------------------------------------------------------- prompts and report
+
+
+def test_prompts_in_every_form():
+    model, row = shared("llama_gqa"), prompts(6)[0]
+    expected = greedy(model, row, 5)
+    for form in (row, [row], torch.tensor(row), torch.tensor([row]), [torch.tensor(row)], tuple(row)):
+        assert tokens_of(specdec.generate(model, form, max_new_tokens=5)) == [expected]
+
+
+def test_texts_need_a_tokenizer():
+    out = specdec.generate(shared("llama_gqa"), prompts(6), max_new_tokens=3)
+    assert out.texts is None
+    assert spell("hello").texts == ["hello"]
+
+
+def test_the_report_adds_up():
+    model = shared("llama_gqa")
+    out = specdec.generate(
+        model,
+        prompts(9, 14, 7),
+        drafter={"name": "small_model", "model": similar(model), "depth": 3},
+        max_new_tokens=20,
+    )
+    report = out.report
+    assert report.num_tokens == sum(map(len, out.tokens)) == 60
+    live = sum(int(step.live.sum()) for step in out.steps)
+    assert report.tau == 60 / live
+    assert report.target_calls == len(out.steps)
+    assert sum(length * count for length, count in report.accepted_lengths.items()) == pytest.approx(
+        report.accepted_per_round * live
+    )
+    offered, accepted = (
+        sum(getattr(cell, name) for cell in report.acceptance.values()) for name in ("reached", "accepted")
+    )
+    assert report.acceptance_rate == accepted / offered
+    assert (report.drafter, report.verifier, report.lossless) == ("small_model", "greedy", True)
+    assert {"prefill", "draft", "score", "verify", "commit", "other"} == set(report.seconds)
+
+
+def test_one_target_call_a_round():
+    lm = specdec.load(shared("llama_gqa"))
+    out = specdec.generate(lm, prompts(9), drafter="ngram", max_new_tokens=20)
+    assert lm.calls == 1 + len(out.steps)  # the prefill is one more
+
+
+def test_random_tokens_are_in_the_vocabulary():
+    out = specdec.generate(shared("llama_gqa"), prompts(9, 3), temperature=2.0, max_new_tokens=30)
+    assert all(0 <= token < VOCABULARY for row in tokens_of(out) for token in row)
