@@ -20,8 +20,12 @@ class Deviation:
         emitted, p = emitted.double(), p.double()
         tv = (emitted - p).abs().sum(-1) / 2
         kl = torch.where(emitted > 0, emitted * (emitted / p).log(), 0.0).sum(-1)
-        self._tv += torch.where(judged, tv, 0.0)
-        self._kl += torch.where(judged, kl, 0.0)
+        self.note(torch.where(judged, tv, 0.0), torch.where(judged, kl, 0.0), judged)
+
+    def note(self, tv: Tensor, kl: Tensor, judged: Tensor) -> None:
+        """Add what a rule knows in closed form: sums over `judged` (B,) nodes per row."""
+        self._tv += tv
+        self._kl += kl
         self._judged += judged
 
     @property

@@ -9,7 +9,7 @@ import torch
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws, Sites
-from specdec.descent import one_hot, verdict_at
+from specdec.descent import verdict_at
 from specdec.deviation import Deviation
 
 
@@ -43,9 +43,11 @@ class Typical(Verifier):
         leaf = merit.argmax(1) * live
         deviation = Deviation(rows)
         on_path = trees.ancestors[rows, leaf] & drafted & live[:, None]
-        for node in range(1, trees.num_nodes):
-            here = on_path[:, node]
-            law = p.view(trees.rows, trees.num_nodes, -1)[:, node]
-            deviation.add(one_hot(trees.tokens[:, node], law), law, here)
+        certain = chances.view_as(parents).double()
+        deviation.note(
+            torch.where(on_path, 1 - certain, 0.0).sum(1),
+            torch.where(on_path, -certain.clamp(min=1e-300).log(), 0.0).sum(1),
+            on_path.sum(1),
+        )
         at = Sites(rows, leaf, torch.zeros_like(leaf), trees.depths[rows, leaf], live)
         return verdict_at(trees, leaf, chance.categorical(laws[rows, leaf], at, "bonus"), **deviation.counts)

@@ -1,0 +1,116 @@
+"""What verification costs at a large vocabulary: everything between logits and commit, per rule, beside building all laws once.
+
+python -m experiments.verification_cost                        vocabulary 128,256, batch 1, a tree of 64 nodes, chains of 8
+python -m experiments.verification_cost vocabulary=32000 repeats=9
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from experiments import options
+from experiments.records import surroundings
+from specdec import Keyed, Laws, Sampling, SiblingLaw, State
+from specdec.growth import levels
+from specdec.interfaces import Last, OnHost
+from specdec.plugins import build
+from specdec.reading import Reading
+
+TREE, CHAIN = [4, 3, 2, 1], [1] * 8  # 4 + 12 + 24 + 24 = 64 nodes
+RULES = {
+    "greedy": (SiblingLaw.DET, TREE, 0.0),
+    "naive": (SiblingLaw.WOR, TREE, 1.0),
+    "token": (SiblingLaw.WOR, CHAIN, 1.0),
+    "block": (SiblingLaw.WOR, CHAIN, 1.0),
+    "rrs_wor": (SiblingLaw.WOR, TREE, 1.0),
+    "rrs_wr": (SiblingLaw.WR, TREE, 1.0),
+    "traversal": (SiblingLaw.WOR, TREE, 1.0),
+    "kseq": (SiblingLaw.WR, TREE, 1.0),
+    "hub": (SiblingLaw.HUB, TREE, 1.0),
+    "typical": (SiblingLaw.DET, TREE, 1.0),
+    "lenient": (SiblingLaw.WOR, CHAIN, 1.0),
+}
+
+
+@dataclass
+class Cost:
+    """python -m experiments.verification_cost: milliseconds per round of each rule at a large vocabulary."""
+
+    vocabulary: int = 128_256
+    repeats: int = 7
+    seed: int = 0
+    agreement: float = 0.7  # how much of the target's logits the draft's share
+    output: str = "outputs/verification_cost"
+
+
+def case(cost: Cost, law: SiblingLaw, branching: list[int], temperature: float) -> tuple[State, Any, torch.Tensor]:
+    """A state, a tree drawn from correlated draft logits, and the target's logits at its nodes."""
+    random = torch.Generator().manual_seed(cost.seed)
+    common = torch.randn(1, 1, cost.vocabulary, generator=random)
+
+    def logits(nodes: int) -> torch.Tensor:
+        own = torch.randn(1, nodes, cost.vocabulary, generator=random)
+        return 4 * (cost.agreement * common + (1 - cost.agreement**2) ** 0.5 * own)
+
+    tokens = torch.zeros(1, 300, dtype=torch.long)
+    sampling = Sampling(temperature=temperature)
+    state = State.at(OnHost([200], [True], [100]), tokens, torch.tensor([0]), sampling, Last(None, None, None))
+    tree = levels(
+        logits(1), lambda grown, start: logits(grown.num_nodes - start), state, Keyed(0).round(state), branching, law
+    ).tree
+    return state, tree, logits(tree.num_nodes)
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - began))
+    return median(times)
+
+
+@torch.inference_mode()
+def measure(cost: Cost) -> pd.DataFrame:
+    rows = []
+    for name, (law, branching, temperature) in track(RULES.items(), "rules", console=Console(stderr=True)):
+        state, tree, logits = case(cost, SiblingLaw.DET if temperature == 0 else law, branching, temperature)
+        rule, number = build("verifier", name), iter(range(1 << 20))
+
+        def verify(rule: Any = rule, tree: Any = tree, logits: torch.Tensor = logits, state: State = state) -> None:
+            laws = Laws(logits, tree, state)
+            Reading(rule.verify(tree, laws, Keyed(next(number)).round(state)), tree, laws, state)
+
+        def all_laws() -> None:
+            (torch.cat([logits[0]] * (-(-64 // logits.shape[1])))[:64].float() / 0.9).softmax(-1)
+
+        took, laws = milliseconds(verify, cost.repeats), milliseconds(all_laws, cost.repeats)
+        nodes = "chain of 8" if branching == CHAIN else f"{tree.num_nodes - 1} nodes"
+        rows.append({"rule": name, "tree": nodes, "ms": took, "64 laws, ms": laws, "ratio": took / laws})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    cost = options.parse(Cost)
+    table = measure(cost)
+    folder = Path(cost.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    here = surroundings()
+    head = f"Vocabulary {cost.vocabulary:,}, batch 1, float32, medians of {cost.repeats}; {here['machine']['cpu']}, {here['threads']} threads"
+    text = f"{head}\n\n{table.to_string(index=False, float_format=lambda number: f'{number:.2f}')}\n"
+    (folder / "table.txt").write_text(text)
+    table.to_csv(folder / "table.csv", index=False)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
