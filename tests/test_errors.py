@@ -1,0 +1,427 @@
+"""Bad input gets an error that names what came, what was expected and what to do; and nothing is half done."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import specdec
+from specdec import Coupled, Drafter, Keyed, Refused, SiblingLaw, TokenTree
+from specdec.plugins import build
+from specdec.table import TableModel
+from tests.exact import KNOWN, make, pairs, rules, settings, title
+from tests.models import CONTEXT, VOCABULARY, shared
+from tests.models import build as fresh
+
+ROW = [1, 2, 3, 4]
+
+
+def refused(
+    *words: str, prompts: Any = ROW, target: Any = None, error: type[Exception] = ValueError, **options: Any
+) -> str:
+    """`generate` raises, and its message contains every word. Streaming says the same."""
+    target = shared("llama_gqa") if target is None else target
+    options = {"drafter": "none", "max_new_tokens": 8, **options}
+    with pytest.raises(error) as caught:
+        specdec.generate(target, prompts, **options)
+    message = str(caught.value)
+    assert not [word for word in words if word not in message], message
+    with pytest.raises(error, match=re.escape(message)):
+        list(specdec.stream(target, prompts, **options))
+    return message
+
+
+# ---------------------------------------------------------------------------------------------------------------- prompts
+
+
+@pytest.mark.parametrize("empty", [[[]], [[1], []], torch.zeros(1, 0, dtype=torch.long)])
+def test_an_empty_prompt(empty):
+    refused(f"prompt {len(empty) - 1} is empty", "at least one token", prompts=empty)
+
+
+def test_no_prompts():
+    refused("no prompts", "list of strings", prompts=[])
+
+
+def test_a_prompt_longer_than_the_context():
+    refused(f"prompt 1 has {CONTEXT} tokens", f"context is {CONTEXT}", "shorten", prompts=[ROW, [1] * CONTEXT])
+
+
+def test_prompt_and_new_tokens_longer_than_the_context():
+    refused(
+        f"prompt 0 has {CONTEXT - 5} tokens", "max_new_tokens=8", f"{CONTEXT + 3}", f"context of {CONTEXT}", "at most 5",
+        prompts=[1] * (CONTEXT - 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 10**6])
+def test_tokens_outside_the_vocabulary(token):
+    refused("prompt 1", f"token id {token}", f"vocabulary of {VOCABULARY}", prompts=[ROW, [1, token]])
+
+
+def test_texts_without_a_tokenizer():
+    refused("no tokenizer", "token ids", "(model, tokenizer)", prompts="def f(")
+
+
+@pytest.mark.parametrize("mixed", [["text", [1, 2]], [[1, 2], "text"], [[1, "a"]], [[1.5]], [[True]]])
+def test_prompts_that_mix_kinds(mixed):
+    refused("prompt", "strings", "integer ids", prompts=mixed)
+
+
+def test_a_tensor_of_floats():
+    refused("float32", "integer ids", prompts=torch.ones(1, 3))
+
+
+# ---------------------------------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("temperature", -0.1, ">= 0"),
+        ("temperature", float("nan"), ">= 0"),
+        ("temperature", float("inf"), "finite"),
+        ("temperature", "hot", ">= 0"),
+        ("top_p", 0.0, "(0, 1]"),
+        ("top_p", 1.1, "(0, 1]"),
+        ("top_p", float("nan"), "(0, 1]"),
+        ("top_k", 0, ">= 1"),
+        ("top_k", -3, ">= 1"),
+        ("top_k", 2.5, ">= 1"),
+        ("min_p", 1.5, "[0, 1]"),
+        ("min_p", -0.5, "[0, 1]"),
+        ("repetition_penalty", 0.0, "> 0"),
+        ("logits_processors", (3,), "callables"),
+        ("max_new_tokens", 0, ">= 1"),
+        ("max_new_tokens", 2.5, ">= 1"),
+        ("max_new_tokens", True, ">= 1"),
+        ("request_ids", [1, 2], "one integer per prompt"),
+        ("stop", ["", "x"], "non-empty"),
+        ("drafter", 7, "a drafter is a name"),
+    ],
+)
+def test_options_outside_their_range(option, value, expected):
+    shown = () if option in ("logits_processors", "request_ids", "drafter") else (repr(value),)
+    refused(option, expected, *shown, **{option: value})
+
+
+def test_stop_strings_without_a_tokenizer():
+    refused("stop strings need a tokenizer", "(model, tokenizer)", stop="end")
+
+
+def test_an_unknown_option():
+    with pytest.raises(TypeError, match="temprature"):
+        specdec.generate(shared("llama_gqa"), ROW, temprature=1.0)
+
+
+# --------------------------------------------------------------------------------------------------------------- plug-ins
+
+
+@pytest.mark.parametrize(("group", "wrong", "meant"), [("drafter", "ngrm", "ngram"), ("verifier", "gredy", "greedy")])
+def test_unknown_names_with_a_suggestion(group, wrong, meant):
+    refused(f"unknown {group} {wrong!r}", f"did you mean {meant!r}?", "There are", **{group: wrong})
+
+
+def test_an_unknown_name_like_no_other():
+    assert "did you mean" not in refused("unknown drafter 'qqqqqqq'", "ngram", drafter="qqqqqqq")
+
+
+def test_unknown_arguments_of_a_plugin():
+    refused("drafter ngram", "lenght", drafter={"name": "ngram", "lenght": 3})
+
+
+def test_targets_outside_the_allowed_packages():
+    refused("os.system", "SPECDEC_ALLOW", drafter={"_target_": "os.system"})
+    refused("_target_", drafter={"length": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"depth": 0}, ("depth", ">= 1", "0")),
+        ({"branching": 0}, ("branching", ">= 1", "0")),
+        ({"depth": 3, "branching": [2, 1]}, ("branching", "3 depths", "[2, 1]")),
+        ({"draw": "wur"}, ("draw", "wor", "'wur'")),
+        ({"draw": "ranked"}, ("nodes >= depth", "None")),
+        ({"nodes": 5}, ("nodes is for", "ranked")),
+    ],
+)
+def test_settings_of_small_model(settings, words):
+    refused(*words, drafter={"name": "small_model", "model": shared("llama_gqa"), **settings})
+
+
+@pytest.mark.parametrize("settings", [{"max_ngram": 0}, {"length": 0}])
+def test_settings_of_ngram(settings):
+    refused("must be >= 1", "0", drafter={"name": "ngram", **settings})
+
+
+def test_greedy_above_temperature_0():
+    refused("'greedy'", "temperature 0", "0.7", "'naive' or 'auto'", error=Refused, verifier="greedy", temperature=0.7)
+
+
+def test_a_draft_model_with_another_vocabulary():
+    small = TableModel({(): [1, 1, 1]})
+    refused(
+        "vocabulary of 3 tokens", str(VOCABULARY), "target's tokenizer", drafter={"name": "small_model", "model": small}
+    )
+
+
+CONTRACT = {  # what each rule judges at temperature 1: sibling laws of chains, of trees
+    "naive": ("det wor wr hub", "det wor wr hub"),
+    "token": ("det wor wr", ""),
+    "block": ("det wor wr", ""),
+    "rrs_wor": ("det wor", "det wor"),
+    "rrs_wr": ("det wr", "det wr"),
+    "traversal": ("det wor wr", "det wor wr"),
+    "kseq": ("wr", "wr"),
+    "is2": ("wr", "wr"),
+    "ot": ("wor wr", "wor wr"),
+    "hub": ("hub", "hub"),
+}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in CONTRACT if rule in rules()])
+@pytest.mark.parametrize(("place", "branching"), [(0, 1), (1, 2)])
+def test_the_contract(rule, place, branching):
+    drawn = {"det": "topk", "wor": "wor", "wr": "wr", "hub": "hub"}
+    for law, draw in drawn.items():
+        drafter = make({"name": "small_model", "depth": 2, "branching": branching, "draw": draw}, KNOWN)()
+        options = {"drafter": drafter, "verifier": rule, "temperature": 1.0, "max_new_tokens": 4}
+        if law in CONTRACT[rule][place].split():
+            specdec.generate(KNOWN.target, [0], **options)
+        else:
+            refused(
+                f"verifier {rule!r}",
+                "drafter 'small_model'",
+                error=Refused,
+                target=KNOWN.target,
+                prompts=[0],
+                **options,
+            )
+
+
+def test_rules_that_need_a_fixed_width():
+    adaptive = {"name": "small_model", "depth": 2, "draw": "adaptive", "nodes": 3}
+    options = {"target": KNOWN.target, "prompts": [0], "temperature": 1.0, "error": Refused}
+    if "ot" in rules():
+        refused("'ot'", "small_model", "fixed", drafter=make(adaptive, KNOWN)(), verifier="ot", **options)
+    refused("'hub'", "WOR", "HUB", drafter=make(adaptive, KNOWN)(), verifier="hub", **options)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in rules() if rule not in ("naive", "greedy")])
+def test_coupled_chance_with_another_rule(rule):
+    drafter = next((one for one, other in pairs() if other == rule), None)
+    assert drafter is not None, f"no drafter's trees are judged by {rule}"
+    for chance in (Coupled(0),):
+        message = refused(
+            repr(rule), error=Refused, target=KNOWN.target, prompts=[0], drafter=make(drafter, KNOWN)(), verifier=rule,
+            temperature=1.0, chance=chance, allow_lossy=True,
+        )  # fmt: skip
+        assert "coupled" in message
+        assert "'naive'" in message
+
+
+@pytest.mark.parametrize("rule", [rule for rule in rules() if not build("verifier", rule).lossless])
+def test_a_lossy_rule_without_permission(rule):
+    refused(repr(rule), "lossy", "allow_lossy=True", error=Refused, verifier=rule, temperature=1.0)
+
+
+def test_an_oracle_for_small_vocabularies():
+    for rule in (rule for rule in rules() if build("verifier", rule).max_vocabulary):
+        drafter = {"name": "small_model", "model": shared("llama_gqa"), "draw": "wr"}
+        refused(
+            repr(rule), "vocabular", str(VOCABULARY), error=Refused, drafter=drafter, verifier=rule, temperature=1.0
+        )
+
+
+def test_a_refused_pair_leaves_nothing_behind():
+    """The next call with the same objects works."""
+    target, drafter = KNOWN.target, make(settings()[-1], KNOWN)()
+    with pytest.raises(Refused):
+        specdec.generate(target, [0], drafter=drafter, verifier="greedy", temperature=1.0)
+    assert len(specdec.generate(target, [0], drafter=drafter, temperature=1.0, max_new_tokens=5).tokens[0]) == 5
+
+
+# ----------------------------------------------------------------------------------------------------------- broken drafters
+
+
+class Broken(Drafter):
+    """Returns whatever tree it was given."""
+
+    max_nodes = 4
+
+    def __init__(self, parents, tokens, law=SiblingLaw.DET, q=None, declared=None):
+        self.law = declared or law
+        self.make = lambda roots: TokenTree(torch.tensor([[int(roots[0]), *tokens]]), torch.tensor([parents]), law, q)
+
+    def propose(self, state, chance) -> TokenTree:
+        return self.make(state.roots)
+
+
+def law(*rows: list[float]) -> torch.Tensor:
+    """q of a tree of three nodes over three tokens."""
+    return torch.tensor([[*rows, *[[0.0, 0.0, 0.0]] * (3 - len(rows))]], dtype=torch.float64)
+
+
+EVEN = [1 / 3, 1 / 3, 1 / 3]
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        (([-1, 2, 0], [0, 1]), ("earlier node", "no parent after its child")),
+        (([-1, 2, 1], [0, 1]), ("no cycles",)),
+        (([-1, 0, 0], [1, 1], SiblingLaw.WOR, law(EVEN)), ("two siblings carry one token", "without replacement")),
+        (
+            ([-1, 0, 1], [1, 0], SiblingLaw.WR, law([0.5, 0.0, 0.5], EVEN)),
+            ("q gives a drawn token probability 0", "sampled from"),
+        ),
+        (([-1, 0, 1], [1, 0], SiblingLaw.WR, law([float("nan")] * 3, EVEN)), ("NaN", "q")),
+        (([-1, 0, 1], [1, 0], SiblingLaw.WOR, law([0.2, 0.2, 0.2], EVEN)), ("sum to 1",)),
+        (([-1, 0, 1], [1, 3]), ("outside the vocabulary",)),
+        (([-1, 0, 1], [1, -1]), ("negative",)),
+        (([-1, 0, 0], [1, 2], SiblingLaw.WOR, None), ("must carry q",)),
+        (([-1, 0, 0, 0, 0], [0, 1, 2, 2]), ("5 nodes", "max_nodes=4")),
+        (([-1, 0, 1], [1, 0], SiblingLaw.WR, law(EVEN, EVEN), SiblingLaw.DET), ("declares siblings DET", "WR tree")),
+    ],
+)
+def test_a_drafter_that_returns_a_malformed_tree(tree, words):
+    for temperature in (0.0, 1.0):
+        refused(*words, target=KNOWN.target, prompts=[0], drafter=Broken(*tree), temperature=temperature)
+
+
+def test_a_tree_past_the_wanted_length():
+    refused(
+        "deeper than room - 1",
+        "row 0",
+        target=KNOWN.target,
+        prompts=[0],
+        drafter=Broken([-1, 0, 1], [1, 0]),
+        max_new_tokens=2,
+    )
+
+
+def test_the_row_and_the_drafter_are_named():
+    message = refused(
+        "request 17",
+        target=KNOWN.target,
+        prompts=[0],
+        drafter=Broken([-1, 0, 1], [1, 3]),
+        request_ids=[17],
+        temperature=1.0,
+    )
+    assert "row 0" in message
+    assert "test_errors" in message  # the module of the drafter
+
+
+# ------------------------------------------------------------------------------------------------------------ broken targets
+
+
+class Sick(TableModel):
+    """Its logits are no law once `place` tokens have been committed in `row`."""
+
+    def __init__(self, value: float, row: int, place: int) -> None:
+        super().__init__(KNOWN.p)
+        self.value, self.row, self.place = value, row, place
+
+    def score(self, tree, start=0, taps=()):
+        scores = super().score(tree, start, taps)
+        if len(self._committed[self.row]) + 1 >= self.place:
+            scores.logits[self.row] = self.value
+        return scores
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", ["none", "ngram", {"name": "small_model", "model": KNOWN.draft}])
+def test_logits_that_are_no_law(value, temperature, drafter):
+    refused(
+        "logits for prompt 1", "request 6", "after position 4", "NaN", "-inf", "dtype", "processors",
+        target=Sick(value, 1, 5), prompts=[[0, 1], [1, 2, 0, 1, 2]], drafter=drafter, temperature=temperature, request_ids=[5, 6],
+    )  # fmt: skip
+
+
+def test_a_processor_that_leaves_no_token():
+    def nothing(ids, scores):
+        return torch.full_like(scores, -torch.inf)
+
+    for temperature in (0.0, 1.0):
+        refused("logits for prompt 0", "-inf", "processors", temperature=temperature, logits_processors=[nothing])
+
+
+# ----------------------------------------------------------------------------------------------------------- model folders
+
+
+def test_a_folder_without_weights(tmp_path):
+    fresh("llama_gqa").config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no weights \(\*\.safetensors\)"):
+        specdec.load(tmp_path)
+
+
+def test_a_folder_without_a_config(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json.*save_pretrained"):
+        specdec.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_instead_of_safetensors(tmp_path, name):
+    model = fresh("llama_gqa")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / name)
+    with pytest.raises(ValueError, match=rf"pickle \({name}\).*can run code.*save_pretrained"):
+        specdec.load(tmp_path)
+
+
+def test_a_folder_that_is_not_there():
+    with pytest.raises(ValueError, match=r"no model folder at /nowhere/at/all"):
+        specdec.load("/nowhere/at/all")
+
+
+def test_a_folder_of_an_encoder_decoder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        specdec.load(tmp_path)
+
+
+def test_weights_that_are_not_a_model(tmp_path):
+    with pytest.raises(ValueError, match="got Linear"):
+        specdec.load(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="got int"):
+        specdec.load(3)
+
+
+def test_an_unknown_dtype(tmp_path):
+    fresh("llama_gqa").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"dtype must be.*'float31'"):
+        specdec.load(tmp_path, dtype="float31")
+    assert specdec.load(tmp_path, dtype="bfloat16", device="cpu").dtype == torch.bfloat16
+
+
+def test_negative_extra_layers():
+    with pytest.raises(ValueError, match="extra_layers must be >= 0, got -1"):
+        specdec.load(shared("llama_gqa"), extra_layers=-1)
+
+
+def test_a_saved_model_is_the_model(tmp_path):
+    """The other side of the refusals: what save_pretrained writes loads, and says the same."""
+    model = fresh("llama_gqa")
+    model.save_pretrained(tmp_path)
+    out = [
+        specdec.generate(target, ROW, max_new_tokens=6).tokens[0].tolist()
+        for target in (model, str(tmp_path), tmp_path)
+    ]
+    assert out[0] == out[1] == out[2]
+
+
+@pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
+def test_a_target_that_says_no_leaves_the_drafter_usable(drafter, rule):
+    built = make(drafter, KNOWN)()
+    options = {"drafter": built, "verifier": rule, "temperature": 1.0, "allow_lossy": True, "max_new_tokens": 6}
+    with pytest.raises(ValueError, match="NaN"):
+        specdec.generate(Sick(float("nan"), 0, 3), [[0, 1, 2]], **options)
+    again = specdec.generate(KNOWN.target, [[0]], chance=Keyed(5), **options)
+    new = specdec.generate(KNOWN.target, [[0]], chance=Keyed(5), **{**options, "drafter": make(drafter, KNOWN)()})
+    assert again.tokens[0].tolist() == new.tokens[0].tolist()
