@@ -60,16 +60,17 @@ def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching:
     depth, first, recorded = min(len(branching), state.deepest), 0, []
     if depth < 1:
         return Grown(TokenTree.root(state.roots, draw), tree.parents)
+    there = state.live[:, None]  # (B, M) the nodes of the level that the row has
     for level in range(depth):
         k, nodes = branching[level], tree.num_nodes - first
         q = laws(logits, tree, first)
         # Who may have children is decided before anything is drawn.
-        open_nodes = tree.used[:, first:] & (state.live & (level + 1 < state.room))[:, None]
+        open_nodes = there & (level + 1 < state.room)[:, None]
         drawn, fits = _draw(q, k, state, chance, draw, first, level, open_nodes)
-        above = (torch.arange(nodes, device=q.device) + first)[:, None]
-        parents = torch.where(fits & open_nodes[:, :, None], above, -1)
+        there = (open_nodes[:, :, None] if fits is None else open_nodes[:, :, None] & fits).expand(-1, -1, k).flatten(1)
+        above = torch.arange(first, first + nodes, device=q.device).repeat_interleave(k)
         first = tree.num_nodes
-        tree = tree.grow(drawn.flatten(1), parents.flatten(1))
+        tree = tree.grow(drawn.flatten(1), torch.where(there, above, -1))
         recorded.append(q)
         if level + 1 < depth:
             logits = score(tree, first)
@@ -89,14 +90,16 @@ def _scored(tree: TokenTree, first: int) -> Tensor:
 
 def _draw(
     q: Tensor, k: int, state: State, chance: Draws, draw: SiblingLaw, first: int, level: int, open_nodes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """k children of each of M nodes: tokens (B, M, k), and which of them the law has room for."""
+) -> tuple[Tensor, Tensor | None]:
+    """k children of each of M nodes: tokens (B, M, k), and which of them the law has room for (None: all)."""
     rows, nodes, vocabulary = q.shape
     flat = q.reshape(-1, vocabulary)
     if k > vocabulary and draw is not SiblingLaw.WR:
         raise ValueError(f"{k} distinct children of a node were asked for, the vocabulary has {vocabulary} tokens")
     if draw is SiblingLaw.DET:
         drawn = top(flat, k)
+        if k == 1:
+            return drawn.view(rows, nodes, k), None
         fits = flat.gather(1, drawn) > (-torch.inf if state.sampling.greedy else 0)
         return drawn.view(rows, nodes, k), fits.view(rows, nodes, k)
     index = torch.arange(rows * nodes, device=q.device)
@@ -109,7 +112,7 @@ def _draw(
     )
     if draw is SiblingLaw.WR:
         drawn = chance.independent(flat, k, at, "draft")
-        return drawn.view(rows, nodes, k), torch.ones_like(drawn, dtype=torch.bool).view(rows, nodes, k)
+        return drawn.view(rows, nodes, k), None
     support = (flat > 0).sum(1, keepdim=True)
     if draw is SiblingLaw.HUB:
         drawn = _hub(flat, k, support, chance, at)
