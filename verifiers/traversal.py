@@ -54,12 +54,10 @@ class Traversal(Verifier):
         for visit in itinerary(trees):
             here, above = visit.depth, (visit.depth - 1).clamp(min=0)
             token = trees.tokens[rows, visit.node]
-            parent_p = p[rows, above]
-            ahead = a[rows, above]
             if visit.any_arrives:
-                chances = parent_p.gather(1, token[:, None])[:, 0].double() * ahead
+                chances = p[rows, above, token].double() * a[rows, above]
                 if q is not None:
-                    drawn = q[rows, above].gather(1, token[:, None])[:, 0].double()
+                    drawn = q[rows, above, token].double()
                     chances = torch.where(drawn > 0, chances / drawn.clamp(min=1e-300), 0.0)
                 a[rows, here] = torch.where(visit.arrives, chances.clamp(max=1), a[rows, here])
             if visit.any_opens:
@@ -73,15 +71,15 @@ class Traversal(Verifier):
                     continue
             at = Sites(rows, visit.node, root, here, visit.judged & pending)
             won = chance.bernoulli(a[rows, here], at, "accept") & at.live
-            leaf = torch.where(won, visit.node, leaf)
-            bare = won & visit.arrives  # a leaf: its law has not been loaded
-            loaded = p[rows, here]
-            if not on_host or bool(bare.any()):
-                loaded = torch.where(bare[:, None], laws[rows, torch.where(bare, visit.node, 0)], loaded)
-            law = torch.where(won[:, None], loaded, law)
-            pending = pending & ~won
-            if on_host and not bool(pending.any()):
-                break
+            if not on_host or bool(won.any()):
+                leaf = torch.where(won, visit.node, leaf)
+                # A leaf's law has not been loaded.
+                fresh = laws[rows, torch.where(won & visit.arrives, visit.node, 0)]
+                loaded = torch.where(visit.arrives[:, None], fresh, p[rows, here])
+                law = torch.where(won[:, None], loaded, law)
+                pending = pending & ~won
+                if on_host and not bool(pending.any()):
+                    break
             lost = at.live & ~won
             zero_residuals += self._reject(p, q, a, rows, above, token, lost, trees.law is SiblingLaw.WOR)
         law = torch.where(pending[:, None], p[:, 0], law)  # the root stands where everything else fell
