@@ -91,6 +91,19 @@ def test_one_level_after_the_other_gives_the_same_logits(name):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", ["mistral_window", "gemma2", "gemma3"])
+def test_windows_count_positions_not_slots(name):
+    """A path longer than the window, behind siblings that put its nodes in later slots than their positions."""
+    model, rows = shared(name), prompts(*LENGTHS)
+    lm = TransformersLM(model)
+    lm.open(3, 40)
+    lm.read(padded(rows), torch.tensor(LENGTHS))
+    tree = TokenTree(tokens_of(1, 3, 10), torch.tensor([[-1, 0, 0, 0, 3, 4, 5, 6, 7, 8]] * 3))
+    assert int(tree.depths.max()) > WINDOW
+    assert worst(model, tree, lm.score(tree).logits, rows) < 1e-5
+
+
+@torch.inference_mode()
 def test_taps_are_the_models_own_hidden_states():
     model, (row,) = shared("llama_gqa"), prompts(9)
     lm = TransformersLM(model)
