@@ -18,6 +18,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 @dataclass
+class Greedy:
+    """The check on a real model."""
+
+    target: str = "demo"  # a tiny random model takes its place where it cannot be loaded
+    prompts: int = 12
+    max_new_tokens: int = 48
+
+
+@dataclass
 class Certify:
     cases: str | None = None  # a case file; drafter and verifier are then those of each case
     folder: str = "certificates"
@@ -28,9 +37,7 @@ class Certify:
         1.0  # samples of the sampled check; 1 finds a total variation of 0.02 with power 0.99 at size 1e-6
     )
     seed: int = 0
-    target: str = "demo"  # of the greedy check; a tiny random model where it is not there
-    prompts: int = 12
-    max_new_tokens: int = 48
+    greedy: Greedy = field(default_factory=Greedy)
     threads: int | None = None  # of torch; null leaves its default
     progress: bool = True
     drafter: dict[str, Any] = MISSING
@@ -65,10 +72,10 @@ def certify_pair(config: DictConfig) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    names = ("checks", "outcomes", "size", "strength", "seed", "target", "prompts", "max_new_tokens")
+    names = ("checks", "outcomes", "size", "strength", "seed")
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    plan = Plan(**{name: settings[name] for name in names})
+    plan = Plan(**{name: settings[name] for name in names}, **settings["greedy"])
 
     @contextmanager
     def bar(title: str, total: int) -> Iterator[Callable[[], None]]:

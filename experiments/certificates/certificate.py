@@ -281,7 +281,7 @@ def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) or value is None
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)) or value is None
 
 
 def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
