@@ -99,10 +99,14 @@ class KVCache(Cache):
     def keep(self, path: Tensor, counts: list[int]) -> None:
         """Move the first `counts` nodes of `path` (B, D) behind the root and commit both."""
         roots = self.roots if self.roots is not None else self.lengths
-        wanted = torch.arange(1, path.shape[1] + 1)
-        valid = wanted <= torch.tensor(counts)[:, None]
-        source = torch.where(valid, path, wanted)
-        if not torch.equal(source, wanted.expand_as(source)):
+        moved = any(
+            node != place + 1
+            for row, count in zip(path.tolist(), counts, strict=True)
+            for place, node in enumerate(row[: max(count, 0)])
+        )
+        if moved:
+            wanted = torch.arange(1, path.shape[1] + 1)
+            source = torch.where(wanted <= torch.tensor(counts)[:, None], path, wanted)
             device = self._rows.device
             first = torch.tensor(roots)[:, None]
             target_slots, source_slots = (first + wanted).to(device), (first + source).to(device)

@@ -61,16 +61,24 @@ def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching:
     if depth < 1:
         return Grown(TokenTree.root(state.roots, draw), tree.parents)
     there = state.live[:, None]  # (B, M) the nodes of the level that the row has
+    limit = (state.room - 1) * state.live  # how deep each row's tree may be
+    chain = max(branching) == 1
     for level in range(depth):
         k, nodes = branching[level], tree.num_nodes - first
         q = laws(logits, tree, first)
         # Who may have children is decided before anything is drawn.
-        open_nodes = there & (level + 1 < state.room)[:, None]
+        open_nodes = (level < limit)[:, None] if chain else there & (level < limit)[:, None]
         drawn, fits = _draw(q, k, state, chance, draw, first, level, open_nodes)
-        there = (open_nodes[:, :, None] if fits is None else open_nodes[:, :, None] & fits).expand(-1, -1, k).flatten(1)
-        above = torch.arange(first, first + nodes, device=q.device).repeat_interleave(k)
-        first = tree.num_nodes
-        tree = tree.grow(drawn.flatten(1), torch.where(there, above, -1))
+        if chain:  # a law always has room for one
+            first = tree.num_nodes
+            tree = TokenTree.chain(torch.cat([tree.tokens, drawn[:, 0]], 1), limit.clamp(max=first))
+        else:
+            there = (
+                (open_nodes[:, :, None] if fits is None else open_nodes[:, :, None] & fits).expand(-1, -1, k).flatten(1)
+            )
+            above = torch.arange(first, first + nodes, device=q.device).repeat_interleave(k)
+            first = tree.num_nodes
+            tree = tree.grow(drawn.flatten(1), torch.where(there, above, -1))
         recorded.append(q)
         if level + 1 < depth:
             logits = score(tree, first)

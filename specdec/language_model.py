@@ -76,14 +76,14 @@ class TransformersLM:
         rows, length = tokens.shape
         first, uniform, empty = cache.lengths, cache.uniform, not any(cache.lengths)
         slots = cache.aim(first, length)
-        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
         depths = torch.arange(length, device=tokens.device)[None]
-        roots = self._column(first, uniform)
-        positions = (roots + depths).expand(rows, -1)
+        positions = (self._column(first, uniform) + depths).expand(rows, -1)
+        causal = (depths[0][:, None] >= depths).expand(rows, -1, -1)
         plain = empty or (length == 1 and uniform)
-        masks = self._masks(causal[None].expand(rows, -1, -1), depths.expand(rows, -1), 0, first, slots, plain)
+        masks = self._masks(causal, depths.expand(rows, -1), 0, first, slots, plain)
         last = sorted({max(count - 1, 0) for count in valid})
-        logits, hidden = self._forward(tokens, positions, masks, taps, torch.tensor(last, device=tokens.device))
+        wanted = None if length == 1 else torch.tensor(last, device=tokens.device)
+        logits, hidden = self._forward(tokens, positions, masks, taps, wanted)
         if len(last) > 1:
             column = torch.tensor([last.index(max(count - 1, 0)) for count in valid], device=logits.device)
             logits = logits[torch.arange(rows, device=logits.device), column][:, None]
@@ -97,7 +97,7 @@ class TransformersLM:
         roots, uniform = cache.roots, min(cache.roots) == max(cache.roots)
         slots = cache.aim([root + start for root in roots], tree.num_nodes - start)
         positions = self._column(roots, uniform) + tree.depths[:, start:]
-        plain = tree.num_nodes == 1 and uniform
+        plain = uniform and tree.is_chain and start == tree.num_nodes - 1  # one node, and it sees everything
         ancestors = tree.ancestors if plain else tree.ancestors[:, start:]
         masks = self._masks(ancestors, tree.depths, start, roots, slots, plain)
         logits, hidden = self._forward(tree.tokens[:, start:], positions, masks, taps)

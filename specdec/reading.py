@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from specdec.interfaces import State, Verdict
 from specdec.sampling import Laws
@@ -22,13 +23,19 @@ class Reading:
     """
 
     def __init__(self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State) -> None:
-        numbers = torch.stack([verdict.num_accepted, verdict.bonus, laws.faulty], 1)
-        pieces = [numbers, verdict.path, trees.tokens, trees.parents, trees.depths]
+        device = trees.tokens.device
+        pieces = [
+            verdict.path,
+            verdict.num_accepted,
+            verdict.bonus,
+            laws.faulty,
+            trees.tokens,
+            trees.parents,
+            trees.depths,
+        ]
         if trees.q is not None:
             pieces.append(trees.q_faults())
-        read = torch.cat(pieces, 1).cpu()  # the one read
-        numbers, path, tokens, parents, depths, *q_faults = read.split([piece.shape[1] for piece in pieces], 1)
-        accepted, bonus = numbers[:, 0], numbers[:, 1]
+        path, accepted, bonus, faulty, tokens, parents, depths, *q_faults = read(pieces, device)
         self.verdict = replace(verdict, path=path, num_accepted=accepted, bonus=bonus)
         self.tokens = [
             [*(drafted[node] for node in nodes[:count]), extra]
@@ -40,22 +47,32 @@ class Reading:
         self.keep = torch.where(torch.from_numpy(self.live), accepted, -1)
         self.parents = parents.numpy()
         self.counts = {name: count.cpu().numpy() for name, count in verdict.counts.items()}
-        self.faulty = numbers[:, 2].tolist()
+        self.faulty = faulty.tolist()
         self.tree_faults = [""] * trees.rows
-        on_device = trees.tokens.device.type != "cpu"
-        if on_device:  # on a CPU the tree was checked when it was made
+        if device.type != "cpu":  # on a CPU the tree was checked when it was made
             shape = TokenTree.structure_faults(tokens.numpy(), self.parents, trees.law, trees.levels)
             self._note(shape, TokenTree.STRUCTURE)
         if q_faults:
             self._note(q_faults[0].numpy(), TokenTree.CONTENT)
-        room, drafted = np.array(state.on_host.room)[:, None], self.parents >= 0
-        unfit = [(drafted & (depths.numpy() >= room)).any(1), (drafted & (tokens.numpy() >= laws.vocabulary)).any(1)]
-        self._note(
-            np.stack(unfit, 1),
-            ("it is deeper than room - 1, past the wanted length", "a token id lies outside the vocabulary"),
-        )
+        drafted = self.parents >= 0
+        deep = drafted & (depths.numpy() >= np.array(state.on_host.room)[:, None])
+        outside = drafted & (tokens.numpy() >= laws.vocabulary)
+        if deep.any() or outside.any():
+            self._note(np.stack([deep.any(1), outside.any(1)], 1), UNFIT)
 
     def _note(self, faults: np.ndarray, names: tuple[str, ...]) -> None:
         for row in np.flatnonzero(faults.any(1)) if faults.any() else ():
             known = [self.tree_faults[row]] if self.tree_faults[row] else []
             self.tree_faults[row] = "; ".join([*known, TokenTree.describe(faults[row], names)])
+
+
+UNFIT = ("it is deeper than room - 1, past the wanted length", "a token id lies outside the vocabulary")
+
+
+def read(pieces: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors (B,) or (B, n) on the host, from an accelerator in one copy."""
+    if device.type == "cpu":
+        return pieces
+    columns = [piece.to(device).reshape(len(piece), -1).long() for piece in pieces]
+    parts = torch.cat(columns, 1).cpu().split([column.shape[1] for column in columns], 1)
+    return [part.reshape(piece.shape) for part, piece in zip(parts, pieces, strict=True)]

@@ -13,7 +13,7 @@ drawn. A node that a row does not use has parent -1.
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -91,9 +91,19 @@ class TokenTree:
         cls, tokens: Tensor, lengths: Tensor, law: SiblingLaw = SiblingLaw.DET, q: Tensor | None = None
     ) -> "TokenTree":
         """Node i's only child is node i + 1; tokens (B, N) with the root first; lengths (B,): drafted nodes per row."""
-        before = torch.arange(-1, tokens.shape[1] - 1, device=tokens.device)
-        used = before < lengths[:, None]
-        return cls(tokens, torch.where(used, before, -1), law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
+        numbers, below = _chain(tokens.shape[1], tokens.device)
+        used = numbers <= lengths[:, None]
+        used[:, 0] = False  # only for the parents: the root has none
+        chain = cls(tokens, torch.where(used, numbers - 1, -1), law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
+        chain.__dict__["ancestors"] = below.expand(len(tokens), -1, -1)
+        chain.__dict__["depths"] = torch.minimum(numbers, lengths[:, None])
+        chain.__dict__["is_chain"] = True
+        return chain
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether it was made as a chain, so that the last node sees all others."""
+        return self.num_nodes == 1
 
     def grow(self, tokens: Tensor, parents: Tensor) -> "TokenTree":
         """This tree with one more level of nodes: tokens (B, m), parents (B, m) among the nodes so far, -1: unused.
@@ -121,7 +131,7 @@ class TokenTree:
         """The same tree with its sibling law declared."""
         declared = replace(self, law=law, q=q, width=width)
         declared.__dict__.update(
-            {name: self.__dict__[name] for name in ("ancestors", "depths") if name in self.__dict__}
+            {name: self.__dict__[name] for name in ("ancestors", "depths", "is_chain") if name in self.__dict__}
         )
         return declared
 
@@ -225,3 +235,10 @@ class TokenTree:
     def describe(faults: Iterable[bool], names: tuple[str, ...]) -> str:
         """What is wrong, or an empty string."""
         return "; ".join(name for name, bad in zip(names, faults, strict=True) if bad)
+
+
+@lru_cache(64)
+def _chain(nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Node numbers (N,) and who sees whom (N, N) in a chain."""
+    numbers = torch.arange(nodes, device=device)
+    return numbers, numbers[:, None] >= numbers
