@@ -31,12 +31,12 @@ SEQUENCES = 20_000  # at most, whose probabilities are computed
 
 class Fatigue:
     """A logits processor: the last token becomes less likely, more so at odd lengths. Wrong unless each node sees its own path.
-    The highest token, which ends a text where any does, becomes rare, so that there are several rounds."""
+    The highest token, which ends a text where any does, becomes rarer, so that there are several rounds."""
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         last = ids[:, -1:]
         scores = scores.scatter(1, last, scores.gather(1, last) - (1.0 if ids.shape[1] % 2 else 0.4))
-        return torch.cat([scores[:, :-1], scores[:, -1:] - 1], 1)
+        return torch.cat([scores[:, :-1], scores[:, -1:] - 0.5], 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ SETTINGS = (
         (4, 6, 8),
         4,
         True,
-        {"temperature": 0.8, "top_k": 3, "logits_processors": (Fatigue(),)},
+        {"temperature": 0.8, "top_p": 0.9, "logits_processors": (Fatigue(),)},
     ),
 )
 

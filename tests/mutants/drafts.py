@@ -37,7 +37,7 @@ class MostProbable(Forwarded):
     """Argmax and top-k, called samples."""
 
     def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
-        return law.sort(-1, descending=True, stable=True).indices[:, :k]
+        return law.sort(dim=-1, descending=True, stable=True).indices[:, :k]
 
     def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
         return self.without_replacement(law, k, at, purpose)
@@ -48,7 +48,7 @@ class SortedByQ(Forwarded):
 
     def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
         drawn = super().without_replacement(law, k, at, purpose)
-        return drawn.gather(1, law.gather(1, drawn).sort(-1, descending=True, stable=True).indices)
+        return drawn.gather(1, law.gather(1, drawn).sort(dim=-1, descending=True, stable=True).indices)
 
 
 class BestOfMore(Forwarded):
@@ -56,7 +56,7 @@ class BestOfMore(Forwarded):
 
     def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
         drawn = super().without_replacement(law, k + 1, at, purpose)
-        kept = law.gather(1, drawn).sort(-1, descending=True, stable=True).indices[:, :k].sort(-1).values
+        kept = law.gather(1, drawn).sort(dim=-1, descending=True, stable=True).indices[:, :k].sort(-1).values
         return drawn.gather(1, kept)
 
 
@@ -121,7 +121,7 @@ def reranked(tree: TokenTree) -> TokenTree:
 
 
 class SecondIfImprobable(Drafter):
-    """One level. After the first child is drawn and kept, a second is drawn if q gave the first less than a half: the width depends
+    """One level. After the first child is drawn and kept, a second is drawn if q gave the first less than a quarter: the width depends
     on a value, but nothing is dropped. Right for rules that judge child after child; it is no fixed width."""
 
     law = SiblingLaw.WOR
@@ -142,7 +142,7 @@ class SecondIfImprobable(Drafter):
         q = torch.stack([self.model.law(tuple(self._prefix(state, row))) for row in range(rows)])
         zero = torch.zeros_like(roots)
         first = chance.categorical(q, Sites(roots, zero, zero, zero, live), "draft")
-        improbable = q.gather(1, first[:, None])[:, 0] < 0.5
+        improbable = q.gather(1, first[:, None])[:, 0] < 0.25
         rest = q.scatter(1, first[:, None], 0.0)
         more = live & improbable & (rest.sum(1) > 0)
         second = chance.categorical(

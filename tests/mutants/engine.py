@@ -30,13 +30,9 @@ class SharedNoise(KeyedDraws):
 class ByPosition(KeyedDraws):
     """Keyed by position alone: a round that follows a partial acceptance meets coins already known to have failed."""
 
-    def __init__(self, requests: Tensor, lengths: Tensor) -> None:
-        super().__init__(requests)
-        self.lengths = lengths
-
     def uniform(self, at: Sites, k: int, purpose: str) -> Tensor:
         position = self.lengths[at.rows] + at.depths
-        key = self.rows[at.rows] + position * 0x9E3779B97F4A7C1 + _purpose_key(purpose)
+        key = _mix(self.request_ids[at.rows] + 1) + position * 0x9E3779B97F4A7C1 + _purpose_key(purpose)
         return _unit(_mix(key[:, None] + torch.arange(k)))
 
 
@@ -48,9 +44,7 @@ class Changed(Keyed):
         self.draws = draws
 
     def round(self, state: Any) -> KeyedDraws:
-        if issubclass(self.draws, ByPosition):
-            return self.draws(_mix(state.request_ids * 7919 + 1), state.lengths)
-        return self.draws(super().round(state).rows)
+        return self.draws(self.seed, state.request_ids, state.lengths)
 
 
 class MaskOffByOne(TransformersLM):
@@ -74,12 +68,11 @@ class MaskOffByOneProved(MaskOffByOne):
         TransformersLM._prove(self)
 
 
-class PositionsOffByOne(TransformersLM):
-    """After a rollback the root's position is one too far."""
+class PositionsOfRejectedNodes(TransformersLM):
+    """Once a round is over, positions run on as if rejected nodes were still there."""
 
-    def _column(self, numbers: list[int], uniform: bool) -> Tensor | int:
-        column = super()._column(numbers, uniform)
-        return column + 1 if min(numbers) > 8 else column
+    def _column(self, numbers: list[int], uniform: bool) -> Tensor:
+        return torch.tensor([number + 3 * (number > 7) for number in numbers], device=self.device)[:, None]
 
 
 class KeepsTheWrongBranch(TransformersLM):

@@ -221,13 +221,13 @@ class PenaltiesOnce(Laws):
         return super().prefixes(rows, torch.zeros_like(nodes))
 
 
-class InAnyTree(Verifier):
-    """A right rule that is let loose on trees it does not claim."""
+class ForgetsWhatWasRejected(Verifier):
+    """On independently drawn siblings: a rejected token is struck from q, for its later siblings too."""
 
-    laws = frozenset(SiblingLaw)
+    laws = frozenset({SiblingLaw.WR})
 
-    def __init__(self, rule: str) -> None:
-        self.rule = build("verifier", rule)
+    def __init__(self) -> None:
+        self.rule = build("verifier", "rrs_wor")
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return self.rule.verify(trees, laws, chance)
+        return self.rule.verify(replace(trees, law=SiblingLaw.WOR, shape_is_known=True), laws, chance)
