@@ -1,0 +1,193 @@
+"""Certificates of every pair, the statistics behind them, and case files."""
+
+import itertools
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from experiments.certificates import certificate, exact, sampled, statistics
+from experiments.certificates.certificate import Pair, Plan, certify, find_certificate, write
+from experiments.certificates.enumeration import outcomes
+from experiments.certificates.tables import Tables, read_cases, standard
+from specdec import Enumerate
+from specdec.plugins import build
+from tests.exact import pairs, rules, title
+
+STRENGTH = 0.05
+SMALL = [tables for tables in standard() if tables.name in ("two tokens, zeros", "zeros", "filtered")]
+CASE = {
+    "name": "coins",
+    "V": 2,
+    "P": {"": ["1", "2"]},
+    "Q": {"": ["2/3", "1/3"]},
+    "branching": [1, 1],
+    "draft": "chain",
+    "verifier": "block",
+}
+
+
+@contextmanager
+def no_bar(name, total):
+    yield lambda: None
+
+
+@pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
+def test_exact_certificates_of_all_pairs(drafter, rule):
+    pair = Pair(drafter, {"name": rule})
+    found, left_out = exact.suite(pair.on_tables, pair.rule(1.0), SMALL, size=500, limit=2000)
+    assert found, left_out
+    if pair.rule(1.0).lossless:
+        assert all(one.lossless for one in found), [str(one) for one in found if not one.lossless]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
+def test_certificates_of_all_pairs(drafter, rule):
+    plan = Plan(strength=0.3, target="tiny", prompts=4, max_new_tokens=24)
+    found = certify(Pair(drafter, {"name": rule}), plan, no_bar)
+    lossless = build("verifier", rule).lossless
+    assert found["verdict"] == (certificate.CERTIFIED if lossless else certificate.LOSSY), found["reasons"]
+
+
+PARTNER = {
+    **{rule: {"depth": 2} for rule in ("token", "block")},
+    **{rule: {"depth": 2, "branching": [2, 1], "draw": "wr"} for rule in ("rrs_wr", "kseq", "is2")},
+    **{rule: {"depth": 2, "branching": [2, 1], "draw": "wor"} for rule in ("naive", "rrs_wor", "traversal", "ot")},
+    "hub": {"depth": 2, "branching": [2, 1], "draw": "hub"},
+}
+
+
+@pytest.mark.parametrize("rule", [rule for rule in rules() if rule in PARTNER])
+def test_a_sampled_certificate_of_every_rule(rule):
+    pair = Pair({"name": "small_model", **PARTNER[rule]}, {"name": rule})
+    job = sampled.prepare(sampled.SETTINGS[0], lambda target, draft: pair.make_drafter(draft), pair.rule(1.0), STRENGTH)
+    result = next(result for result in job.run() if result is not None)
+    assert result.rounds_per_row > 1.5
+    assert result.passes, result
+
+
+def test_outcomes_side_by_side_are_those_of_enumerate():
+    tables = SMALL[1]
+    pair = Pair({"name": "small_model", "depth": 2, "branching": [2, 1]}, {"name": "traversal"})
+    program = exact.program(tables, pair.on_tables, pair.rule(1.0), 3, 1)
+    together = sorted(outcomes(program, rows=7), key=str)
+    alone = sorted(((p, out) for p, (out,) in Enumerate().runs(lambda chance: program(chance, 1))), key=str)
+    assert [out for _, out in together] == [out for _, out in alone]
+    assert [p for p, _ in together] == pytest.approx([p for p, _ in alone], abs=1e-15)
+
+
+def test_an_enumeration_that_gives_up_certifies_nothing():
+    pair = Pair({"name": "small_model", "depth": 2}, {"name": "token"})
+    found = exact.exact(SMALL[1], pair.on_tables, pair.rule(1.0), 3, limit=5)
+    assert not found.complete
+    assert not found.lossless
+    assert 0 < found.covered < 1
+    assert "nothing is certified" in str(found)
+
+
+def test_the_tables_have_what_hides_faults():
+    sets = {tables.name: tables for tables in standard()}
+    assert {tables.vocabulary for tables in sets.values()} == {2, 3, 4}
+    assert sets["p = q"].p == sets["p = q"].q
+    for prefix, row in sets["disjoint"].p.items():
+        assert not any(a and b for a, b in zip(row, sets["disjoint"].q[prefix], strict=True))
+    assert any(0 in sets["filtered"].law(prefix) for prefix in sets["filtered"].p)
+
+
+# -------------------------------------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize(("cells", "expected"), [(27, 94), (64, 122), (256, 203), (1000, 360)])
+def test_known_noncentralities(cells, expected):
+    assert statistics.noncentrality(cells) == pytest.approx(expected, abs=1)
+
+
+def test_cells_of_probability_0_fail_outright():
+    found = statistics.fit(np.array([500, 499, 1]), np.array([0.5, 0.5, 0.0]))
+    assert found.impossible == 1
+    assert found.p_value == 0
+
+
+def test_cells_are_hashed_and_merged():
+    law = np.random.default_rng(0).dirichlet(np.ones(3000))
+    found = statistics.fit(np.random.default_rng(1).multinomial(20_000, law), law)
+    assert found.cells <= statistics.CELLS
+    assert found.p_value > 1e-6
+    small = np.array([0.9, 0.0999, 0.0001])
+    assert statistics.fit(np.array([900, 100, 0]), small).cells == 2
+
+
+def test_the_size_of_the_sample_finds_what_it_promises():
+    law = np.full(64, 1 / 64)
+    bent = law + 0.02 / 32 * np.repeat([1, -1], 32)
+    samples = statistics.sample_size(64)
+    draws = np.random.default_rng(2)
+    found = [statistics.fit(draws.multinomial(samples, bent), law).p_value < statistics.SIZE for _ in range(50)]
+    assert sum(found) >= 46
+    assert statistics.fit(draws.multinomial(samples, law), law).tv_upper < 0.05
+
+
+def test_holm():
+    assert statistics.holm([0.5, 1e-9, 4e-7], 1e-6) == [True, False, False]
+    assert statistics.holm([0.5, 6e-7, 4e-7], 1e-6) == [True, True, True]
+
+
+# ------------------------------------------------------------------------------------------- certificates, written and found
+
+
+def test_certificates_are_found_by_the_pair(tmp_path):
+    pair = Pair({"name": "small_model", "depth": 2, "branching": 2}, {"name": "rrs_wor"})
+    found = certify(pair, Plan(checks=["exact"], tables=SMALL[:1]), no_bar)
+    assert found["verdict"] == "certified"
+    write(found, tmp_path)
+    assert find_certificate(pair.drafter, pair.verifier, tmp_path)["same_settings"]
+    deeper = {**pair.drafter, "depth": 5, "model": "another"}
+    assert not find_certificate(deeper, pair.verifier, tmp_path)["same_settings"]
+    assert find_certificate(deeper, {"name": "naive"}, tmp_path) is None
+    assert find_certificate({**pair.drafter, "draw": "wr"}, pair.verifier, tmp_path) is None
+
+
+def test_a_refused_pair_is_not_applicable():
+    found = certify(Pair({"name": "ngram"}, {"name": "kseq"}), Plan(checks=["exact"], tables=SMALL[:1]), no_bar)
+    assert found["verdict"] == "not applicable"
+    assert "kseq" in found["reasons"][0]
+
+
+# -------------------------------------------------------------------------------------------------------------- case files
+
+
+def test_cases_from_a_file(tmp_path):
+    bad = [{**CASE, "name": "beam", "draft": "beam"}, {**CASE, "name": "rows", "P": {"": ["1"]}}, {"name": "short"}, 7]
+    refused = {**CASE, "name": "refused", "verifier": "hub"}
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps({"cases": [CASE, *bad, refused, {**CASE, "name": "token", "verifier": "token"}]}))
+    command = [sys.executable, "-m", "experiments.certify", f"cases={path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["name"] for line in lines] == ["coins", "token"]
+    assert [line["expected_accepted"] for line in lines] == pytest.approx([11 / 9, 10 / 9], abs=1e-9)
+    assert all(
+        set(line) == {"name", "expected_accepted", "tv_joint", "lossless"} and line["lossless"] for line in lines
+    )
+    assert done.returncode == 1
+    for name in ("'beam'", "'rows'", "'short'", "number 4", "'refused'"):
+        assert f"{path}, case {name}" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[1"])
+def test_files_without_cases(tmp_path, content):
+    path = tmp_path / "cases.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"cases\.json"):
+        list(read_cases(path))
+
+
+def test_rows_that_are_missing_are_the_roots():
+    tables = Tables("coins", {(): [1, 2]}, {(): [2, 1]})
+    assert tables.plain(2) == pytest.approx(
+        {key: np.prod([(1 / 3, 2 / 3)[x] for x in key]) for key in itertools.product(range(2), repeat=2)}
+    )
