@@ -1,0 +1,163 @@
+"""The same drafts under every rule: exact expected lengths on table models beside the bound for any rule, and tau on a real pair.
+
+python -m experiments.compare_verifiers
+python -m experiments.compare_verifiers folder=outputs/rules prompts=24
+"""
+
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments import options
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "chain of 3": {"depth": 3, "draw": "wor"},
+    "i.i.d. 2 x 2": {"depth": 2, "branching": 2, "draw": "wr"},
+    "without replacement 2 x 2": {"depth": 2, "branching": 2, "draw": "wor"},
+    "top-k 2 x 2": {"depth": 2, "branching": 2, "draw": "topk"},
+    "hub 2 x 2": {"depth": 2, "branching": 2, "draw": "hub"},
+}
+TABLES = ("zeros", "ties")
+
+
+@dataclass
+class Compare:
+    """python -m experiments.compare_verifiers: every rule on the same drafts."""
+
+    folder: str = "outputs/compare_verifiers"
+    target: str = "demo"
+    draft: str = "demo-draft"
+    prompts: int = 16
+    max_new_tokens: int = 96
+    temperatures: list[float] = field(default_factory=lambda: [0.3, 0.7, 1.0])
+
+
+def rules() -> list[str]:
+    """The lossless rules of conf/verifier that sample."""
+    from specdec.plugins import build, names
+
+    built = {name: build("verifier", name) for name in names("verifier") if name != "auto"}
+    return [name for name, rule in built.items() if rule.lossless and not rule.zero_temperature_only]
+
+
+def on_tables() -> pd.DataFrame:
+    """Columns: tables, drafts, rule, accepted. The rule "bound" is what no lossless rule exceeds."""
+    from experiments.certificates.bound import most_accepted
+    from experiments.certificates.certificate import Pair
+    from experiments.certificates.exact import exact
+    from experiments.certificates.tables import standard
+    from specdec import Refused
+
+    rows = []
+    for tables in (tables for tables in standard() if tables.name in TABLES):
+        for title, shape in SHAPES.items():
+            for rule in rules():
+                pair = Pair({"name": "small_model", **shape}, {"name": rule})
+                try:
+                    found = exact(tables, pair.on_tables, pair.rule(1.0), shape["depth"] + 1)
+                except Refused:
+                    continue
+                rows.append({"tables": tables.name, "drafts": title, "rule": rule, "accepted": found.accepted})
+            bound = most_accepted(tables, pair.on_tables, shape["depth"])
+            rows.append({"tables": tables.name, "drafts": title, "rule": "bound", "accepted": bound})
+    return pd.DataFrame(rows)
+
+
+def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
+    """Columns: temperature, drafts, rule, tau. Trees of five levels, two children on the first two."""
+    import specdec
+    from experiments.prompts import read
+    from specdec.plugins import build
+
+    target, draft = specdec.load(wanted.target), specdec.load(wanted.draft)
+    texts = [prompt.text for prompt in read("jsonl", "demo", category="category", limit=wanted.prompts)]
+    rows = []
+    for temperature in wanted.temperatures:
+        for title, shape in SHAPES.items():
+            widths = [2, 2, 1, 1, 1] if "branching" in shape else 1
+            settings = {"name": "small_model", "model": draft, "depth": 5, "branching": widths, "draw": shape["draw"]}
+            for rule in rules():
+                try:
+                    out = specdec.generate(
+                        target,
+                        texts,
+                        drafter=build("drafter", settings),
+                        verifier=rule,
+                        temperature=temperature,
+                        max_new_tokens=wanted.max_new_tokens,
+                    )
+                except specdec.Refused:
+                    continue
+                drafts = title.replace(" 2 x 2", "").replace(" of 3", "")
+                rows.append({"temperature": temperature, "drafts": drafts, "rule": rule, "tau": out.report.tau})
+    return pd.DataFrame(rows)
+
+
+def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
+    """Left: exact accepted lengths, mean over the tables, with the bound as a line. Right: tau per temperature."""
+    from experiments.figures import COLOURS, HATCHES, MARKERS, STYLE
+
+    names = [name for name in dict.fromkeys(exact["rule"]) if name != "bound"]
+    looks = {name: (COLOURS[i % 8], HATCHES[i % 8], MARKERS[i % 8]) for i, name in enumerate(names)}
+    looks = {name: (look[0] if i < 8 else "#999999", *look[1:]) for i, (name, look) in enumerate(looks.items())}
+    panels = [] if measured is None else sorted(measured["temperature"].unique())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.8 + 2.8 * len(panels), 4.2), layout="constrained")
+        axes = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
+        mean = exact.groupby(["drafts", "rule"], sort=False)["accepted"].mean()
+        shapes = list(dict.fromkeys(exact["drafts"]))
+        for place, shape in enumerate(shapes):
+            present = [name for name in names if (shape, name) in mean.index]
+            width = 0.8 / len(present)
+            for number, name in enumerate(present):
+                colour, hatch, _ = looks[name]
+                left = place - 0.4 + (number + 0.5) * width
+                axes[0].bar(left, mean[shape, name], width, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
+            axes[0].hlines(mean[shape, "bound"], place - 0.45, place + 0.45, color="black", linewidth=1.4)
+        axes[0].set_xticks(range(len(shapes)), [shape.replace(" 2 x 2", "\n2 x 2") for shape in shapes], fontsize=7)
+        axes[0].set(ylabel="accepted drafted tokens per round", title="exact, table models; line: bound for any rule")
+        for axis, temperature in zip(axes[1:], panels, strict=True):
+            part = measured[measured["temperature"] == temperature]  # type: ignore[index]
+            shapes = list(dict.fromkeys(part["drafts"]))
+            for name in names:
+                points = part[part["rule"] == name]
+                places = [shapes.index(shape) for shape in points["drafts"]]
+                axis.plot(places, points["tau"], looks[name][2], color=looks[name][0], alpha=0.9)
+            axis.set_xticks(range(len(shapes)), [shape.replace(" ", "\n") for shape in shapes], fontsize=7)
+            axis.set(title=f"measured, T = {temperature:g}", ylabel="tau (bonus included)")
+        handles = [axes[0].scatter([], [], color=looks[n][0], marker=looks[n][2], label=n) for n in names]
+        figure.legend(handles=handles, fontsize=7, ncols=math.ceil(len(names) / 2), loc="outside lower center")
+    return figure
+
+
+def main() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    wanted = options.parse(Compare)
+    folder = Path(wanted.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    exact = on_tables()
+    exact.to_csv(folder / "exact.csv", index=False)
+    print(exact.pivot_table(index=["tables", "drafts"], columns="rule", values="accepted", sort=False).round(4))
+    try:
+        measured = on_a_real_pair(wanted)
+    except ValueError as error:
+        print(f"tau is not measured: {error}", file=sys.stderr)
+        measured = None
+    if measured is not None:
+        measured.to_csv(folder / "tau.csv", index=False)
+        print(measured.pivot_table(index=["temperature", "drafts"], columns="rule", values="tau", sort=False).round(3))
+    for suffix in ("png", "pdf"):
+        draw(exact, measured).savefig(folder / f"compare_verifiers.{suffix}", dpi=160)
+        print(folder / f"compare_verifiers.{suffix}")
+
+
+if __name__ == "__main__":
+    main()
