@@ -62,7 +62,7 @@ def case(cost: Cost, law: SiblingLaw, branching: list[int], temperature: float) 
 
     tokens = torch.zeros(1, 300, dtype=torch.long)
     sampling = Sampling(temperature=temperature)
-    state = State.at(OnHost([200], [True], [100]), tokens, torch.tensor([0]), sampling, Last(None, None, None))
+    state = State(OnHost([200], [True], [100]), tokens, torch.tensor([0]), sampling, Last(None, None, None))
     tree = levels(
         logits(1), lambda grown, start: logits(grown.num_nodes - start), state, Keyed(0).round(state), branching, law
     ).tree

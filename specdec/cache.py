@@ -32,9 +32,8 @@ class KVCache(Cache):
         self.rows, self.slots = rows, slots
         self.lengths = [0] * rows  # committed tokens per row
         self.roots: list[int] | None = None  # slot of the root while a tree is being scored
-        self._blocks: list[Tensor] = []
-        self._keys: list[Tensor] = [torch.empty(0)] * len(shapes)
-        self._values: list[Tensor] = [torch.empty(0)] * len(shapes)
+        self._blocks: list[Tensor] = []  # K and V of each kind of layer in turn
+        self._members: list[list[int]] = []  # the layers of each block
         alike = defaultdict(list)
         for layer, shape in enumerate(shapes):
             alike[shape].append(layer)
@@ -44,11 +43,13 @@ class KVCache(Cache):
                 len(members), rows, shape.value_heads, slots, shape.value_size, dtype=dtype, device=device
             )
             self._blocks += [keys, values]
-            for index, layer in enumerate(members):
-                self._keys[layer], self._values[layer] = keys[index], values[index]
+            self._members += [members, members]
         self._rows = torch.arange(rows, device=device)[:, None]
-        self._begin, self._end = 0, 0
-        self._slots: Tensor | None = None
+        self._end = 0
+        self._slots: Tensor | None = None  # (B, N) where a pass writes, if its rows have different lengths
+        # Per layer, what a pass reads (B, H, T, D) and what it writes: views that `aim` cuts for all layers at once.
+        self._reads: list[list[Tensor]] = [[torch.empty(0)] * 2 for _ in shapes]
+        self._writes: list[list[Tensor]] = [[torch.empty(0)] * 2 for _ in shapes]
 
     @property
     def nbytes(self) -> int:
@@ -71,9 +72,15 @@ class KVCache(Cache):
                 f"the KV cache has {self.slots} slots per row, but row {row} holds {first[row]} tokens and the pass "
                 f"writes {count} more; open it with more slots (a drafter's max_nodes must cover its largest tree)"
             )
-        if min(first) == max(first):
-            self._begin, self._slots = first[0], None
-        else:
+        uniform = min(first) == max(first)
+        for number, (block, members) in enumerate(zip(self._blocks, self._members, strict=True)):
+            reads = block[:, :, :, : self._end].unbind(0)
+            writes = block[:, :, :, first[0] : self._end].unbind(0) if uniform else reads
+            for index, layer in enumerate(members):
+                self._reads[layer][number % 2] = reads[index]
+                self._writes[layer][number % 2] = writes[index]
+        self._slots = None
+        if not uniform:
             device = self._rows.device
             self._slots = torch.tensor(first, device=device)[:, None] + torch.arange(count, device=device)
         return self._end
@@ -82,14 +89,13 @@ class KVCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """transformers' seam: write this pass's K and V (B, H, N, D), return all (B, H, T, D) that it may look at."""
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if self._slots is None:
-            keys[:, :, self._begin : self._begin + key_states.shape[2]] = key_states
-            values[:, :, self._begin : self._begin + value_states.shape[2]] = value_states
-        else:
-            keys.transpose(1, 2)[self._rows, self._slots] = key_states.transpose(1, 2)
-            values.transpose(1, 2)[self._rows, self._slots] = value_states.transpose(1, 2)
-        return keys[:, :, : self._end], values[:, :, : self._end]
+        for place, fresh in zip(self._writes[layer_idx], (key_states, value_states), strict=True):
+            if self._slots is None:
+                place.copy_(fresh)
+            else:
+                place.transpose(1, 2)[self._rows, self._slots] = fresh.transpose(1, 2)
+        keys, values = self._reads[layer_idx]
+        return keys, values
 
     def commit(self, counts: list[int]) -> None:
         """The `counts` tokens written last are committed; the last of them may serve as a root."""

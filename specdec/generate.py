@@ -137,7 +137,7 @@ class Run:
         if max(lengths) > 1:
             counts = torch.tensor(lengths) - 1
             taps = target.read(tokens[:, : max(lengths) - 1], counts, self.drafter.taps).taps
-        state = State.at(
+        state = State(
             OnHost(lengths, [True] * len(prompts), [request.max_new_tokens] * len(prompts)),
             tokens,
             torch.tensor(request.request_ids, device=device),
@@ -208,7 +208,7 @@ class Run:
             taps = scores.taps[torch.arange(len(live), device=device)[:, None], on_path]
         last = Last(trees, reading.verdict, taps)
         after = OnHost(lengths, live, room)
-        return State.at(after, state.tokens, state.request_ids, state.sampling, last), kept
+        return State(after, state.tokens, state.request_ids, state.sampling, last), kept
 
     def _step(self, reading: "Reading", kept: np.ndarray, seconds: float) -> Step:
         phases = self.clock.take()

@@ -6,6 +6,7 @@ Letters: B rows, N nodes, V vocabulary, D depth, L tokens, T taps, d hidden size
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -60,20 +61,26 @@ class OnHost(NamedTuple):
 class State:
     """What is committed. Drafters read it and never write it."""
 
+    on_host: OnHost
     tokens: Tensor  # (B, L) right-padded
-    lengths: Tensor  # (B,) committed tokens, the root included
-    live: Tensor  # (B,) bool: the row still decodes
-    room: Tensor  # (B,) tokens that the row may still add
     request_ids: Tensor  # (B,)
     sampling: "Sampling"
     last: Last
-    on_host: OnHost
 
-    @classmethod
-    def at(cls, on_host: OnHost, tokens: Tensor, request_ids: Tensor, sampling: "Sampling", last: Last) -> "State":
-        """The state that `on_host` describes, on the device of `tokens`."""
-        lengths, live, room = (torch.tensor(numbers, device=tokens.device) for numbers in on_host)
-        return cls(tokens, lengths, live, room, request_ids, sampling, last, on_host)
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(B,) committed tokens, the root included."""
+        return torch.tensor(self.on_host.lengths, device=self.tokens.device)
+
+    @cached_property
+    def live(self) -> Tensor:
+        """(B,) bool: the row still decodes."""
+        return torch.tensor(self.on_host.live, device=self.tokens.device)
+
+    @cached_property
+    def room(self) -> Tensor:
+        """(B,) tokens that the row may still add."""
+        return torch.tensor(self.on_host.room, device=self.tokens.device)
 
     @property
     def deepest(self) -> int:
@@ -85,6 +92,9 @@ class State:
     @property
     def roots(self) -> Tensor:
         """(B,) the last committed tokens."""
+        lengths = self.on_host.lengths
+        if len(lengths) == 1:
+            return self.tokens[:, lengths[0] - 1]
         return self.tokens.gather(1, self.lengths[:, None] - 1)[:, 0]
 
 

@@ -36,7 +36,9 @@ class Reading:
         if trees.q is not None:
             pieces.append(trees.q_faults())
         path, accepted, bonus, faulty, tokens, parents, depths, *q_faults = read(pieces, device)
-        self.verdict = replace(verdict, path=path, num_accepted=accepted, bonus=bonus)
+        self.verdict = (
+            verdict if path is verdict.path else replace(verdict, path=path, num_accepted=accepted, bonus=bonus)
+        )
         self.tokens = [
             [*(drafted[node] for node in nodes[:count]), extra]
             for drafted, nodes, count, extra in zip(
@@ -44,7 +46,8 @@ class Reading:
             )
         ]
         self.live = np.array(state.on_host.live)
-        self.keep = torch.where(torch.from_numpy(self.live), accepted, -1)
+        counts = zip(accepted.tolist(), state.on_host.live, strict=True)
+        self.keep = torch.tensor([count if live else -1 for count, live in counts])
         self.parents = parents.numpy()
         self.counts = {name: count.cpu().numpy() for name, count in verdict.counts.items()}
         self.faulty = faulty.tolist()

@@ -118,13 +118,26 @@ class Laws:
     """The target's laws at the nodes of scored trees, computed when a rule asks for them.
 
     `laws[rows, nodes]` is (n, V); `laws.argmax` is (B, N), the mode of every node's law, which is all that temperature 0
-    needs. `faulty` (B,) counts the laws used so far that were no laws: NaN, or no token left.
+    needs.
     """
 
     def __init__(self, logits: Tensor, trees: TokenTree, state: State) -> None:
         self.scores, self.trees, self.state = logits, trees, state
         self.sampling = state.sampling
-        self.faulty = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        self._faults: list[Tensor] = []  # (B,) bool per use
+
+    @property
+    def faulty(self) -> Tensor:
+        """(B,) bool: whether a law used so far was none: NaN, or no token left."""
+        if not self._faults:
+            return torch.zeros(len(self.scores), dtype=torch.bool, device=self.scores.device)
+        return self._faults[0] if len(self._faults) == 1 else torch.stack(self._faults).any(0)
+
+    def _note(self, rows: Tensor, values: Tensor) -> None:
+        """`values` (n,) are finite where the law is one."""
+        bad = ~values.isfinite()
+        everyone = len(self.scores)
+        self._faults.append(torch.zeros(everyone, device=bad.device).index_add_(0, rows, bad.float()) > 0)
 
     @property
     def vocabulary(self) -> int:
@@ -134,8 +147,7 @@ class Laws:
         rows, nodes = index
         logits = self.scores[rows, nodes]
         law = self.sampling.law(logits, lambda: self.prefixes(rows, nodes))
-        bad = ~law[:, 0].isfinite() if not self.sampling.greedy else ~logits.amax(-1).isfinite()
-        self.faulty.index_add_(0, rows, bad.long())
+        self._note(rows, logits.amax(-1) if self.sampling.greedy else law[:, 0])
         return law
 
     @cached_property
@@ -146,12 +158,11 @@ class Laws:
             values, winners = scores.max(-1)
             best = torch.zeros_like(self.trees.tokens)
             best[rows, nodes] = winners
-            self.faulty.index_add_(0, rows, (~values.isfinite()).long())
+            self._note(rows, values)
             return best
-        scores = (
-            self.scores if self.scores.dtype == torch.float64 else self.scores.float()
-        )  # argmax is slow in bfloat16
-        self.faulty += (~scores.amax(-1).isfinite() & self.trees.used).sum(1)
+        # argmax is slow in bfloat16. The largest score is finite where the law is one; padding is scored like any node.
+        scores = self.scores if self.scores.dtype == torch.float64 else self.scores.float()
+        self._faults.append(~scores.amax(-1).isfinite().all(1))
         return scores.argmax(-1)
 
     def prefixes(self, rows: Tensor, nodes: Tensor) -> list[Tensor]:

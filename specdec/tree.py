@@ -84,7 +84,11 @@ class TokenTree:
     @classmethod
     def root(cls, tokens: Tensor, law: SiblingLaw = SiblingLaw.DET) -> "TokenTree":
         """The empty tree: only the roots (B,)."""
-        return cls(tokens[:, None], torch.full_like(tokens, -1)[:, None], law, levels=0, width=0, shape_is_known=True)
+        tree = cls(tokens[:, None], torch.full_like(tokens, -1)[:, None], law, levels=0, width=0, shape_is_known=True)
+        numbers, below = _chain(1, tokens.device)
+        tree.__dict__["ancestors"] = below.expand(len(tokens), -1, -1)
+        tree.__dict__["depths"] = numbers.expand(len(tokens), -1)
+        return tree
 
     @classmethod
     def chain(

@@ -37,8 +37,7 @@ OPTIONS = [
 def state_of(tokens: torch.Tensor, lengths: list[int], sampling: Sampling) -> State:
     rows = len(lengths)
     host = OnHost(lengths, [True] * rows, [99] * rows)
-    lengths, live, room = map(torch.tensor, host)
-    return State(tokens, lengths, live, room, torch.arange(rows), sampling, Last(None, None, None), host)
+    return State(host, tokens, torch.arange(rows), sampling, Last(None, None, None))
 
 
 def scored(sampling: Sampling, dtype: torch.dtype = torch.float64) -> tuple[Laws, torch.Tensor, list[list[list[int]]]]:
