@@ -39,7 +39,7 @@ class Injected(KeyedDraws):
     """Draws whose every u is the same number."""
 
     def __init__(self, u: float) -> None:
-        super().__init__(torch.zeros(1, dtype=torch.long))
+        super().__init__(0, torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long))
         self.u = u
 
     def uniform(self, at: Sites, k: int, purpose: str) -> torch.Tensor:

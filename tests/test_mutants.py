@@ -241,9 +241,9 @@ class NoRank(KeyedDraws):
 class ByPosition(KeyedDraws):
     """Keyed by the position alone, which the next round comes back to after a partial acceptance."""
 
-    def __init__(self, requests, lengths):
-        super().__init__(requests)
-        self.lengths = lengths
+    @property
+    def rows(self):
+        return chance._mix(self.request_ids + self.seed)
 
     def uniform(self, at, k, purpose):
         position = self.lengths[at.rows] + at.depths
@@ -258,9 +258,7 @@ class Mutant(Keyed):
         self.draws = draws
 
     def round(self, state) -> KeyedDraws:
-        if self.draws is ByPosition:
-            return ByPosition(chance._mix(state.request_ids + self.seed), state.lengths)
-        return self.draws(super().round(state).rows)
+        return self.draws(self.seed, state.request_ids, state.lengths)
 
 
 def repeats(source: Keyed, drafter: dict, rule: str) -> int:
