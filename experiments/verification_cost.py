@@ -5,8 +5,10 @@ python -m experiments.verification_cost vocabulary=32000 repeats=9
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +20,7 @@ from rich.progress import track
 
 from experiments import options
 from experiments.records import surroundings
-from specdec import Keyed, Laws, Sampling, SiblingLaw, State
+from specdec import Keyed, Laws, Sampling, SiblingLaw, State, TokenTree, Verifier
 from specdec.growth import levels
 from specdec.interfaces import Last, OnHost
 from specdec.plugins import build
@@ -84,19 +86,18 @@ def measure(cost: Cost) -> pd.DataFrame:
     rows = []
     for name, (law, branching, temperature) in track(RULES.items(), "rules", console=Console(stderr=True)):
         state, tree, logits = case(cost, SiblingLaw.DET if temperature == 0 else law, branching, temperature)
-        rule, number = build("verifier", name), iter(range(1 << 20))
-
-        def verify(rule: Any = rule, tree: Any = tree, logits: torch.Tensor = logits, state: State = state) -> None:
-            laws = Laws(logits, tree, state)
-            Reading(rule.verify(tree, laws, Keyed(next(number)).round(state)), tree, laws, state)
-
-        def all_laws() -> None:
-            (torch.cat([logits[0]] * (-(-64 // logits.shape[1])))[:64].float() / 0.9).softmax(-1)
-
-        took, laws = milliseconds(verify, cost.repeats), milliseconds(all_laws, cost.repeats)
+        wide = torch.cat([logits[0]] * -(-64 // logits.shape[1]))[:64]
+        took = milliseconds(partial(verify, build("verifier", name), tree, logits, state, count()), cost.repeats)
+        laws = milliseconds(lambda wide=wide: (wide.float() / 0.9).softmax(-1), cost.repeats)
         nodes = "chain of 8" if branching == CHAIN else f"{tree.num_nodes - 1} nodes"
         rows.append({"rule": name, "tree": nodes, "ms": took, "64 laws, ms": laws, "ratio": took / laws})
     return pd.DataFrame(rows)
+
+
+def verify(rule: Verifier, tree: TokenTree, logits: torch.Tensor, state: State, seeds: Iterator[int]) -> None:
+    """One round's verification, with fresh chance at every call."""
+    laws = Laws(logits, tree, state)
+    Reading(rule.verify(tree, laws, Keyed(next(seeds)).round(state)), tree, laws, state)
 
 
 def main() -> None:
@@ -105,7 +106,8 @@ def main() -> None:
     folder = Path(cost.output)
     folder.mkdir(parents=True, exist_ok=True)
     here = surroundings()
-    head = f"Vocabulary {cost.vocabulary:,}, batch 1, float32, medians of {cost.repeats}; {here['machine']['cpu']}, {here['threads']} threads"
+    where = f"{here['machine']['cpu']}, {here['threads']} threads"
+    head = f"Vocabulary {cost.vocabulary:,}, batch 1, float32, medians of {cost.repeats}; {where}"
     text = f"{head}\n\n{table.to_string(index=False, float_format=lambda number: f'{number:.2f}')}\n"
     (folder / "table.txt").write_text(text)
     table.to_csv(folder / "table.csv", index=False)

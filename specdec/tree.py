@@ -97,10 +97,9 @@ class TokenTree:
         """Node i's only child is node i + 1; tokens (B, N) with the root first; lengths (B,): drafted nodes per row."""
         numbers, below = _chain(tokens.shape[1], tokens.device)
         used = numbers <= lengths[:, None]
-        used[:, 0] = False  # only for the parents: the root has none
         chain = cls(tokens, torch.where(used, numbers - 1, -1), law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
         chain.__dict__["ancestors"] = below.expand(len(tokens), -1, -1)
-        chain.__dict__["depths"] = torch.minimum(numbers, lengths[:, None])
+        chain.__dict__["depths"] = numbers * used
         chain.__dict__["is_chain"] = True
         return chain
 

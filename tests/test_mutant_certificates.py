@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import torch
 
 from drafters.small_model import SmallModel
 from experiments.certificates import exact, greedy, sampled, tiny
@@ -16,6 +17,7 @@ from experiments.certificates.tables import Tables, standard
 from specdec.emission import Emission
 from specdec.language_model import TransformersLM
 from specdec.plugins import build
+from specdec.tree import TokenTree
 from tests.mutants import drafts, engine, rules
 
 FOUR = Tables(  # the tables of the known distances
@@ -124,7 +126,7 @@ def refused(result: sampled.Sampled) -> bool:
     ("draws", "drafter", "rule", "strength"),
     [
         pytest.param(engine.OneNumberPerRound, {"depth": 2}, "token", 0.05, id="11-one-number-per-round"),
-        pytest.param(engine.SharedNoise, {"depth": 2}, "token", 0.05, id="11-noise-shared-with-drafts"),
+        pytest.param(engine.SharedNoise, {"depth": 2}, "token", 0.2, id="11-noise-shared-with-drafts"),
         pytest.param(engine.ByPosition, {"depth": 3}, "block", 0.2, id="11-keyed-by-position"),
     ],
 )
@@ -136,12 +138,29 @@ def test_the_sampled_certificate_refuses_chances(draws, drafter, rule, strength)
     ("lm", "setting"),
     [
         pytest.param(engine.MaskOffByOne, TEMPERATURE, id="16-mask"),
-        pytest.param(engine.PositionsOfRejectedNodes, TEMPERATURE, id="16-positions-after-a-rollback"),
         pytest.param(engine.KeepsTheWrongBranch, TEMPERATURE, id="16-cache-after-a-rollback"),
     ],
 )
 def test_the_sampled_certificate_refuses_engines(lm, setting):
     assert refused(sample(setting, {"depth": 2, "branching": [2, 1]}, "rrs_wor", 0.1, lm=lm))
+
+
+@pytest.mark.parametrize(
+    ("lm", "sound"), [(TransformersLM, True), (engine.PositionsOfRejectedNodes, False)], ids=["sound", "16-positions"]
+)
+def test_logits_after_a_rollback_are_those_of_plain_decoding(lm, sound):
+    """16: positions that run on as if rejected nodes were still there. The laws of a model this small hardly feel it, so the
+    logits themselves are compared."""
+    model = lm(tiny.llama(8))
+    prompt, root, drafted, following = torch.tensor([[1, 2, 3, 4, 5, 6]]), 7, [2, 4], torch.tensor([[3, 1]])
+    with torch.inference_mode():
+        model.open(1, 24)
+        model.read(prompt, torch.tensor([6]))
+        model.score(TokenTree(torch.tensor([[root, *drafted]]), torch.tensor([[-1, 0, 0]])))
+        model.keep(torch.tensor([[2]]), torch.tensor([1]))
+        logits = model.score(TokenTree(following, torch.tensor([[-1, 0]]))).logits[0, -1]
+        plain = model.model(torch.cat([prompt, torch.tensor([[root, drafted[1]]]), following], 1)).logits[0, -1]
+    assert (float((logits - plain).abs().max()) < 1e-4) == sound
 
 
 def test_a_model_whose_mask_is_off_by_one_is_refused_when_it_is_loaded():

@@ -42,7 +42,9 @@ def test_the_example_drafter_is_lossless() -> None:
 
 
 def test_the_file_tree_names_files_that_exist() -> None:
-    tree = next(block for block in re.findall(r"```\n(.*?)```", README, re.S) if block.startswith("specdec/"))
+    tree = next(
+        block for block in re.findall(r"^```\w*\n(.*?)^```", README, re.S | re.M) if block.startswith("specdec/")
+    )
     folder = ""
     for line in tree.splitlines():
         name = line.split()[0]
