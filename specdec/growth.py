@@ -43,9 +43,9 @@ class Laws:
         `across_nodes` (log-probabilities) or only within one."""
         rows, nodes, vocabulary = logits.shape
         flat = logits.reshape(-1, vocabulary)
-        index = torch.arange(rows * nodes, device=logits.device)
 
         def paths() -> list[Tensor]:
+            index = torch.arange(rows * nodes, device=logits.device)
             return prefixes(self.state, tree, index // nodes, index % nodes + start)
 
         if self.sampling.greedy:
@@ -63,15 +63,17 @@ def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching:
     there = state.live[:, None]  # (B, M) the nodes of the level that the row has
     limit = (state.room - 1) * state.live  # how deep each row's tree may be
     chain = max(branching) == 1
+    everyone = all(state.on_host.live) and min(state.on_host.room) > depth  # no row has to stop earlier than others
     for level in range(depth):
         k, nodes = branching[level], tree.num_nodes - first
         q = laws(logits, tree, first)
         # Who may have children is decided before anything is drawn.
-        open_nodes = (level < limit)[:, None] if chain else there & (level < limit)[:, None]
+        open_nodes = there if everyone else there & (level < limit)[:, None]
         drawn, fits = _draw(q, k, state, chance, draw, first, level, open_nodes)
         if chain:  # a law always has room for one
             first = tree.num_nodes
-            tree = TokenTree.chain(torch.cat([tree.tokens, drawn[:, 0]], 1), limit.clamp(max=first))
+            tokens = torch.cat([tree.tokens, drawn[:, 0]], 1)
+            tree = TokenTree.chain(tokens, None if everyone else limit.clamp(max=first))
         else:
             there = (
                 (open_nodes[:, :, None] if fits is None else open_nodes[:, :, None] & fits).expand(-1, -1, k).flatten(1)

@@ -84,22 +84,27 @@ class TokenTree:
     @classmethod
     def root(cls, tokens: Tensor, law: SiblingLaw = SiblingLaw.DET) -> "TokenTree":
         """The empty tree: only the roots (B,)."""
-        tree = cls(tokens[:, None], torch.full_like(tokens, -1)[:, None], law, levels=0, width=0, shape_is_known=True)
-        numbers, below = _chain(1, tokens.device)
+        numbers, above, below = _chain(1, tokens.device)
+        tree = cls(tokens[:, None], above.expand(len(tokens), -1), law, levels=0, width=0, shape_is_known=True)
         tree.__dict__["ancestors"] = below.expand(len(tokens), -1, -1)
         tree.__dict__["depths"] = numbers.expand(len(tokens), -1)
         return tree
 
     @classmethod
     def chain(
-        cls, tokens: Tensor, lengths: Tensor, law: SiblingLaw = SiblingLaw.DET, q: Tensor | None = None
+        cls, tokens: Tensor, lengths: Tensor | None, law: SiblingLaw = SiblingLaw.DET, q: Tensor | None = None
     ) -> "TokenTree":
-        """Node i's only child is node i + 1; tokens (B, N) with the root first; lengths (B,): drafted nodes per row."""
-        numbers, below = _chain(tokens.shape[1], tokens.device)
-        used = numbers <= lengths[:, None]
-        chain = cls(tokens, torch.where(used, numbers - 1, -1), law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
+        """Node i's only child is node i + 1; tokens (B, N) with the root first; lengths (B,): drafted nodes per row,
+        None where every row has all of them."""
+        numbers, above, below = _chain(tokens.shape[1], tokens.device)
+        if lengths is None:
+            parents, depths = above.expand(len(tokens), -1), numbers.expand(len(tokens), -1)
+        else:
+            used = numbers <= lengths[:, None]
+            parents, depths = torch.where(used, above, -1), numbers * used
+        chain = cls(tokens, parents, law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
         chain.__dict__["ancestors"] = below.expand(len(tokens), -1, -1)
-        chain.__dict__["depths"] = numbers * used
+        chain.__dict__["depths"] = depths
         chain.__dict__["is_chain"] = True
         return chain
 
@@ -241,7 +246,7 @@ class TokenTree:
 
 
 @lru_cache(64)
-def _chain(nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Node numbers (N,) and who sees whom (N, N) in a chain."""
+def _chain(nodes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Node numbers (N,), parents (N,) and who sees whom (N, N) in a chain. Shared, so never to be written to."""
     numbers = torch.arange(nodes, device=device)
-    return numbers, numbers[:, None] >= numbers
+    return numbers, numbers - 1, numbers[:, None] >= numbers
