@@ -36,7 +36,7 @@ def build(group: str, choice: str | Mapping[str, Any]) -> Any:
     if name is not None:
         if name not in names(group):
             near = difflib.get_close_matches(str(name), names(group), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"unknown {group} {name!r}{hint} There are: {', '.join(names(group))}")
         settings = {**described(group, name), **settings}
     if "_target_" not in settings:
