@@ -15,7 +15,7 @@ class Refused(ValueError):
 
 def name_of(plugin: Any) -> str:
     """A plug-in's name as its YAML has it: that of the module it is defined in."""
-    return type(plugin).__module__.rpartition(".")[2] if hasattr(plugin, "__module__") else str(plugin)
+    return type(plugin).__module__.rpartition(".")[2]
 
 
 def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
