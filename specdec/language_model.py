@@ -3,7 +3,7 @@
 It knows trees and caches; it has never heard of drafters, verifiers or sampling. The same class serves as target and inside
 a draft model. The user's model is never changed: the attention that the pass uses is chosen for its duration only.
 
-Letters: B rows, N nodes, n nodes of this pass, T slots, V vocabulary, d hidden size.
+Letters: B rows, N nodes, n nodes of this pass, V vocabulary, d hidden size.
 """
 
 import inspect
@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec import attention
-from specdec.cache import KVCache, LayerShape, ShapeProbe
+from specdec.cache import LayerShape, ShapeProbe
 from specdec.interfaces import Scores, Tap
+from specdec.placement import Placement
 from specdec.support import layer_kinds, refuse_unsupported
 from specdec.tree import TokenTree
 
@@ -39,10 +40,8 @@ class TransformersLM:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.config = model.config.get_text_config()
         self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
-        self._kinds = layer_kinds(self.config)
-        self._implementation = self._choose_attention()
+        self.place = Placement(layer_kinds(self.config), self._choose_attention(), name)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.cache: KVCache | None = None
         self.device, self.dtype = model.device, model.dtype  # asked often, and slow to ask a model for
         self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
         self.extra_layers = 0
@@ -53,7 +52,7 @@ class TransformersLM:
 
     @property
     def cache_bytes(self) -> int:
-        return self.cache.nbytes if self.cache is not None else 0
+        return self.place.cache.nbytes if self.place.cache is not None else 0
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -67,20 +66,13 @@ class TransformersLM:
 
     def open(self, rows: int, slots: int) -> None:
         self.device, self.dtype = self.model.device, self.model.dtype
-        self.cache = KVCache(self._shapes, rows, slots, self.dtype, self.device)
+        self.place.open(self._shapes, rows, slots, self.dtype, self.device)
         self.calls, self.forward_seconds = 0, 0.0
 
     def read(self, tokens: Tensor, counts: Tensor, taps: tuple[Tap, ...] = ()) -> Scores:
-        cache = self._opened()
-        valid = counts.tolist()
+        cache, valid = self.place.opened(), counts.tolist()
         rows, length = tokens.shape
-        first, uniform, empty = cache.lengths, cache.uniform, not any(cache.lengths)
-        slots = cache.aim(first, length)
-        depths = torch.arange(length, device=tokens.device)[None]
-        positions = (self._column(first, uniform) + depths).expand(rows, -1)
-        causal = (depths[0][:, None] >= depths).expand(rows, -1, -1)
-        plain = empty or (length == 1 and uniform)
-        masks = self._masks(causal, depths.expand(rows, -1), 0, first, slots, plain)
+        positions, masks = self.place.reading(rows, length)
         last = sorted({max(count - 1, 0) for count in valid})
         wanted = None if length == 1 else torch.tensor(last, device=tokens.device)
         logits, hidden = self._forward(tokens, positions, masks, taps, wanted)
@@ -91,77 +83,14 @@ class TransformersLM:
         return Scores(logits, hidden)
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
-        cache = self._opened()
-        if start == 0 or cache.roots is None:
-            cache.roots = list(cache.lengths)
-        roots, uniform = cache.roots, min(cache.roots) == max(cache.roots)
-        slots = cache.aim([root + start for root in roots], tree.num_nodes - start)
-        positions = self._column(roots, uniform) + tree.depths[:, start:]
-        plain = uniform and tree.is_chain and start == tree.num_nodes - 1  # one node, and it sees everything
-        ancestors = tree.ancestors if plain else tree.ancestors[:, start:]
-        masks = self._masks(ancestors, tree.depths, start, roots, slots, plain)
+        positions, masks = self.place.scoring(tree, start)
         logits, hidden = self._forward(tree.tokens[:, start:], positions, masks, taps)
         return Scores(logits, hidden)
 
     def keep(self, path: Tensor, counts: Tensor) -> None:
-        self._opened().keep(path, counts.tolist())
+        self.place.opened().keep(path, counts.tolist())
 
     # ------------------------------------------------------------------------------------------------------ the forward
-
-    def _opened(self) -> KVCache:
-        if self.cache is None:
-            raise ValueError(f"{self.name}: open(rows, slots) before the first pass")
-        return self.cache
-
-    def _column(self, numbers: list[int], uniform: bool) -> Tensor | int:
-        return numbers[0] if uniform else torch.tensor(numbers, device=self.device)[:, None]
-
-    def _masks(
-        self, ancestors: Tensor, depths: Tensor, start: int, roots: list[int], slots: int, plain: bool
-    ) -> Tensor | dict[str, Tensor | None] | None:
-        """Additive masks (B, 1, n, T), one per kind of attention layer. A node sees the committed slots before the root
-        and its own ancestors (B, n, N); with a window, only those fewer than `window` positions back. `plain`: causal
-        over an empty cache or one node that sees everything, which need no mask where the window does not bite."""
-        deepest = max(roots) + depths.shape[1]
-        visible: Tensor | None = None
-        folded: dict[str, Tensor | None] = {}
-        for kind in self._kinds:
-            bites = kind.size is not None and deepest > kind.size
-            if plain and not bites and self._implementation == attention.NAME:
-                folded[kind.name] = None
-                continue
-            if visible is None:
-                visible = self._visible(ancestors, roots, slots)
-                whole = self._additive(visible)
-            folded[kind.name] = (
-                self._additive(visible & self._near(kind, depths, start, roots, slots)) if bites else whole
-            )
-        return folded if len(folded) > 1 else next(iter(folded.values()))
-
-    def _visible(self, ancestors: Tensor, roots: list[int], slots: int) -> Tensor:
-        """(B, n, T) bool."""
-        rows, queries, nodes = ancestors.shape
-        if min(roots) == max(roots):
-            visible = torch.ones(rows, queries, slots, dtype=torch.bool, device=ancestors.device)
-            visible[:, :, roots[0] : roots[0] + nodes] = ancestors[:, :, : slots - roots[0]]
-            return visible
-        first = torch.tensor(roots, device=ancestors.device)[:, None]
-        node = torch.arange(slots, device=ancestors.device) - first
-        inside = ((node >= 0) & (node < nodes))[:, None]
-        own = ancestors.gather(2, node.clamp(0, nodes - 1)[:, None].expand(-1, queries, -1))
-        return (node < 0)[:, None] | (own & inside)
-
-    def _near(self, kind: Any, depths: Tensor, start: int, roots: list[int], slots: int) -> Tensor:
-        """(B, n, T) bool: positions (not slots) that the window reaches."""
-        first = torch.tensor(roots, device=depths.device)[:, None]
-        slot = torch.arange(slots, device=depths.device)
-        node = (slot - first).clamp(0, depths.shape[1] - 1)
-        seen = torch.where(slot < first, slot, first + depths.gather(1, node))
-        return kind.reaches((first + depths)[:, start:, None], seen[:, None])
-
-    def _additive(self, visible: Tensor) -> Tensor:
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(self.dtype).min)[:, None]
 
     def _forward(
         self, tokens: Tensor, positions: Tensor, masks: Any, taps: tuple[Tap, ...], logits_to_keep: Tensor | None = None
@@ -175,7 +104,7 @@ class TransformersLM:
                 input_ids=tokens,
                 position_ids=positions,
                 attention_mask=masks,
-                past_key_values=self.cache,
+                past_key_values=self.place.cache,
                 use_cache=True,
                 **options,
             )
@@ -193,7 +122,7 @@ class TransformersLM:
         """The model as it is, with the attention of this class for the time of a pass."""
         settings = vars(self.config)  # the property behind this key costs more than a layer of a small model
         before = settings[ATTENTION_KEY]
-        settings[ATTENTION_KEY] = self._implementation
+        settings[ATTENTION_KEY] = self.place.implementation
         try:
             yield
         finally:
@@ -217,7 +146,8 @@ class TransformersLM:
         """Vocabulary and layer shapes, read off one pass over one token."""
         probe = ShapeProbe()
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        mask = self._masks(torch.ones_like(ids, dtype=torch.bool)[None], ids, 0, [0], 1, False)
+        self.place.device, self.place.dtype = self.device, self.dtype
+        mask = self.place.masks(torch.ones_like(ids, dtype=torch.bool)[None], ids, 0, [0], 1, False)
         with self._attention():
             logits = self.model(
                 input_ids=ids, position_ids=ids, attention_mask=mask, past_key_values=probe, use_cache=True
@@ -246,7 +176,7 @@ class TransformersLM:
             branch = torch.cat([ids[:, :4], tree.tokens[:, tree.path(0, leaf)]], 1)
             self.open(1, 8)
             alone.append(self.read(branch, torch.tensor([branch.shape[1]])).logits[0, -1])
-        self.cache = None
+        self.place.cache = None
         difference = float((in_tree - torch.stack(alone)).abs().max())
         scale = 1 + float(in_tree.abs().max())
         allowed = scale * {torch.float64: 1e-8, torch.float32: 1e-3}.get(self.dtype, 0.1)
