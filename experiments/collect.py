@@ -28,7 +28,7 @@ TITLES = {
     "tokens_per_second": "tokens/s",
     "distinct_4grams": "distinct",
     "diverging": "differ",
-    "lossless": "law",
+    "law": "law",
     "prompts": "n",
 }
 DECIMALS = {"temperature": "{:g}", "tokens_per_second": "{:.0f}", "distinct_4grams": "{:.0%}", "diverging": "{:.0f}"}
@@ -37,6 +37,7 @@ LEGEND = (
     "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered at nodes that were reached. "
     "tokens/s: while decoding. vs X: seconds per token of X / those of the method, whole calls, paired by prompt in one run; "
     "the median and its 95% bootstrap interval. distinct: share of distinct 4-grams in the method's output; loops flatter every drafter. "
+    "law: certified (the pair has a certificate, named in result.json), not certified, or lossy (not the target's law). "
     "differ: prompts whose greedy output differs from plain decoding (near-ties of rounding, other kernels). n: prompts."
 )
 

@@ -62,6 +62,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
 
     from experiments import prompts as prompt_files
     from experiments import records, ways
+    from experiments.certificates.certificate import attached
     from experiments.progress import bar
     from specdec import Refused
     from specdec.requests import check_prompts
@@ -97,10 +98,13 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     method, baselines = samples["method"], [name for name in available if name != "method"]
     ratios = {name: records.speedup(method, samples[name]) for name in baselines}
     greedy = settings["sampling"]["temperature"] == 0
+    assert method[0].report
+    certificate = attached(settings["drafter"], settings["verifier"], method[0].report)
     result = {
         **head,
         "status": "ok",
         "prompts": len(prompts),
+        "certificate": certificate,
         "ways": {
             name: {**records.summary(found), "per_prompt": records.per_prompt(batches, found)}
             for name, found in samples.items()
@@ -112,6 +116,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         folder / records.ROUNDS, records.rounds_of(identity["study"], identity["run"], batches, method)
     )
     records.write_json(folder / records.RESULT, result)
+    log.info("%s: tau %.2f, %s", title, result["ways"]["method"]["tau"], certificate["verdict"])
     return ratios[baselines[0]]["median"] if baselines else result["ways"]["method"]["tau"]
 
 

@@ -98,10 +98,11 @@ def _job(folder: Path) -> Job:
 def _key(result: dict[str, Any]) -> dict[str, Any]:
     config = result["config"]
     target, extra = config["target"]["name"], config["target"]["extra_layers"]
+    lossy = "" if result["ways"]["method"]["lossless"] else " (lossy)"
     return {
         "run": result["run"],
         "target": f"{target} +{extra} layers" if extra else target,
-        "drafter": config["label"],
+        "drafter": config["label"] + lossy,
         "settings": " ".join(f"{key}={value}" for key, value in config["drafter"].items() if key != "_target_"),
         "verifier": result["ways"]["method"]["verifier"],
         "temperature": config["sampling"]["temperature"],
@@ -129,7 +130,7 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
         row |= {
             "distinct_4grams": method["distinct_4grams"],
             "diverging": differing["diverging"] if differing else None,
-            "lossless": "lossless" if method["lossless"] else "lossy",
+            "law": result["certificate"]["verdict"],
             "prompts": result["prompts"],
         }
         rows.append(row)

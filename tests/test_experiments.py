@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from matplotlib.text import Text
 
 import specdec
 from experiments import collect, figures, options, plot, prompts, records, run, studies
+from experiments.certificates import certificate
+from experiments.certificates.tables import standard
 from experiments.intervals import median_interval
 from experiments.ways import Sample
 from specdec.load import BUNDLED
@@ -79,6 +83,11 @@ def command(tiny, tmp_path, monkeypatch):
     logging.getLogger().handlers = handlers
 
 
+@contextmanager
+def no_bar(name, total):
+    yield lambda: None
+
+
 def only(root: Path, name: str) -> Path:
     (found,) = root.rglob(name)
     return found
@@ -122,6 +131,28 @@ def test_assisted_generation_and_batches(command, tiny):
     assert [entry["batch"] for entry in result["ways"]["method"]["per_prompt"]] == [0, 0, 0, 1]
     with pytest.raises(ValueError, match="one prompt at a time"):
         command("baselines=[prompt_lookup]", "batch_size=2")
+
+
+def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
+    """The certificate of the pair, if there is one; a lossy rule's name carries the word in every table and figure."""
+    monkeypatch.setattr(certificate, "SHIPPED", Path("nowhere"))
+    cool = ["-m", "study=laws", "sampling=cool", "drafter=ngram", "allow_lossy=true", "max_new_tokens=4"]
+    root = command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/before")
+    pair = certificate.Pair({"name": "ngram", "length": 2}, {"name": "naive"})
+    certificate.write(certificate.certify(pair, certificate.Plan(checks=["exact"], tables=standard()[:1]), no_bar))
+    command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/since")
+    before, since = (studies.read("laws", str(root / "multirun"), sweep) for sweep in ("before", "since"))
+    assert list(studies.table(before.results)["law"]) == ["not certified", "not certified", "lossy"]
+    table = studies.table(since.results)
+    assert list(table["law"]) == ["certified", "not certified", "lossy"]
+    assert list(table["drafter"]) == ["ngram", "ngram", "ngram (lossy)"]
+    assert set(studies.phases(since.results)["drafter"]) == set(studies.acceptance(since.results)["drafter"])
+    attached = since.results[0]["certificate"]
+    assert Path(attached["file"]).exists()
+    assert not attached["same_settings"]
+    for name, figure in plot.draw(since).items():
+        words = [text.get_text() for text in figure.findobj(Text)]
+        assert any("lossy" in word for word in words), name
 
 
 def test_second_run_into_a_folder_is_refused(command):

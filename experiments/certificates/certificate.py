@@ -21,13 +21,15 @@ from experiments.prompts import read
 from specdec import Drafter, Refused, Verifier, load
 from specdec.chance import Keyed
 from specdec.language_model import TransformersLM
+from specdec.metrics import Report
 from specdec.pairing import choose, name_of
 from specdec.plugins import CONF, build
 from specdec.sampling import Sampling
 
 CERTIFIED, NOT_CERTIFIED, LOSSY, NOT_APPLICABLE = "certified", "not certified", "lossy", "not applicable"
 CHECKS = ("exact", "sampled", "greedy")
-FOLDER = "certificates"
+FOLDER = "certificates"  # of the working folder: where `certify` writes
+SHIPPED = Path(__file__).parent / "shipped"  # those that come with the project
 Settings = Mapping[str, Any]
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
@@ -296,16 +298,16 @@ def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
 
 
 def find_certificate(
-    drafter: Settings, verifier: Settings, folder: str | Path = FOLDER, temperature: float = 1.0
+    drafter: Settings, verifier: Settings, *folders: str | Path, temperature: float = 1.0
 ) -> dict[str, Any] | None:
     """The certificate of a pair given by its settings (`_target_` or `name`, and arguments), with `same_settings`; None where
-    there is none.
+    there is none. `folders`: where to look, the first match wins; the working folder's and the shipped ones by default.
 
     One with the very same settings if there is one (a draft model's name is no such setting), else one of the same kind, which
     differs in numbers only. `verifier` may be that of `auto`, which then stands for its choice at `temperature`.
     """
     found: list[tuple[bool, dict[str, Any]]] = []
-    files = sorted(Path(folder).glob("*.json"))
+    files = [path for folder in folders or (FOLDER, SHIPPED) for path in sorted(Path(folder).glob("*.json"))]
     if files:
         verifier = resolved(drafter, verifier, temperature)
     for path in files:
@@ -322,6 +324,14 @@ def find_certificate(
     return min(found, key=lambda entry: entry[0])[1] if found else None
 
 
-def label(certificate: Mapping[str, Any] | None) -> str:
-    """What a table shows: certified | not certified | lossy | not applicable."""
-    return str(certificate["verdict"]) if certificate else NOT_CERTIFIED
+def attached(drafter: Settings, verifier: Settings, report: Report) -> dict[str, Any]:
+    """What a run's result says about its law: `verdict` is certified | not certified | lossy; with a certificate also its file,
+    git state and whether its settings are the very same."""
+    if not report.lossless:
+        return {"verdict": LOSSY}
+    judge = verifier if "_target_" in verifier else {"name": report.verifier}  # what `auto` was
+    found = find_certificate(drafter, judge)
+    if found is None:
+        return {"verdict": NOT_CERTIFIED}
+    verdict = found["verdict"] if found["verdict"] == CERTIFIED else NOT_CERTIFIED
+    return {"verdict": verdict, **{key: found[key] for key in ("file", "git", "same_settings")}}
