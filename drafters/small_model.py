@@ -11,24 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec import Drafter, LanguageModel, SiblingLaw, State, TokenTree
+from specdec import Drafter, LanguageModel, State, TokenTree
 from specdec.chance import Draws
-from specdec.growth import Grown, adaptive, levels, ranked
+from specdec.growth import Grown
 from specdec.load import load
-
-LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
+from specdec.shape import Shape
 
 
 class SmallModel(Drafter):
     """Drafts with `model`: a name or path for `specdec.load`, a transformers model, or a LanguageModel.
 
-    depth      levels of the tree, or tokens of the chain
-    branching  children per node, one number or one per depth; 1 everywhere is a chain
-    draw       auto (= wor) | wor | wr | hub | topk | ranked (DET: the best `nodes` by cumulative probability, expanding
-               `branching` per level) | adaptive (WOR: decide on a site, then draw there, `nodes` in all)
-    nodes      drafted nodes of ranked and adaptive trees, the root not counted
-
-    At temperature 0 there is nothing to draw: siblings are the most probable tokens, DET.
+    depth, branching, draw, nodes: see `specdec.shape.Shape`.
     """
 
     def __init__(
@@ -39,28 +32,8 @@ class SmallModel(Drafter):
         draw: str = "auto",
         nodes: int | None = None,
     ) -> None:
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise ValueError(f"depth must be an integer >= 1, got {depth!r}")
-        if draw not in ("auto", "ranked", "adaptive", *LAWS):
-            raise ValueError(f"draw must be auto, wor, wr, hub, topk, ranked or adaptive, got {draw!r}")
-        widths = [branching] * depth if isinstance(branching, int) else list(branching)
-        if len(widths) != depth or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in widths):
-            raise ValueError(
-                f"branching must be one integer >= 1, or one for each of {depth} depths; got {branching!r}"
-            )
-        self.by_value = draw in ("ranked", "adaptive")
-        if self.by_value and (nodes is None or nodes < depth):
-            raise ValueError(f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}")
-        if not self.by_value and nodes is not None:
-            raise ValueError(f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as branching says")
-        self.depth, self.branching, self.draw, self.nodes = depth, widths, draw, nodes or 0
-        self.width = widths[0] if widths[0] > 1 else max(2, -(-self.nodes // 2))  # of a ranked tree's levels
-        total, level = 1, 1
-        for k in widths:
-            level *= k
-            total += level
-        self.max_nodes = 1 + self.nodes if self.by_value else total
-        self.chain = not self.by_value and max(widths) == 1
+        self.shape = Shape(depth, branching, draw, nodes)
+        self.max_nodes, self.chain, self.fixed_width = self.shape.max_nodes, self.shape.chain, self.shape.fixed_width
         self.model: LanguageModel = model if hasattr(model, "score") else load(model)
         self._grown: Grown | None = None
 
@@ -74,34 +47,20 @@ class SmallModel(Drafter):
                 f"the draft model has a vocabulary of {self.model.vocabulary} tokens, the target of {target.vocabulary}; "
                 "a draft model needs the target's tokenizer"
             )
-        self.law = self._law(state)
-        self.fixed_width = self.draw != "adaptive"
+        self.law = self.shape.law(state.sampling.greedy)
         lengths, room = state.on_host.lengths, state.on_host.room
-        scored = max(self.max_nodes, 1 + (self.depth - 1) * self.width if self.by_value else 0)
-        slots = max(length + more for length, more in zip(lengths, room, strict=True)) + scored
+        slots = max(length + more for length, more in zip(lengths, room, strict=True)) + self.shape.slots
         self.model.open(len(lengths), slots)
         self._seen = [0] * len(lengths)
         self._grown = None
 
-    def _law(self, state: State) -> SiblingLaw:
-        if state.sampling.greedy or self.draw == "ranked":
-            return SiblingLaw.DET
-        return LAWS.get(self.draw, SiblingLaw.WOR)
-
     def propose(self, state: State, chance: Draws) -> TokenTree:
         self._keep_accepted(state)
-        if state.deepest < 1 or max(state.on_host.lengths) + self.depth > self.model.context:
+        if state.deepest < 1 or max(state.on_host.lengths) + self.shape.depth > self.model.context:
             return TokenTree.root(state.roots, self.law)
         logits = self._read_new(state)
-        self._grown = self._grow(logits, state, chance)
+        self._grown = self.shape.grow(logits, self._score, state, chance)
         return self._grown.tree
-
-    def _grow(self, logits: Tensor, state: State, chance: Draws) -> Grown:
-        if self.draw == "ranked" or (self.draw == "adaptive" and state.sampling.greedy):
-            return ranked(logits, self._score, state, self.depth, self.width, self.nodes)
-        if self.draw == "adaptive":
-            return adaptive(logits, self._score, state, chance, self.depth, self.nodes)
-        return levels(logits, self._score, state, chance, self.branching, self.law)
 
     def _score(self, tree: TokenTree, start: int) -> Tensor:
         return self.model.score(tree, start).logits

@@ -1,0 +1,103 @@
+"""The shape of the trees that a drafter with laws of its own grows, as users name it: depth, branching, draw, nodes.
+
+Everything that drafts token by token from a model's laws (a small model, EAGLE, a part of the target) takes these settings
+and grows its tree here; what differs between them is only how a level is scored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from specdec.chance import Draws
+from specdec.growth import Grown, Score, adaptive, levels, ranked
+from specdec.interfaces import State
+from specdec.tree import SiblingLaw
+
+LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
+BY_VALUE = ("ranked", "adaptive")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """depth      levels of the tree, or tokens of the chain
+    branching  children per node, one number or one per depth; 1 everywhere is a chain
+    draw       auto (= wor) | wor | wr | hub | topk | ranked (DET: the best `nodes` by cumulative probability, expanding
+               `branching` nodes per level by `branching` tokens) | adaptive (WOR: decide on a site, then draw there)
+    nodes      drafted nodes of ranked and adaptive trees, the root not counted
+
+    At temperature 0 there is nothing to draw: siblings are the most probable tokens, DET. Raises ValueError for settings that
+    do not go together.
+    """
+
+    depth: int
+    branching: int | Sequence[int] = 1
+    draw: str = "auto"
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        depth, branching, draw, nodes = self.depth, self.branching, self.draw, self.nodes
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"depth must be an integer >= 1, got {depth!r}")
+        if draw not in ("auto", *BY_VALUE, *LAWS):
+            raise ValueError(f"draw must be auto, wor, wr, hub, topk, ranked or adaptive, got {draw!r}")
+        widths = [branching] * depth if isinstance(branching, int) else list(branching)
+        if len(widths) != depth or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in widths):
+            raise ValueError(
+                f"branching must be one integer >= 1, or one for each of {depth} depths; got {branching!r}"
+            )
+        if self.by_value and (nodes is None or nodes < depth):
+            raise ValueError(f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}")
+        if not self.by_value and nodes is not None:
+            raise ValueError(f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as branching says")
+
+    @property
+    def by_value(self) -> bool:
+        return self.draw in BY_VALUE
+
+    @property
+    def widths(self) -> list[int]:
+        """Children per node at each depth."""
+        return [self.branching] * self.depth if isinstance(self.branching, int) else list(self.branching)
+
+    @property
+    def width(self) -> int:
+        """Nodes that a ranked tree expands per level."""
+        return self.widths[0] if self.widths[0] > 1 else max(2, -(-(self.nodes or 0) // 2))
+
+    @property
+    def chain(self) -> bool:
+        return not self.by_value and max(self.widths) == 1
+
+    @property
+    def fixed_width(self) -> bool:
+        return self.draw != "adaptive"
+
+    @property
+    def max_nodes(self) -> int:
+        """Of the finished tree, the root included."""
+        if self.by_value:
+            return 1 + (self.nodes or 0)
+        total, level = 1, 1
+        for k in self.widths:
+            level *= k
+            total += level
+        return total
+
+    @property
+    def slots(self) -> int:
+        """What the drafter's own cache needs beyond the committed tokens: a ranked tree scores more than it keeps."""
+        return max(self.max_nodes, 1 + (self.depth - 1) * self.width if self.by_value else 0)
+
+    def law(self, greedy: bool) -> SiblingLaw:
+        if greedy or self.draw == "ranked":
+            return SiblingLaw.DET
+        return LAWS.get(self.draw, SiblingLaw.WOR)
+
+    def grow(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
+        """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each further level."""
+        if self.draw == "ranked" or (self.draw == "adaptive" and state.sampling.greedy):
+            return ranked(logits, score, state, self.depth, self.width, self.nodes or 0)
+        if self.draw == "adaptive":
+            return adaptive(logits, score, state, chance, self.depth, self.nodes or 0)
+        return levels(logits, score, state, chance, self.widths, self.law(state.sampling.greedy))
