@@ -22,6 +22,7 @@ class NGram(Drafter):
     """
 
     law = SiblingLaw.DET
+    variants = ({"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True})
 
     def __init__(self, max_ngram: int = 3, length: int = 10, tree: bool = False) -> None:
         if max_ngram < 1 or length < 1:

@@ -15,7 +15,7 @@ from specdec import Drafter, LanguageModel, State, TokenTree
 from specdec.chance import Draws
 from specdec.growth import Grown
 from specdec.load import load
-from specdec.shape import Shape
+from specdec.shape import LAWS, Shape
 
 
 class SmallModel(Drafter):
@@ -23,6 +23,16 @@ class SmallModel(Drafter):
 
     depth, branching, draw, nodes: see `specdec.shape.Shape`.
     """
+
+    weights = frozenset({"model"})
+    variants = (  # one for each kind of tree
+        *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),
+        *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in LAWS),
+        {"depth": 1, "branching": 3, "draw": "wor"},
+        {"depth": 1, "branching": 3, "draw": "wr"},
+        {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
+        {"depth": 2, "draw": "adaptive", "nodes": 3},
+    )
 
     def __init__(
         self,
@@ -36,6 +46,10 @@ class SmallModel(Drafter):
         self.max_nodes, self.chain, self.fixed_width = self.shape.max_nodes, self.shape.chain, self.shape.fixed_width
         self.model: LanguageModel = model if hasattr(model, "score") else load(model)
         self._grown: Grown | None = None
+
+    @classmethod
+    def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "SmallModel":
+        return cls(**{**arguments, "model": draft})
 
     @property
     def cache_bytes(self) -> int:

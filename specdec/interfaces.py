@@ -4,7 +4,7 @@ Letters: B rows, N nodes, V vocabulary, D depth, L tokens, T taps, d hidden size
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -108,6 +108,7 @@ class LanguageModel(Protocol):
     vocabulary: int
     context: int  # the largest position + 1
     device: torch.device
+    dtype: torch.dtype
 
     @property
     def cache_bytes(self) -> int: ...
@@ -132,13 +133,31 @@ class Drafter(ABC):
     A law other than DET is a promise: every token was drawn fresh from the recorded q after the decision to draw it, and
     was never removed or reordered afterwards. A drafter that cannot promise this declares DET, which is exact for every
     tree.
+
+    Certificates and the suite of laws run every drafter on targets of two to eight tokens, which no trained weights fit.
+    They make it by `tiny`: a drafter with weights of its own gives itself small random ones there, and names in `weights`
+    the arguments that say where the trained ones lie. `variants` are settings beside those of its YAML that deserve
+    certificates of their own, small ones: one for each kind of tree.
     """
+
+    weights: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that choose weights and no law
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)  # small settings, one for each kind of tree
 
     law: SiblingLaw = SiblingLaw.DET
     chain: bool = False  # every tree is a chain
     fixed_width: bool = False  # the number of a node's children is known before its first child is drawn
     max_nodes: int = 1  # the root included; sizes the cache
     taps: tuple[Tap, ...] = ()  # which of the target's hidden states it wants
+
+    @classmethod
+    def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":
+        """One for a target of a few tokens, with the YAML's `arguments`, those named in `weights` replaced.
+
+        Weights are random, the same at every call, and fit `target`: its `vocabulary`, `hidden_size`, `dtype`. `draft` is a
+        language model over the same tokens, for drafters that need one. The target is a tiny transformers model or a table,
+        whose hidden states, `embed` and `head` are made up and which has no layers. Raise ValueError where it cannot serve.
+        """
+        return cls(**arguments)
 
     def begin(self, target: Any, state: State) -> None:
         """Once per generate, after the prefill: check the vocabulary, forget other requests. `law` and `chain` are final

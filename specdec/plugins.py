@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,26 @@ def described(group: str, name: str) -> dict[str, Any]:
 
 
 def build(group: str, choice: str | Mapping[str, Any]) -> Any:
-    """`choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments.
+    """The object that a choice describes (see `find`). Raises ValueError for an unknown argument too."""
+    make, arguments = find(group, choice)
+    return construct(make, arguments)
 
-    `_target_` may name this project's packages or those listed in SPECDEC_ALLOW (comma-separated). Raises ValueError for
-    an unknown name (with the nearest one), an unknown argument, or a package that is not allowed.
+
+def construct(make: Callable[..., Any], arguments: Mapping[str, Any], *first: Any) -> Any:
+    """`make(*first, **arguments)`. Raises ValueError for an argument that it does not take."""
+    try:
+        return make(*first, **arguments)
+    except TypeError as error:
+        group, _, name = make.__module__.rpartition(".")
+        raise ValueError(f"{group.removesuffix('s')} {name}: {error}") from None
+
+
+def find(group: str, choice: str | Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The class (or function) that a choice names, and its arguments.
+
+    `choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments. `_target_` may name this
+    project's packages or those listed in SPECDEC_ALLOW (comma-separated). Raises ValueError for an unknown name (with the
+    nearest one) or a package that is not allowed.
     """
     settings = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = settings.pop("name", None)
@@ -47,8 +63,4 @@ def build(group: str, choice: str | Mapping[str, Any]) -> Any:
         raise ValueError(
             f"_target_ {package}.{attribute} lies outside {allowed}; name its package in SPECDEC_ALLOW to allow it"
         )
-    make = getattr(importlib.import_module(package), attribute)
-    try:
-        return make(**settings)
-    except TypeError as error:
-        raise ValueError(f"{group} {name or attribute}: {error}") from None
+    return getattr(importlib.import_module(package), attribute), settings

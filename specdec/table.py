@@ -1,12 +1,14 @@
 """A language model that is a table: small enough to write down, with the contract of a real one.
 
 What exact certificates and tests run on. Its law after the prompt is given for every continuation prefix, so the joint law of
-any number of tokens is a product of table rows.
+any number of tokens is a product of table rows. Hidden states, embedding and head are made up, always in the same way, for drafters
+that read them: a hidden state is a function of the whole path, of no meaning for the law.
 
-Letters: B rows, N nodes, V vocabulary.
+Letters: B rows, N nodes, V vocabulary, L tokens, T taps, d hidden size.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ class TableModel:
     tokenizer = None
     name = "table"
     eos_ids: frozenset[int] = frozenset()
+    hidden_size = 8
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class TableModel:
     ) -> None:
         if () not in rows:
             raise ValueError("a table needs a row for the empty prefix ()")
-        self.vocabulary, self.prompt, self.context = len(rows[()]), prompt, context
+        self.vocabulary, self.prompt, self.context, self.dtype = len(rows[()]), prompt, context, dtype
         self._logits: dict[Prefix, Tensor] = {}
         for prefix, weights in rows.items():
             row = torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
@@ -62,25 +65,53 @@ class TableModel:
     def _after(self, tokens: Sequence[int]) -> Tensor:
         return self._row(tuple(tokens[self.prompt :]))
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self._shared[0][tokens]
+
+    def head(self, states: Tensor) -> Tensor:
+        return states @ self._shared[1].T
+
+    @cached_property
+    def _shared(self) -> Tensor:
+        """(2, V, d) embedding and head."""
+        return torch.randn(2, self.vocabulary, self.hidden_size, generator=_seeded(0), dtype=self.dtype)
+
+    def check_head(self) -> None:
+        """There is nothing to compare a made-up head with."""
+
+    def _hidden(self, paths: Sequence[Sequence[int]], taps: tuple[Tap, ...]) -> Tensor:
+        """(paths, T, d)"""
+        layers = [-1 if isinstance(tap, str) else tap for tap in taps]
+        states = [
+            torch.randn(self.hidden_size, generator=_seeded(layer, *path), dtype=self.dtype)
+            for path in paths
+            for layer in layers
+        ]
+        return torch.stack(states).view(len(paths), len(taps), self.hidden_size)
+
     def open(self, rows: int, slots: int) -> None:
         self._committed = [[] for _ in range(rows)]
         self._in_tree = [False] * rows  # whether the last committed token serves as the root of a tree
 
     def read(self, tokens: Tensor, counts: Tensor, taps: tuple[Tap, ...] = ()) -> Scores:
+        hidden = torch.zeros(*tokens.shape, len(taps), self.hidden_size, dtype=self.dtype)
         for row, count in enumerate(counts.tolist()):
+            first = len(self._committed[row])
             self._committed[row] += tokens[row, :count].tolist()
+            if taps and count:
+                paths = [self._committed[row][: first + number + 1] for number in range(count)]
+                hidden[row, :count] = self._hidden(paths, taps)
         self._in_tree = [True] * len(self._committed)
-        return Scores(torch.stack([self._after(row) for row in self._committed])[:, None], None)
+        logits = torch.stack([self._after(row) for row in self._committed])[:, None]
+        return Scores(logits, hidden if taps else None)
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
         if start == 0:
             self._in_tree = [False] * len(self._committed)
         self._tree = tree
-        logits = [
-            torch.stack([self._after(self._path(row, node)) for node in range(start, tree.num_nodes)])
-            for row in range(tree.rows)
-        ]
-        return Scores(torch.stack(logits), None)
+        paths = [[self._path(row, node) for node in range(start, tree.num_nodes)] for row in range(tree.rows)]
+        logits = torch.stack([torch.stack([self._after(path) for path in row]) for row in paths])
+        return Scores(logits, torch.stack([self._hidden(row, taps) for row in paths]) if taps else None)
 
     def _path(self, row: int, node: int) -> list[int]:
         """Committed tokens, the root, and the drafted path to the node."""
@@ -96,3 +127,7 @@ class TableModel:
                 kept = [0, *kept]
             self._committed[row] += self._tree.tokens[row, kept].tolist() if kept else []
         self._in_tree = [False] * len(self._committed)
+
+
+def _seeded(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(hash(numbers) % (1 << 63))

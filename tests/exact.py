@@ -1,40 +1,19 @@
-"""The exact law of the real implementation on models small enough to write down.
-
-Every drafter of conf/drafter meets every rule of conf/verifier here by existing: a drafter with a `model` argument gets a table
-as its draft model, any other runs as its YAML has it. `VARIANTS` adds shapes that are worth their own certificate.
-"""
+"""The exact law of the real implementation on models small enough to write down."""
 
 import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-import yaml
-
 import specdec
-from specdec import Drafter, Enumerate, Keyed, Refused, Sampling
-from specdec.pairing import pair
-from specdec.plugins import CONF, build, names
+from experiments.certificates import suite
+from specdec import Enumerate
 from specdec.table import TableModel
 
 Table = dict[tuple[int, ...], list[int]]
 Law = dict[tuple[int, ...], float]
-
-SIZES = {"chain": [1, 1], "tree": [2, 1]}
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "ngram": [{"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True}],
-    "small_model": [
-        *({"depth": 2, "branching": 1, "draw": draw} for draw in ("wor", "wr", "hub", "topk")),
-        *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in ("wor", "wr", "hub", "topk")),
-        {"depth": 1, "branching": 3, "draw": "wor"},
-        {"depth": 1, "branching": 3, "draw": "wr"},
-        {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
-        {"depth": 2, "draw": "adaptive", "nodes": 3},
-    ],
-}
 
 
 def table(vocabulary: int, depth: int, seed: int) -> Table:
@@ -146,46 +125,9 @@ def exact(
     return found
 
 
-# ------------------------------------------------------------------------------------------- every drafter x every verifier
-
-
-def rules() -> list[str]:
-    """The verifiers of conf/verifier; `auto` is a table, not a rule."""
-    return [
-        name
-        for name in names("verifier")
-        if "_target_" in yaml.safe_load((CONF / "verifier" / f"{name}.yaml").read_text())
-    ]
-
-
-def settings() -> list[dict[str, Any]]:
-    """Every drafter of conf/drafter, in each of its variants."""
-    return [{"name": name, **variant} for name in names("drafter") for variant in VARIANTS.get(name, [{}])]
-
-
 def make(drafter: dict[str, Any], toy: Toy) -> Callable[[], Any]:
     """A factory, since a drafter that keeps state must not carry it from one outcome to the next."""
-    needs_model = "model" in yaml.safe_load((CONF / "drafter" / f"{drafter['name']}.yaml").read_text())
-    return lambda: build("drafter", {**drafter, "model": toy.draft} if needs_model else drafter)
-
-
-@cache
-def pairs(temperature: float = 1.0, allow_lossy: bool = True) -> list[tuple[dict[str, Any], str]]:
-    """What the contract allows, by asking it."""
-    sampling, found = Sampling(temperature), []
-    for drafter in settings():
-        begun = make(drafter, TOY)()
-        specdec.generate(TOY.target, [list(TOY.prompt)], drafter=begun, temperature=temperature, max_new_tokens=1)
-        found += [(drafter, rule) for rule in rules() if allows(begun, rule, sampling, allow_lossy)]
-    return found
-
-
-def allows(drafter: Drafter, rule: str, sampling: Sampling, allow_lossy: bool) -> bool:
-    try:
-        pair(drafter, rule, sampling, Keyed(), TOY.target.vocabulary, allow_lossy)
-    except Refused:
-        return False
-    return True
+    return lambda: suite.make(drafter, toy.target, toy.draft)
 
 
 def title(value: Any) -> str | None:

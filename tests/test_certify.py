@@ -12,10 +12,11 @@ import pytest
 from experiments.certificates import certificate, exact, sampled, statistics
 from experiments.certificates.certificate import Pair, Plan, certify, find_certificate, write
 from experiments.certificates.enumeration import outcomes
+from experiments.certificates.suite import make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
 from specdec.plugins import build
-from tests.exact import pairs, rules, title
+from tests.exact import title
 
 STRENGTH = 0.05
 SMALL = [tables for tables in standard() if tables.name in ("two tokens, zeros", "zeros", "filtered")]
@@ -64,7 +65,9 @@ PARTNER = {
 @pytest.mark.parametrize("rule", [rule for rule in rules() if rule in PARTNER])
 def test_a_sampled_certificate_of_every_rule(rule):
     pair = Pair({"name": "small_model", **PARTNER[rule]}, {"name": rule})
-    job = sampled.prepare(sampled.SETTINGS[0], lambda target, draft: pair.make_drafter(draft), pair.rule(1.0), STRENGTH)
+    job = sampled.prepare(
+        sampled.SETTINGS[0], lambda target, draft: make(pair.drafter, target, draft), pair.rule(1.0), STRENGTH
+    )
     result = next(result for result in job.run() if result is not None)
     assert result.rounds_per_row > 1.5
     assert result.passes, result

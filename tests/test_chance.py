@@ -11,9 +11,10 @@ import torch
 from scipy import stats
 
 import specdec
+from experiments.certificates.suite import pairs
 from specdec import Coupled, Enumerate, Keyed, Sites
 from specdec.chance import KeyedDraws
-from tests.exact import KNOWN, TOY, make, pairs, title
+from tests.exact import KNOWN, TOY, make, title
 
 BELOW_1 = 1 - 2.0**-53  # the largest u that there is
 LAW = [0.0, 0.4, 0.1, 0.0, 0.3, 0.2, 0.0]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import specdec
+from experiments.certificates.suite import drafters, pairs, rules
 from specdec import Coupled, Drafter, Keyed, Refused, SiblingLaw, TokenTree
 from specdec.plugins import build
 from specdec.table import TableModel
-from tests.exact import KNOWN, make, pairs, rules, settings, title
+from tests.exact import KNOWN, make, title
 from tests.models import CONTEXT, VOCABULARY, shared
 from tests.models import build as fresh
 
@@ -238,7 +239,7 @@ def test_an_oracle_for_small_vocabularies():
 
 def test_a_refused_pair_leaves_nothing_behind():
     """The next call with the same objects works."""
-    target, drafter = KNOWN.target, make(settings()[-1], KNOWN)()
+    target, drafter = KNOWN.target, make(drafters()[-1], KNOWN)()
     with pytest.raises(Refused):
         specdec.generate(target, [0], drafter=drafter, verifier="greedy", temperature=1.0)
     assert len(specdec.generate(target, [0], drafter=drafter, temperature=1.0, max_new_tokens=5).tokens[0]) == 5

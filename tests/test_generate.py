@@ -8,11 +8,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import specdec
+from experiments.certificates.suite import pairs
 from specdec import Coupled
 from specdec.load import BUNDLED
 from specdec.plugins import names
 from specdec.table import TableModel
-from tests.exact import KNOWN, make, pairs, title
+from tests.exact import KNOWN, make, title
 from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, build, prompts, shared, similar
 
 SHAPES: dict[str, list[dict[str, Any]]] = {

@@ -4,8 +4,9 @@ from fractions import Fraction
 
 import pytest
 
+from experiments.certificates.suite import drafters, pairs, rules
 from specdec.plugins import build
-from tests.exact import COINS, KNOWN, TOY, Toy, exact, make, pairs, rules, settings, table, title
+from tests.exact import COINS, KNOWN, TOY, Toy, exact, make, table, title
 
 EXACT = 1e-12
 
@@ -148,7 +149,7 @@ def test_the_toys_have_what_hides_faults():
 
 def test_every_drafter_and_every_rule_meets_a_partner():
     met = pairs() + pairs(temperature=0.0)
-    assert {drafter["name"] for drafter, _ in met} == {drafter["name"] for drafter in settings()}
+    assert {drafter["name"] for drafter, _ in met} == {drafter["name"] for drafter in drafters()}
     assert {rule for _, rule in met} >= {rule for rule in rules() if build("verifier", rule).lossless}
 
 

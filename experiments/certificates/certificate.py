@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import yaml
 
-import specdec
 from experiments import records
 from experiments.certificates import exact, greedy, sampled, tiny
 from experiments.certificates.statistics import SIZE, holm
+from experiments.certificates.suite import begun, make
 from experiments.certificates.tables import Tables, standard
 from experiments.prompts import read
 from specdec import Drafter, Refused, Verifier, load
@@ -23,7 +23,7 @@ from specdec.chance import Keyed
 from specdec.language_model import TransformersLM
 from specdec.metrics import Report
 from specdec.pairing import choose, name_of
-from specdec.plugins import CONF, build
+from specdec.plugins import CONF, build, find
 from specdec.sampling import Sampling
 
 CERTIFIED, NOT_CERTIFIED, LOSSY, NOT_APPLICABLE = "certified", "not certified", "lossy", "not applicable"
@@ -58,22 +58,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pair:
-    """A drafter and a verifier by their settings (`_target_` or `name`, and arguments). A draft model is replaced by a table or
-    a tiny model where the check brings its own target."""
+    """A drafter and a verifier by their settings (`_target_` or `name`, and arguments). Where a check brings its own target the
+    drafter comes from its `tiny`."""
 
     drafter: Settings
     verifier: Settings
 
-    def make_drafter(self, model: Any = None) -> Drafter:
-        settings = dict(self.drafter)
-        if model is not None and "model" in _arguments("drafter", settings):
-            settings["model"] = model
-        found = build("drafter", settings)
-        assert isinstance(found, Drafter)
-        return found
-
     def on_tables(self, tables: Tables) -> Drafter:
-        return self.make_drafter(tables.draft())
+        return make(self.drafter, tables.target(), tables.draft())
 
     def rule(self, temperature: float) -> Verifier:
         """A fresh verifier."""
@@ -83,22 +75,11 @@ class Pair:
 
 
 def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Settings:
-    """The verifier's settings, with the rule that `auto` is for this drafter in its place. A drafter's law is final after `begin`, so
-    one call on a table asks for it; a drafter that takes no table answers as it is."""
+    """The verifier's settings, with the rule that `auto` is for this drafter in its place."""
     if "_target_" in verifier or verifier.get("name", "auto") != "auto":
         return _arguments("verifier", verifier)
-    tables, chance = standard()[-2], Keyed(0)
-    asked = Pair(drafter, verifier).on_tables(tables)
-    with suppress(ValueError):
-        specdec.generate(
-            tables.target(),
-            [list(tables.prompt)],
-            drafter=asked,
-            temperature=temperature,
-            max_new_tokens=1,
-            chance=chance,
-        )
-    return _arguments("verifier", {"name": choose(asked, Sampling(temperature), chance)})
+    begins, _ = begun(drafter, temperature)
+    return _arguments("verifier", {"name": choose(begins, Sampling(temperature), Keyed(0))})
 
 
 def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -109,7 +90,8 @@ def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambd
     head |= {"drafter": dict(pair.drafter), "verifier": dict(pair.verifier), "plan": _plain_plan(plan)}
     rule = pair.rule(1.0)
     zero = rule.zero_temperature_only
-    head |= {"pair": [name_of(pair.on_tables(plan.tables[0])), name_of(rule)], "zero_temperature_only": zero}
+    name = str(pair.drafter["_target_"]).split(".")[-2]
+    head |= {"pair": [name, name_of(rule)], "zero_temperature_only": zero}
     reasons: list[str] = []
     found: dict[str, Any] = {}
     passed: dict[str, bool] = {}
@@ -176,7 +158,7 @@ def _exact(
 
 def _sampled(pair: Pair, plan: Plan, reasons: list[str], bar: Bar, say: Callable[[str], None]) -> tuple[Any, bool]:
     def drafter(target: TransformersLM, draft: TransformersLM) -> Drafter:
-        return pair.make_drafter(draft)
+        return make(pair.drafter, target, draft)
 
     results = []
     for setting in sampled.SETTINGS:
@@ -208,16 +190,12 @@ def _sampled(pair: Pair, plan: Plan, reasons: list[str], bar: Bar, say: Callable
 
 def _greedy(pair: Pair, plan: Plan, zero: bool, reasons: list[str], say: Callable[[str], None]) -> tuple[Any, bool]:
     try:
-        target, prompts = _real(plan)
-        drafter = pair.make_drafter(
-            tiny.TransformersLM(tiny.similar(97, 0.05, hidden=32)) if target.name == "tiny" else None
-        )
-    except ValueError as error:  # no such model here: the tiny pair takes its place
+        target, prompts, drafter = _tiny(pair, plan) if plan.target == "tiny" else _real(pair, plan)
+    except ValueError as error:  # no such model here, or no such weights
         if plan.target == "tiny":
             raise
         say(f"greedy: {error}; a tiny random model takes its place")
-        target, prompts = _tiny(plan)
-        drafter = pair.make_drafter(tiny.TransformersLM(tiny.similar(97, 0.05, hidden=32)))
+        target, prompts, drafter = _tiny(pair, plan)
     try:
         result = greedy.compare(target, prompts, drafter, pair.rule(0.0), plan.max_new_tokens)
     except Refused:
@@ -233,20 +211,19 @@ def _greedy(pair: Pair, plan: Plan, zero: bool, reasons: list[str], say: Callabl
     return result.as_dict(), result.passes
 
 
-def _real(plan: Plan) -> tuple[TransformersLM, list[list[int]]]:
-    if plan.target == "tiny":
-        return _tiny(plan)
-    target = load(plan.target)
+def _real(pair: Pair, plan: Plan) -> tuple[TransformersLM, list[list[int]], Drafter]:
+    target, drafter = load(plan.target), build("drafter", pair.drafter)
     if target.tokenizer is None:
         raise ValueError(f"the target {plan.target} has no tokenizer, and prompts are texts")
     texts = [one.text for one in read("jsonl", "demo", limit=plan.prompts)]
-    return target, [list(target.tokenizer(text)["input_ids"]) for text in texts]
+    return target, [list(target.tokenizer(text)["input_ids"]) for text in texts], drafter
 
 
-def _tiny(plan: Plan) -> tuple[TransformersLM, list[list[int]]]:
+def _tiny(pair: Pair, plan: Plan) -> tuple[TransformersLM, list[list[int]], Drafter]:
     random = torch.Generator().manual_seed(0)
     prompts = [torch.randint(97, (3 + row % 5,), generator=random).tolist() for row in range(plan.prompts)]
-    return TransformersLM(tiny.llama(97, hidden=32), name="tiny"), prompts
+    target = TransformersLM(tiny.llama(97, hidden=32), name="tiny")
+    return target, prompts, make(pair.drafter, target, TransformersLM(tiny.similar(97, 0.05, hidden=32)))
 
 
 def _plain_plan(plan: Plan) -> dict[str, Any]:
@@ -272,7 +249,9 @@ def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:
     does: a chain and a tree are two kinds)."""
     parts = []
     for group, settings in (("drafter", drafter), ("verifier", verifier)):
-        kept = {key: value for key, value in _arguments(group, settings).items() if key != "model"}
+        arguments = _arguments(group, settings)
+        weights = getattr(find(group, arguments)[0], "weights", frozenset())
+        kept = {key: value for key, value in arguments.items() if key not in weights}
         if kind:
             widths = kept.pop("branching", None)
             kept = {key: value for key, value in kept.items() if not _number(value)}
