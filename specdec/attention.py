@@ -6,12 +6,14 @@ Registered with transformers under the name `NAME`; models choose it while `Tran
 Letters: B rows, H query heads, K KV heads, G = H / K, N queries, T slots, D head size.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "specdec"
 FEW = 48  # folded queries up to which one fused SDPA call beats two matrix products on a CPU (measured, README)
@@ -55,6 +57,31 @@ def _fold(mask: Tensor | None, groups: int) -> Tensor | None:
         folded = mask.repeat(1, 1, groups, 1)
         mask.folded = folded  # type: ignore[attr-defined]
     return folded
+
+
+CHOICE = "_attn_implementation_internal"  # where a transformers config keeps its choice
+
+
+def choose(model: PreTrainedModel) -> str:
+    """Ours wherever attention goes through transformers' interface and SDPA is allowed; else SDPA or eager, which take any
+    mask. (An attention without 4-D masks, such as flash attention, is never kept.)"""
+    current = model.config.get_text_config()._attn_implementation
+    ours = getattr(model, "_supports_sdpa", False) and getattr(model, "_supports_attention_backend", False)
+    if current == "eager" or ours:
+        return "eager" if current == "eager" else NAME
+    return "sdpa" if current == "sdpa" else "eager"
+
+
+@contextmanager
+def using(config: Any, implementation: str) -> Iterator[None]:
+    """A model as it is, with another attention for the time of a pass. `config` is the text config that its layers share."""
+    settings = vars(config)  # the property behind this key costs more than a layer of a small model
+    before = settings[CHOICE]
+    settings[CHOICE] = implementation
+    try:
+        yield
+    finally:
+        settings[CHOICE] = before
 
 
 AttentionInterface.register(NAME, attend)

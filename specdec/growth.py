@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specdec.chance import Draws, Sites
 from specdec.interfaces import State
+from specdec.rank_tree import RankTree
 from specdec.sampling import prefixes, top
 from specdec.tree import SiblingLaw, TokenTree
 
@@ -180,6 +181,46 @@ def ranked(logits: Tensor, score: Score, state: State, depth: int, width: int, n
         logits = score(tree, first)
     candidates = Candidates(*(torch.cat(part, 1) for part in (tokens, values, above, scored)))
     return _keep_best(state.roots[:, None], candidates, nodes, depth)
+
+
+def static(logits: Tensor, score: Score, state: State, shape: RankTree) -> Grown:
+    """A tree whose ranks are fixed beforehand: each node takes the token of its rank at its parent (EAGLE-1 2401.15077, Medusa
+    2401.10774). Only nodes with children are scored. Nothing is drawn: DET."""
+    device, laws = logits.device, Laws(state)
+    inner = TokenTree.root(state.roots)  # nodes with children, in the drafter's own numbers
+    rows = len(logits)
+    numbers: dict[tuple[int, ...], int] = {(): 0}
+    level: list[tuple[int, ...]]
+    first, level = 0, [()]  # the nodes of the level that have children
+    tokens, scored = [state.roots[:, None]], [0]
+    expanded = {path[:-1] for path in shape.paths}
+    for depth in range(1, shape.depth + 1):
+        children = [path for path in shape.paths if len(path) == depth]
+        best = top(laws(logits, inner, first).flatten(0, 1), shape.ranks_needed[depth - 1]).view(rows, len(level), -1)
+        above = torch.tensor([level.index(path[:-1]) for path in children], device=device)
+        drawn = best[:, above, torch.tensor([path[-1] for path in children], device=device)]
+        tokens.append(drawn)
+        scored += [-1] * len(children)
+        if depth == shape.depth:
+            break
+        level = [path for path in children if path in expanded]
+        going_on = [index for index, path in enumerate(children) if path in expanded]
+        first = inner.num_nodes
+        parents = torch.tensor([numbers[path[:-1]] for path in level], device=device).expand(rows, -1)
+        for offset, (path, index) in enumerate(zip(level, going_on, strict=True)):
+            numbers[path] = first + offset
+            scored[len(scored) - len(children) + index] = first + offset
+        inner = inner.grow(drawn[:, going_on], parents)
+        logits = score(inner, first)
+    fits = (torch.tensor(shape.depths, device=device) < state.room[:, None]) & state.live[:, None]
+    below = torch.where(fits, torch.tensor(shape.parents, device=device), -1)
+    tree = TokenTree(
+        torch.cat(tokens, 1),
+        torch.cat([torch.full_like(tokens[0], -1), below], 1),
+        levels=shape.depth,
+        shape_is_known=True,
+    )
+    return Grown(tree, torch.tensor(scored, device=device).expand(rows, -1))
 
 
 class Candidates(NamedTuple):

@@ -8,8 +8,6 @@ Letters: B rows, N nodes, n nodes of this pass, V vocabulary, d hidden size.
 
 import inspect
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,8 +20,6 @@ from specdec.interfaces import Scores, Tap
 from specdec.placement import Placement
 from specdec.support import layer_kinds, refuse_unsupported
 from specdec.tree import TokenTree
-
-ATTENTION_KEY = "_attn_implementation_internal"  # where a transformers config keeps its choice
 
 
 class TransformersLM:
@@ -40,7 +36,7 @@ class TransformersLM:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.config = model.config.get_text_config()
         self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
-        self.place = Placement(layer_kinds(self.config), self._choose_attention(), name)
+        self.place = Placement(layer_kinds(self.config), attention.choose(model), name)
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.device, self.dtype = model.device, model.dtype  # asked often, and slow to ask a model for
         self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
@@ -90,6 +86,31 @@ class TransformersLM:
     def keep(self, path: Tensor, counts: Tensor) -> None:
         self.place.opened().keep(path, counts.tolist())
 
+    # ---------------------------------------------------------------------------------------- what it lends to its heads
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The target's own embedding of tokens (..., d)."""
+        return self.model.get_input_embeddings()(tokens)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (..., V) of states (..., d) as the tap "head" gives them. `check_head` tells whether they are the model's."""
+        logits = self.model.get_output_embeddings()(states)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @torch.inference_mode()
+    def check_head(self) -> None:
+        """Raise ValueError where the model does more between the tap "head" and its logits than `head` does."""
+        ids = torch.arange(min(4, self.vocabulary), device=self.device)[None]
+        out = self.model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        difference = float((self.head(out.hidden_states[-1]) - out.logits).abs().max())
+        scale = 1 + float(out.logits.abs().max())
+        if not difference <= scale * (1e-4 if self.dtype in (torch.float32, torch.float64) else 0.05):
+            raise ValueError(
+                f"{self.name}: the logits of {type(self.model).__name__} are not its LM head's product with its last hidden "
+                f"state (they differ by {difference:.3g}), so a head that shares it would draft from another law"
+            )
+
     # ------------------------------------------------------------------------------------------------------ the forward
 
     def _forward(
@@ -99,7 +120,7 @@ class TransformersLM:
         if logits_to_keep is not None and self._takes_logits_to_keep:
             options["logits_to_keep"] = logits_to_keep
         began = time.perf_counter()
-        with self._attention():
+        with attention.using(self.config, self.place.implementation):
             out = self.model(
                 input_ids=tokens,
                 position_ids=positions,
@@ -117,28 +138,6 @@ class TransformersLM:
             return logits, None
         return logits, torch.stack([out.hidden_states[-1 if tap == "head" else tap] for tap in taps], 2)
 
-    @contextmanager
-    def _attention(self) -> Iterator[None]:
-        """The model as it is, with the attention of this class for the time of a pass."""
-        settings = vars(self.config)  # the property behind this key costs more than a layer of a small model
-        before = settings[ATTENTION_KEY]
-        settings[ATTENTION_KEY] = self.place.implementation
-        try:
-            yield
-        finally:
-            settings[ATTENTION_KEY] = before
-
-    def _choose_attention(self) -> str:
-        """Ours wherever attention goes through transformers' interface and SDPA is allowed; else SDPA or eager, which
-        take any mask. (An attention without 4-D masks, such as flash attention, is never kept.)"""
-        current = self.config._attn_implementation
-        ours = getattr(self.model, "_supports_sdpa", False) and getattr(
-            self.model, "_supports_attention_backend", False
-        )
-        if current == "eager" or ours:
-            return "eager" if current == "eager" else attention.NAME
-        return "sdpa" if current == "sdpa" else "eager"
-
     # --------------------------------------------------------------------------------------------------- trying it out
 
     @torch.inference_mode()
@@ -148,7 +147,7 @@ class TransformersLM:
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         self.place.device, self.place.dtype = self.device, self.dtype
         mask = self.place.masks(torch.ones_like(ids, dtype=torch.bool)[None], ids, 0, [0], 1, False)
-        with self._attention():
+        with attention.using(self.config, self.place.implementation):
             logits = self.model(
                 input_ids=ids, position_ids=ids, attention_mask=mask, past_key_values=probe, use_cache=True
             ).logits

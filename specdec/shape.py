@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specdec.chance import Draws
-from specdec.growth import Grown, Score, adaptive, levels, ranked
+from specdec.growth import Grown, Score, adaptive, levels, ranked, static
 from specdec.interfaces import State
+from specdec.rank_tree import RankTree
 from specdec.tree import SiblingLaw
 
 LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
@@ -25,6 +26,7 @@ class Shape:
     draw       auto (= wor) | wor | wr | hub | topk | ranked (DET: the best `nodes` by cumulative probability, expanding
                `branching` nodes per level by `branching` tokens) | adaptive (WOR: decide on a site, then draw there)
     nodes      drafted nodes of ranked and adaptive trees, the root not counted
+    tree       of draw="static" (DET): which ranks to take, whatever the tokens are
 
     At temperature 0 there is nothing to draw: siblings are the most probable tokens, DET. Raises ValueError for settings that
     do not go together.
@@ -34,11 +36,18 @@ class Shape:
     branching: int | Sequence[int] = 1
     draw: str = "auto"
     nodes: int | None = None
+    tree: RankTree | None = None
 
     def __post_init__(self) -> None:
         depth, branching, draw, nodes = self.depth, self.branching, self.draw, self.nodes
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be an integer >= 1, got {depth!r}")
+        if self.tree is not None:
+            if draw != "static" or self.tree.depth > depth:
+                raise ValueError(
+                    f"a static tree of depth {self.tree.depth} needs draw='static' and that depth, got {draw}, {depth}"
+                )
+            return
         if draw not in ("auto", *BY_VALUE, *LAWS):
             raise ValueError(f"draw must be auto, wor, wr, hub, topk, ranked or adaptive, got {draw!r}")
         widths = [branching] * depth if isinstance(branching, int) else list(branching)
@@ -67,6 +76,8 @@ class Shape:
 
     @property
     def chain(self) -> bool:
+        if self.tree is not None:
+            return self.tree.is_chain
         return not self.by_value and max(self.widths) == 1
 
     @property
@@ -76,6 +87,8 @@ class Shape:
     @property
     def max_nodes(self) -> int:
         """Of the finished tree, the root included."""
+        if self.tree is not None:
+            return 1 + self.tree.nodes
         if self.by_value:
             return 1 + (self.nodes or 0)
         total, level = 1, 1
@@ -90,12 +103,14 @@ class Shape:
         return max(self.max_nodes, 1 + (self.depth - 1) * self.width if self.by_value else 0)
 
     def law(self, greedy: bool) -> SiblingLaw:
-        if greedy or self.draw == "ranked":
+        if greedy or self.draw in ("ranked", "static"):
             return SiblingLaw.DET
         return LAWS.get(self.draw, SiblingLaw.WOR)
 
     def grow(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
         """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each further level."""
+        if self.tree is not None:
+            return static(logits, score, state, self.tree)
         if self.draw == "ranked" or (self.draw == "adaptive" and state.sampling.greedy):
             return ranked(logits, score, state, self.depth, self.width, self.nodes or 0)
         if self.draw == "adaptive":

@@ -143,6 +143,13 @@ class TokenTree:
         )
         return declared
 
+    def with_tokens(self, tokens: Tensor) -> "TokenTree":
+        """The same structure with other tokens (B, N): a static tree is worked out once."""
+        other = replace(self, tokens=tokens, shape_is_known=True)
+        known = ("ancestors", "depths", "used", "ranks", "is_chain")
+        other.__dict__.update({name: self.__dict__[name] for name in known if name in self.__dict__})
+        return other
+
     @property
     def rows(self) -> int:
         return self.tokens.shape[0]

@@ -12,10 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
+
+console = Console(stderr=True)
 
 
 def optimisers(
@@ -45,12 +49,17 @@ def fit(
     every: int = 200,
     clip: float = 1.0,
     title: str = "training",
+    report: Callable[[dict[str, float]], None] = lambda entry: None,
 ) -> list[dict[str, float]]:
     """Run `loss_of(step)` for `steps` steps, with the rate falling linearly to zero after `warmup`.
 
-    Every `every` steps: evaluate, write a checkpoint to `folder`/checkpoint, append to `folder`/log.jsonl. An existing
-    checkpoint is continued from. Returns the log.
+    Every `every` steps: evaluate, write a checkpoint to `folder`/checkpoint, and `report` the new entry of the log. An
+    existing checkpoint is continued from. Returns the log. Under `accelerate launch` each process takes its own batches, and
+    gradients are averaged.
     """
+    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    # Wrapping moves nothing on one process; on several, gradients meet in the backward pass.
+    objective = accelerator.prepare(Objective(model, loss_of))
     schedules = [get_linear_schedule_with_warmup(optimizer, warmup, steps) for optimizer in optimizers]
     folder.mkdir(parents=True, exist_ok=True)
     start, log = resume(model, optimizers, folder)
@@ -58,14 +67,15 @@ def fit(
         schedule.last_epoch = start
         for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = rate * factor(start)
-    running, begun = None, time.perf_counter()
+    running, begun = log[-1]["loss"] if log else None, time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+    quiet = not accelerator.is_main_process
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=quiet) as progress:
         task = progress.add_task(title, total=steps, completed=start)
         for step in range(start, steps):
             model.train()
-            loss = loss_of(step)
-            loss.backward()
+            loss = objective(step * accelerator.num_processes + accelerator.process_index)
+            accelerator.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), clip)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
@@ -74,7 +84,7 @@ def fit(
             value = loss.item()
             running = value if running is None else 0.98 * running + 0.02 * value
             progress.update(task, advance=1, description=f"{title} loss {running:.3f}")
-            if (step + 1) % every == 0 or step + 1 == steps:
+            if ((step + 1) % every == 0 or step + 1 == steps) and accelerator.is_main_process:
                 model.eval()
                 with torch.no_grad():
                     entry = {"step": step + 1, "loss": running, **evaluate()}
@@ -83,7 +93,19 @@ def fit(
                 log.append(entry)
                 progress.console.print("  ".join(f"{name} {number:.4g}" for name, number in entry.items()))
                 checkpoint(model, optimizers, folder, log)
+                report(entry)
     return log
+
+
+class Objective(nn.Module):
+    """The loss as a module, so that a wrapper for several processes sees the parameters that it is made of."""
+
+    def __init__(self, model: nn.Module, loss_of: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss_of = model, loss_of
+
+    def forward(self, step: int) -> Tensor:
+        return self.loss_of(step)
 
 
 def checkpoint(model: nn.Module, optimizers: list[torch.optim.Optimizer], folder: Path, log: list[dict]) -> None:

@@ -1,0 +1,83 @@
+"""EAGLE: one decoder layer over (embedding, feature) with the target's own embedding and LM head.
+
+Feature = the LM head's input. EAGLE-1 (Li et al. 2401.15077) drafts a static tree, EAGLE-2 (2406.16858) a dynamic one from the
+same weights: here `draw="static"` and `draw="ranked"`. Chains and trees with sampled siblings come with the other draws.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specdec.features import FeatureDrafter, FeatureHead
+from specdec.heads import static_tree
+from specdec.shape import Shape
+
+
+class EagleHead(FeatureHead):
+    """fc(embedding, feature) -> one layer without its first norm -> the next feature. Keys are those of the published
+    checkpoints: fc.*, layers.0.*.
+
+    layer: the target's config for one layer, from `specdec.one_layer.layer_config`.
+    """
+
+    kind = "eagle"
+    taps = ("head",)
+
+    def __init__(self, layer: dict[str, Any], vocabulary: int, bias: bool = True) -> None:
+        super().__init__()
+        self.settings = {"layer": layer, "vocabulary": vocabulary, "bias": bias}
+        self.vocabulary = vocabulary
+        self._build(layer)
+        self.layer.input_layernorm = nn.Identity()
+        self.fc = nn.Linear(2 * self.hidden_size, self.hidden_size, bias=bias)
+
+    def fuse(self, taps: Tensor) -> Tensor:
+        return taps[:, :, -1]
+
+    def enter(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        return self.fc(torch.cat([embeddings, features.to(embeddings.dtype)], -1))
+
+    def logits(self, features: Tensor, target: Any) -> Tensor:
+        return target.head(features)
+
+    def guessed_states(self, features: Tensor) -> Tensor:
+        return features
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name.removeprefix("decoder."): weight for name, weight in self.state_dict().items()}
+
+
+class Eagle(FeatureDrafter):
+    """heads: a folder, "demo-eagle", or EagleHead. draw: ranked (EAGLE-2, DET), static (EAGLE-1, DET: `tree` as rank paths, or
+    the best `nodes` by the accuracies that training measured), or any of `specdec.shape.Shape`, which also explains
+    depth, branching and nodes."""
+
+    Kind = EagleHead
+
+    def __init__(
+        self,
+        heads: str | Path | EagleHead = "demo-eagle",
+        depth: int = 5,
+        branching: int | Sequence[int] = 6,
+        draw: str = "ranked",
+        nodes: int | None = 24,
+        tree: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        loaded = heads if isinstance(heads, EagleHead) else EagleHead.load(heads)
+        super().__init__(loaded, shape_of_head(loaded, depth, branching, draw, nodes, tree))
+
+
+def shape_of_head(
+    head: FeatureHead,
+    depth: int,
+    branching: int | Sequence[int],
+    draw: str,
+    nodes: int | None,
+    tree: Sequence[Sequence[int]] | None,
+) -> Shape:
+    if draw == "static":
+        return Shape(depth, draw=draw, tree=static_tree(head, nodes, tree, None, depth))
+    return Shape(depth, branching, draw, nodes)

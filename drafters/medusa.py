@@ -1,0 +1,166 @@
+"""Medusa: K heads on the target's last hidden state guess the next tokens independently of one another (Cai et al. 2401.10774).
+
+Head k sees the state at position t and predicts token t + 2 + k; the target itself predicts t + 1. The tree is static: its
+node at depth d with rank r carries head d's r-th best token, whatever the path above.
+
+Letters: B rows, K heads, R ranks, N nodes, d hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from specdec import Drafter, SiblingLaw, State, TokenTree
+from specdec.chance import Draws
+from specdec.heads import Guess, Head, check_target, static_tree
+from specdec.sampling import top
+
+
+class Residual(nn.Module):
+    """x + SiLU(W x + b), which starts as the identity."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.silu(self.linear(x))
+
+
+class MedusaHeads(Head, nn.ModuleList):
+    """K heads: residual blocks, then a linear map to the vocabulary. Keys are those of the published checkpoints."""
+
+    kind = "medusa"
+    taps = ("head",)
+
+    def __init__(self, hidden_size: int, vocabulary: int, heads: int = 3, blocks: int = 1) -> None:
+        super().__init__()
+        self.settings = {"hidden_size": hidden_size, "vocabulary": vocabulary, "heads": heads, "blocks": blocks}
+        self.hidden_size, self.vocabulary, self.blocks = hidden_size, vocabulary, blocks
+        for _ in range(heads):
+            layers = [Residual(hidden_size) for _ in range(blocks)]
+            self.append(nn.Sequential(*layers, nn.Linear(hidden_size, vocabulary, bias=False)))
+
+    def start_from(self, lm_head: Tensor) -> None:
+        """Begin as copies of the target's LM head (V, d)."""
+        with torch.no_grad():
+            for head in self:
+                head.get_parameter(f"{self.blocks}.weight").copy_(lm_head)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states (..., d) -> logits (K, ..., V)."""
+        return torch.stack([head(states) for head in self])
+
+    def guesses(self, ids: Tensor, taps: Tensor, target: Any) -> list[Guess]:
+        states = taps[:, :, -1]
+        return [Guess(head(states[:, : -k - 1]), k + 1) for k, head in enumerate(self)]
+
+    def batched(self) -> "Batched":
+        return Batched(self)
+
+
+class Batched:
+    """The heads as one product per layer, for drafting: the parameters become views of stacked memory, nothing is doubled."""
+
+    def __init__(self, heads: MedusaHeads) -> None:
+        def stacked(name: str) -> Tensor:
+            weights = [head.get_parameter(name) for head in heads]
+            together = torch.stack([weight.data for weight in weights])
+            for weight, view in zip(weights, together, strict=True):
+                weight.data = view
+            return together
+
+        self.blocks = [
+            (stacked(f"{block}.linear.weight").transpose(1, 2), stacked(f"{block}.linear.bias")[:, None])
+            for block in range(heads.blocks)
+        ]
+        self.out = stacked(f"{heads.blocks}.weight").transpose(1, 2)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(B, d) -> (K, B, V)."""
+        x = states.expand(len(self.out), -1, -1)
+        for weight, bias in self.blocks:
+            x = x + F.silu(torch.baddbmm(bias, x, weight))
+        return torch.bmm(x, self.out)
+
+
+class Medusa(Drafter):
+    """Siblings are DET: the heads' best tokens.
+
+    heads      a folder, "demo-medusa", or MedusaHeads
+    nodes      size of the tree built greedily from the accuracies that training measured, the root not counted
+    tree       a list of rank paths instead, e.g. [[0], [1], [0, 0]]
+    branching  a Cartesian tree instead: children per node at each depth
+    """
+
+    law = SiblingLaw.DET
+    taps = ("head",)
+
+    def __init__(
+        self,
+        heads: str | Path | MedusaHeads = "demo-medusa",
+        nodes: int | None = 24,
+        tree: Sequence[Sequence[int]] | None = None,
+        branching: Sequence[int] | None = None,
+    ) -> None:
+        self.heads = heads if isinstance(heads, MedusaHeads) else MedusaHeads.load(heads)
+        self.tree = static_tree(self.heads, nodes, tree, branching, len(self.heads))
+        self.max_nodes = 1 + self.tree.nodes
+        self.chain = self.tree.is_chain
+
+    def begin(self, target: Any, state: State) -> None:
+        check_target(self.heads, target)
+        self.heads.to(device=target.device, dtype=target.dtype)
+        self._guess = self.heads.batched()
+        device = target.device
+        self._depths = torch.tensor(self.tree.depths, device=device)
+        self._cells = torch.tensor(
+            [
+                (depth - 1) * max(self.tree.ranks_needed) + rank
+                for depth, rank in zip(self.tree.depths, self.tree.ranks, strict=True)
+            ],
+            device=device,
+        )
+        rows = len(state.on_host.lengths)
+        self._parents = torch.tensor([-1, *self.tree.parents], device=device).expand(rows, -1)
+        # The structure never changes, so who sees whom is worked out once.
+        self._full = TokenTree(torch.zeros_like(self._parents), self._parents, levels=self.tree.depth)
+
+    def propose(self, state: State, chance: Draws) -> TokenTree:
+        newest = last_states(state)
+        if newest is None or state.deepest < 1:
+            return TokenTree.root(state.roots)
+        ranks = max(self.tree.ranks_needed)
+        logits = self._guess(newest)
+        heads, rows, vocabulary = logits.shape
+        best = top(logits.view(-1, vocabulary), min(ranks, vocabulary)).view(heads, rows, -1).transpose(0, 1)
+        tokens = torch.cat([state.roots[:, None], best.flatten(1)[:, self._cells]], 1)
+        live = [room for room, live in zip(state.on_host.room, state.on_host.live, strict=True) if live]
+        if len(live) == rows and min(live) > self.tree.depth and min(state.on_host.lengths) > 1:
+            return self._full.with_tokens(tokens)
+        fits = (self._depths < state.room[:, None]) & (state.live & has_state(state))[:, None]
+        below = torch.where(fits, self._parents[:, 1:], -1)
+        return TokenTree(
+            tokens, torch.cat([self._parents[:, :1], below], 1), levels=self.tree.depth, shape_is_known=True
+        )
+
+
+def last_states(state: State) -> Tensor | None:
+    """(B, d) the newest state of the tap "head" that each row has: that of the token before the root. None if no row has one."""
+    taps = state.last.taps
+    if taps is None:
+        return None
+    verdict = state.last.verdict
+    newest = state.lengths - 2 if verdict is None else verdict.num_accepted.to(taps.device)
+    return taps[torch.arange(len(taps), device=taps.device), newest.clamp(min=0), -1]
+
+
+def has_state(state: State) -> Tensor:
+    """(B,) bool: rows whose prompt has a token before the root, or that have been through a round."""
+    return state.lengths > 1

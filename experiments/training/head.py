@@ -1,0 +1,94 @@
+"""One recipe for every head: guess the target's law some steps ahead, on real text, on the target's own samples, or on both."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import specdec
+from experiments.training.losses import distance, mass_by_rank
+from experiments.training.teacher import Lesson, Teacher
+from specdec.heads import Head
+from specdec.interfaces import Drafter
+
+RANKS = 10  # of the table of accuracies that static trees are built from
+
+
+def loss_of(
+    head: Head, teacher: Teacher, lesson: Lesson, loss: str, depth_weight: float, states_weight: float = 0.0
+) -> Tensor:
+    """Mean over positions and depths of the distance to the target's law, depth i weighted by depth_weight ** i, plus
+    `states_weight` times the smooth L1 distance of guessed to real states (EAGLE 2401.15077, section 4.1)."""
+    total, weights = lesson.last.new_zeros((), dtype=torch.float32), 0.0
+    for index, guess in enumerate(head.guesses(lesson.ids, lesson.taps, teacher.target)):
+        weight = depth_weight**index
+        truth = lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]]
+        p = teacher.law(truth)
+        if head.kept is not None:
+            p = p[..., head.kept]
+        part = distance(p.flatten(0, 1), guess.logits.flatten(0, 1), loss).mean()
+        if states_weight and guess.states is not None:
+            distances = torch.nn.functional.smooth_l1_loss(guess.states.float(), truth.float())
+            part = part + states_weight * distances
+        total, weights = total + weight * part, weights + weight
+    return total / weights
+
+
+@torch.no_grad()
+def accuracies(
+    head: Head, teacher: Teacher, lessons: Sequence[Lesson], temperature: float, device: str
+) -> list[list[float]]:
+    """(depths, RANKS): the probability that the target, at `temperature`, says the token that the head ranks r-th at each depth,
+    given that it said what the text says before."""
+    table: list[Tensor] = []
+    for lesson in lessons:
+        with torch.autocast(device, torch.bfloat16):
+            guesses = head.guesses(lesson.ids, lesson.taps, teacher.target)
+        for index, guess in enumerate(guesses):
+            p = teacher.law(lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]], temperature)
+            if head.kept is not None:
+                p = p[..., head.kept]
+            mass = mass_by_rank(p.flatten(0, 1), guess.logits.flatten(0, 1), RANKS) / len(lessons)
+            if index == len(table):
+                table.append(torch.zeros_like(mass))
+            table[index] += mass
+    return [[round(value, 5) for value in row.tolist()] for row in table]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is printed while a head trains, on held-out text.
+
+    tau: tokens per round when the drafter really decodes held-out openings, with its tree and the rule that `auto` picks.
+    """
+
+    teacher: Teacher
+    windows: Callable[[int], np.ndarray]  # held out
+    batches: int
+    make: Callable[[Head], Drafter]
+    temperature: float
+    prompts: list[list[int]]
+    new_tokens: int
+    device: str
+
+    def __call__(self, head: Head) -> dict[str, float]:
+        lessons = [self.teacher.on_the_fly(self.windows)(step) for step in range(self.batches)]
+        table = accuracies(head, self.teacher, lessons, self.temperature, self.device)
+        head.notes = {"accuracies": table, "temperature": self.temperature}
+        copied = copy.deepcopy(head).to(self.teacher.target.dtype)
+        out = specdec.generate(
+            self.teacher.target,
+            self.prompts,
+            drafter=self.make(copied),
+            max_new_tokens=self.new_tokens,
+            temperature=self.temperature,
+            ignore_eos=True,
+        )
+        found = {"tau": float(out.report.tau)}
+        for depth, row in enumerate(table):
+            found[f"top1_depth{depth + 1}"] = row[0]
+            found[f"top5_depth{depth + 1}"] = sum(row[:5])
+        return found

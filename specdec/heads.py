@@ -1,0 +1,191 @@
+"""Trained heads on disk: a folder with config.json and model.safetensors, written atomically and read key by key.
+
+A head is what a drafter adds to a target: small, trained for that target, and useless without it. The config holds the arguments
+of its class, the taps that it reads among them, so that a loaded head never recomputes what it was trained with.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from specdec.interfaces import Tap
+from specdec.load import DEMO
+from specdec.rank_tree import RankTree
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def place_of(name: str | Path) -> Path:
+    """The folder of a head: one that is bundled ("demo-medusa" and so on), or a path."""
+    bundled = DEMO / "heads" / str(name).removeprefix("demo-")
+    return bundled if str(name).startswith("demo-") and bundled.is_dir() else Path(name).expanduser()
+
+
+class Head(nn.Module):
+    """A module that can be written and read. `settings` are the JSON arguments that make it again."""
+
+    kind: ClassVar[str]
+    settings: dict[str, Any]
+    hidden_size: int
+    vocabulary: int  # the target's
+    taps: tuple[Tap, ...]
+    """Which of the target's hidden states it reads."""
+    kept: Tensor | None = None
+    """(V',) the target's ids of its own vocabulary, where that is a part of the target's."""
+
+    def save(self, folder: str | Path, **notes: Any) -> None:
+        """Write beside `folder` first, then put it in its place. `notes` are kept in the config and not read back."""
+        place = Path(folder)
+        fresh = place.with_name(place.name + ".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        save_file({name: weight.detach().contiguous() for name, weight in self.weights().items()}, fresh / WEIGHTS)
+        config = {"specdec_head": self.kind, "settings": self.settings, **notes}
+        (fresh / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        old = place.with_name(place.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            os.replace(place, old)
+        os.replace(fresh, place)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @classmethod
+    def load(cls, name: str | Path) -> Self:
+        """Raises ValueError, naming keys, for anything that is not exactly a head of this kind."""
+        folder = place_of(name)
+        config, weights = read_folder(folder)
+        if config.get("specdec_head") != cls.kind:
+            found = config.get("specdec_head") or config.get("architectures") or config.get("model_type")
+            raise ValueError(f"{folder} holds {found or 'an unknown model'}, expected a head of kind {cls.kind!r}")
+        head = cls(**config["settings"])
+        fill(head, weights, str(folder))
+        head.notes = {key: value for key, value in config.items() if key not in ("specdec_head", "settings")}
+        return head.eval()
+
+    def guesses(self, ids: Tensor, taps: Tensor, target: Any) -> list["Guess"]:
+        """For training: what the head says about each step ahead, given ids (B, T) and the target's states there (B, T, taps,
+        d). `target` lends embed and head."""
+        raise NotImplementedError
+
+    notes: Mapping[str, Any] = MappingProxyType({})
+    """What training wrote beside the settings, such as the accuracies that static trees are built from."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What belongs in the file: all of it, but for what is the target's."""
+        return dict(self.state_dict())
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and every safetensors file of a folder. Pickles are refused."""
+    if not (folder / CONFIG).is_file():
+        bundled = sorted(f"demo-{path.name}" for path in (DEMO / "heads").glob("*"))
+        raise ValueError(f"no head at {folder}: a folder with {CONFIG} is expected, or one of {', '.join(bundled)}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / CONFIG} is no JSON: {error}") from None
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
+        if pickles:
+            raise ValueError(
+                f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is read; convert it once, "
+                "where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+            )
+        raise ValueError(f"{folder} has a {CONFIG} but no weights (*.safetensors)")
+    weights: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            weights |= load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file ({error}); copy it again") from None
+    return config, weights
+
+
+def fill(head: Head, weights: Mapping[str, Tensor], where: str) -> None:
+    """Every weight of the head from `weights`, in its dtype, no key left over and none missing.
+
+    The weights start as NaN, so that one which is forgotten is seen.
+    """
+    own = head.weights()
+    with torch.no_grad():
+        for value in own.values():
+            if value.is_floating_point():
+                value.fill_(torch.nan)
+    missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    wrong = [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if missing or extra or wrong:
+        told = [
+            f"missing: {_some(missing)}" if missing else "",
+            f"not expected: {_some(extra)}" if extra else "",
+            f"wrong shape: {_some(wrong)}" if wrong else "",
+        ]
+        raise ValueError(f"the weights in {where} do not fit a {head.kind} head; {'; '.join(filter(None, told))}")
+    kinds = {value.dtype for value in weights.values() if value.is_floating_point()}
+    if len(kinds) == 1:
+        head.to(kinds.pop())
+    with torch.no_grad():
+        for name, value in head.weights().items():
+            value.copy_(weights[name])
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def check_target(head: Head, target: Any) -> None:
+    """Raise ValueError, naming both sides, where a head was made for another target."""
+    name = f"the {head.kind} head"
+    model = getattr(target, "model", None)
+    if model is None:
+        raise ValueError(f"{name} reads a transformers target's hidden states; {type(target).__name__} has none")
+    own = {"hidden size": model.config.get_text_config().hidden_size, "vocabulary": target.vocabulary}
+    for what, size in {"hidden size": head.hidden_size, "vocabulary": head.vocabulary}.items():
+        if own[what] != size:
+            raise ValueError(f"{name} was trained for a {what} of {size}, the target has {own[what]}; train one for it")
+
+
+class Guess(NamedTuple):
+    """What a head says, while it is trained, about one step ahead: logits[:, j] are about the law at position j + offset of
+    the text, the law of token j + offset + 1."""
+
+    logits: Tensor  # (B, T', V'), V' fewer than V for a head with a vocabulary of its own
+    offset: int
+    states: Tensor | None = None  # (B, T', d) its guess at the target's "head" state there, if it makes one
+
+
+def static_tree(
+    head: Head, nodes: int | None, tree: Sequence[Sequence[int]] | None, branching: Sequence[int] | None, depth: int
+) -> RankTree:
+    """The tree that the arguments of a drafter ask for. Raises ValueError for one deeper than the head guesses."""
+    if tree is not None and branching is not None:
+        raise ValueError("give the tree as `tree` (rank paths) or as `branching` (Cartesian), not both")
+    if tree is not None:
+        found = RankTree.given(tree)
+    elif branching is not None:
+        found = RankTree.cartesian(branching)
+    else:
+        accuracies = head.notes.get("accuracies")
+        if accuracies is None:
+            raise ValueError(
+                f"this {head.kind} head has no table of accuracies to build a tree of {nodes} nodes from (training measures "
+                "one); give tree=[[0], [1], [0, 0], ...] or branching=[4, 2]"
+            )
+        found = RankTree.greedy(accuracies[:depth], 24 if nodes is None else nodes)
+    if found.depth > depth:
+        raise ValueError(f"the tree is {found.depth} deep, the {head.kind} head guesses {depth} tokens")
+    return found

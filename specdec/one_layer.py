@@ -1,0 +1,102 @@
+"""One decoder layer of the target's own family, for heads that are a layer over the target's states.
+
+Nothing of a model's code is repeated here: the layer is built by transformers from the target's config, and runs inside the
+family's own decoder, which brings positions and attention with it; the embedding and the final norm are taken out.
+
+Letters: B rows, T tokens, S keys, d hidden size.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from specdec import attention
+from specdec.cache import LayerShape, ShapeProbe
+from specdec.support import layer_kinds
+
+NOT_THE_LAYERS = ("architectures", "auto_map", "quantization_config", "transformers_version", "dtype", "torch_dtype")
+
+
+def layer_config(config: Any) -> dict[str, Any]:
+    """What of a target's (text) config a layer is made of, as JSON: one layer, no vocabulary of its own."""
+    described = {key: value for key, value in config.to_dict().items() if key not in NOT_THE_LAYERS}
+    described |= {
+        "num_hidden_layers": 1,
+        "vocab_size": 1,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if described.get("layer_types"):
+        described["layer_types"] = described["layer_types"][-1:]
+    return described
+
+
+def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
+    """The family's decoder with one layer, without embedding and final norm: inputs_embeds in, the layer's output out.
+
+    Raises ValueError for families whose decoder has no `layers` and `norm`.
+    """
+    settings = copy.deepcopy(described)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    decoder = AutoModel.from_config(config, attn_implementation="sdpa")
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or not hasattr(decoder, "norm"):
+        raise ValueError(
+            f"{type(decoder).__name__} has no `layers` and `norm`, so a single layer of it cannot be taken; heads of one "
+            "decoder layer (eagle, eagle3) work for Llama-like families"
+        )
+    decoder.norm = nn.Identity()
+    decoder.set_input_embeddings(nn.Identity())
+    return decoder
+
+
+def shape_of(run: Any, decoder: PreTrainedModel) -> LayerShape:
+    """What the layer writes into a cache, found by running `run(cache)`, one pass over one token."""
+    probe = ShapeProbe()
+    with torch.inference_mode(), attention.using(decoder.config, attention.choose(decoder)):
+        run(probe)
+    return probe.seen[0]
+
+
+class Unrolled(Cache):
+    """Keys and values of several passes of one layer over the same text, for training on its own states.
+
+    Pass s starts from what pass s - 1 said: its token at index t stands for the path (truth up to t, then s guesses). It sees
+    the first pass up to t and, of every later pass, index t alone (EAGLE-3 2503.01840, "training-time test").
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.keys.append(key_states)
+        self.values.append(value_states)
+        return torch.cat(self.keys, 2), torch.cat(self.values, 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return sum(keys.shape[2] for keys in self.keys) + query_length, 0
+
+    def mask(self, length: int, config: Any, device: torch.device) -> Tensor:
+        """(1, 1, length, S) bool, for the coming pass of `length` tokens."""
+        kind, passes = layer_kinds(config)[0], len(self.keys)
+        sizes = [*(keys.shape[2] for keys in self.keys), length]
+        query = torch.arange(length, device=device)[:, None]
+        seen = []
+        for number, size in enumerate(sizes):
+            key = torch.arange(size, device=device)
+            visible = key <= query if number == 0 else key == query
+            if kind.size is not None:
+                visible = visible & kind.reaches(query + passes, key + number)
+            seen.append(visible)
+        return torch.cat(seen, 1)[None, None]
