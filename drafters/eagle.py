@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from specdec.features import FeatureDrafter, FeatureHead
 from specdec.heads import static_tree
+from specdec.one_layer import layer_config
 from specdec.shape import Shape
 
 
@@ -33,6 +34,13 @@ class EagleHead(FeatureHead):
         self._build(layer)
         self.layer.input_layernorm = nn.Identity()
         self.fc = nn.Linear(2 * self.hidden_size, self.hidden_size, bias=bias)
+
+    @classmethod
+    def for_target(cls, target: Any, steps: int = 1, bias: bool = True) -> "EagleHead":
+        """Untrained. steps: how far training unrolls it on its own states."""
+        head = cls(layer_config(target.config), target.vocabulary, bias)
+        head.steps = steps
+        return head
 
     def fuse(self, taps: Tensor) -> Tensor:
         return taps[:, :, -1]

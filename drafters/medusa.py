@@ -47,11 +47,14 @@ class MedusaHeads(Head, nn.ModuleList):
             layers = [Residual(hidden_size) for _ in range(blocks)]
             self.append(nn.Sequential(*layers, nn.Linear(hidden_size, vocabulary, bias=False)))
 
-    def start_from(self, lm_head: Tensor) -> None:
-        """Begin as copies of the target's LM head (V, d)."""
+    @classmethod
+    def for_target(cls, target: Any, heads: int = 3, blocks: int = 1) -> "MedusaHeads":
+        """Untrained: each head begins as a copy of the target's LM head."""
+        made = cls(target.config.hidden_size, target.vocabulary, heads, blocks)
         with torch.no_grad():
-            for head in self:
-                head.get_parameter(f"{self.blocks}.weight").copy_(lm_head)
+            for head in made:
+                head.get_parameter(f"{blocks}.weight").copy_(target.model.get_output_embeddings().weight)
+        return made
 
     def forward(self, states: Tensor) -> Tensor:
         """states (..., d) -> logits (K, ..., V)."""

@@ -1,18 +1,29 @@
 """Train a target, or a drafter for one: `python -m experiments.train drafter=NAME target=...` (conf/train/)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from experiments.training import small_model, target
+from experiments.training.head import Validation, accuracies
+from experiments.training.head import loss_of as head_loss
 from experiments.training.loop import fit, optimisers
+from experiments.training.samples import sample
+from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, documents, encode, train_tokenizer
+from experiments.training.watch import curves, logger
+from specdec.language_model import TransformersLM
 from specdec.load import load
+from specdec.plugins import build
 
 console = Console(stderr=True)
 
@@ -96,25 +107,110 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
     run(config, folder, draft, tokenizer, loss_of, evaluate)
 
 
-def run(config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any) -> None:
-    recipe = config.drafter
-    fit(
-        model,
-        loss_of,
-        evaluate,
-        optimisers(model, recipe.muon_rate, recipe.adam_rate, recipe.weight_decay),
-        folder,
-        recipe.steps,
-        recipe.warmup,
-        config.evaluate_every,
-        title=config.title,
+def train_head(config: DictConfig, folder: Path, device: str) -> None:
+    """Medusa, Hydra, EAGLE ... for `config.target`; `folder`/head is what the drafter takes as `heads`."""
+    if config.target is None:
+        raise ValueError("a head is trained for a target: give target=demo, a folder or a hub id")
+    recipe, lm = config.drafter, load(config.target, device=device)
+    if config.samples.share and lm.tokenizer is None:
+        raise ValueError(f"{config.target} has no tokenizer, so there is no text to train on")
+    _, training, held_out = text(config, lm.tokenizer)
+    set_seed(config.seed)
+    head = instantiate(recipe.head, target=lm).to(device)
+    teacher = Teacher(lm, head.taps)
+    windows = mixed(config, lm, training, folder)
+    lesson = (
+        Cached(teacher, windows, config.cache_batches, folder / "states")
+        if config.cache_batches
+        else teacher.on_the_fly(windows)
     )
+
+    def loss_of(step: int) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return head_loss(
+                head, teacher, lesson(step), recipe.loss, recipe.depth_weight, recipe.get("states_weight", 0.0)
+            )
+
+    validation = validate(config, teacher, held_out, device)
+    name = config.title
+    fit_recipe(config, folder, head, loss_of, lambda: validation(head))
+    # Measured once more on all windows: the table is what static trees are built from.
+    table = accuracies(head, teacher, validation.lessons(config.evaluate_windows), recipe.temperature, device)
+    head.to(torch.bfloat16).save(folder / "head", accuracies=table, temperature=recipe.temperature, trained_for=lm.name)
+    console.print(f"written to {folder / 'head'}; drafter={name} drafter.heads={folder / 'head'}")
+
+
+def mixed(config: DictConfig, lm: TransformersLM, training: Stream, folder: Path) -> Callable[[int], np.ndarray]:
+    """A step's ids: windows of text, and for a share of `samples.share` the target's own continuations of it."""
+    recipe, chosen = config.drafter, config.samples
+    own = round(recipe.batch * chosen.share)
+    if not own:
+        return lambda step: training.windows(recipe.context, recipe.batch, config.seed + 1, step)
+    place = Path(chosen.folder) if chosen.folder else folder / "samples"
+    rows = sample(
+        lm, training, place, chosen.rows, recipe.context, chosen.prompt, chosen.temperatures, chosen.batch, config.seed
+    )
+
+    def windows(step: int) -> np.ndarray:
+        parts = [rows.windows(recipe.context, own, config.seed, step)]
+        if own < recipe.batch:
+            parts.append(training.windows(recipe.context, recipe.batch - own, config.seed + 1, step))
+        return np.concatenate(parts)
+
+    return windows
+
+
+def validate(config: DictConfig, teacher: Teacher, held_out: Stream, device: str) -> Validation:
+    recipe = config.drafter
+    opening = min(64, recipe.context // 2)
+    prompts = held_out.windows(opening, config.evaluate_prompts, config.seed, 0).tolist()
+    drafter = {"name": config.title, **OmegaConf.to_container(recipe.drafter)}  # type: ignore[dict-item]
+    return Validation(
+        teacher,
+        lambda step: held_out.windows(recipe.context, 8, config.seed, step),
+        max(1, config.evaluate_windows // 32),
+        lambda head: build("drafter", {**drafter, "heads": head}),
+        recipe.temperature,
+        prompts,
+        min(64, teacher.target.context - opening),
+        device,
+    )
+
+
+def run(config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any) -> None:
+    fit_recipe(config, folder, model, loss_of, evaluate)
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     console.print(f"written to {folder / 'model'}")
 
 
-RECIPES = {"target": train_target, "small_model": train_small_model}
+def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any, evaluate: Any) -> None:
+    recipe = config.drafter
+    with logger(config) as report:
+        log = fit(
+            model,
+            loss_of,
+            evaluate,
+            optimisers(model, recipe.muon_rate, recipe.adam_rate, recipe.weight_decay, getattr(model, "vocabulary", 0)),
+            folder,
+            recipe.steps,
+            recipe.warmup,
+            config.evaluate_every,
+            recipe.get("clip", 1.0),
+            title=config.title,
+            report=report,
+        )
+    curves(log, folder / "training.png", config.title)
+
+
+RECIPES = {
+    "target": train_target,
+    "small_model": train_small_model,
+    "medusa": train_head,
+    "hydra_heads": train_head,
+    "eagle": train_head,
+    "eagle3": train_head,
+}
 
 
 @hydra.main(version_base="1.3", config_path="../conf/train", config_name="train")

@@ -74,9 +74,11 @@ class Validation:
     new_tokens: int
     device: str
 
+    def lessons(self, batches: int) -> list[Lesson]:
+        return [self.teacher.on_the_fly(self.windows)(step) for step in range(batches)]
+
     def __call__(self, head: Head) -> dict[str, float]:
-        lessons = [self.teacher.on_the_fly(self.windows)(step) for step in range(self.batches)]
-        table = accuracies(head, self.teacher, lessons, self.temperature, self.device)
+        table = accuracies(head, self.teacher, self.lessons(self.batches), self.temperature, self.device)
         head.notes = {"accuracies": table, "temperature": self.temperature}
         copied = copy.deepcopy(head).to(self.teacher.target.dtype)
         out = specdec.generate(

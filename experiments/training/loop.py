@@ -23,13 +23,18 @@ console = Console(stderr=True)
 
 
 def optimisers(
-    model: nn.Module, muon_rate: float, adam_rate: float, weight_decay: float = 0.0
+    model: nn.Module, muon_rate: float, adam_rate: float, weight_decay: float = 0.0, vocabulary: int = 0
 ) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024, torch's own) on the matrices inside the layers; AdamW on embeddings, head and norms."""
+    """Muon (Jordan et al. 2024, torch's own) on the matrices inside the layers; AdamW on embeddings, heads (matrices with a
+    row for each of the `vocabulary`) and norms."""
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"training uses torch.optim.Muon, which torch {torch.__version__} lacks; install torch>=2.9")
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    matrices = [
+        weight
+        for name, weight in named
+        if weight.ndim == 2 and "embed" not in name and "lm_head" not in name and len(weight) != vocabulary
+    ]
     chosen = {id(weight) for weight in matrices}
     others = [weight for _, weight in named if id(weight) not in chosen]
     return [
