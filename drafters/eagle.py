@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from specdec.features import FeatureDrafter, FeatureHead
-from specdec.heads import static_tree
 from specdec.one_layer import layer_config
-from specdec.shape import Shape
+from specdec.shape import FEW_VARIANTS
 
 
 class EagleHead(FeatureHead):
@@ -38,7 +37,7 @@ class EagleHead(FeatureHead):
     @classmethod
     def for_target(cls, target: Any, steps: int = 1, bias: bool = True) -> "EagleHead":
         """Untrained. steps: how far training unrolls it on its own states."""
-        head = cls(layer_config(target.config), target.vocabulary, bias)
+        head = cls(layer_config(target), target.vocabulary, bias)
         head.steps = steps
         return head
 
@@ -64,28 +63,15 @@ class Eagle(FeatureDrafter):
     depth, branching and nodes."""
 
     Kind = EagleHead
+    variants = (*FEW_VARIANTS, {"depth": 2, "draw": "static", "tree": [[0], [1], [0, 0]]})
 
     def __init__(
         self,
         heads: str | Path | EagleHead = "demo-eagle",
         depth: int = 5,
-        branching: int | Sequence[int] = 6,
+        branching: int | Sequence[int] | None = None,
         draw: str = "ranked",
-        nodes: int | None = 24,
+        nodes: int | None = None,
         tree: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        loaded = heads if isinstance(heads, EagleHead) else EagleHead.load(heads)
-        super().__init__(loaded, shape_of_head(loaded, depth, branching, draw, nodes, tree))
-
-
-def shape_of_head(
-    head: FeatureHead,
-    depth: int,
-    branching: int | Sequence[int],
-    draw: str,
-    nodes: int | None,
-    tree: Sequence[Sequence[int]] | None,
-) -> Shape:
-    if draw == "static":
-        return Shape(depth, draw=draw, tree=static_tree(head, nodes, tree, None, depth))
-    return Shape(depth, branching, draw, nodes)
+        super().__init__(heads, depth, branching, draw, nodes, tree)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specdec import Drafter, SiblingLaw, State, TokenTree
+from specdec import Drafter, LanguageModel, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
-from specdec.heads import Guess, Head, check_target, static_tree
+from specdec.heads import Guess, Head, check_target, has_state, last_states, random_head, static_tree
 from specdec.sampling import top
 
 
@@ -50,10 +50,10 @@ class MedusaHeads(Head, nn.ModuleList):
     @classmethod
     def for_target(cls, target: Any, heads: int = 3, blocks: int = 1) -> "MedusaHeads":
         """Untrained: each head begins as a copy of the target's LM head."""
-        made = cls(target.config.hidden_size, target.vocabulary, heads, blocks)
+        made = cls(target.hidden_size, target.vocabulary, heads, blocks)
         with torch.no_grad():
             for head in made:
-                head.get_parameter(f"{blocks}.weight").copy_(target.model.get_output_embeddings().weight)
+                head.get_parameter(f"{blocks}.weight").copy_(target.head_weight)
         return made
 
     def forward(self, states: Tensor) -> Tensor:
@@ -104,6 +104,8 @@ class Medusa(Drafter):
 
     law = SiblingLaw.DET
     taps = ("head",)
+    weights = frozenset({"heads"})
+    variants = ({"tree": [[0], [1], [0, 0], [0, 1]]}, {"branching": [1, 1]}, {"branching": [2, 1]})
 
     def __init__(
         self,
@@ -117,8 +119,16 @@ class Medusa(Drafter):
         self.max_nodes = 1 + self.tree.nodes
         self.chain = self.tree.is_chain
 
+    @classmethod
+    def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Medusa":
+        return cls(**{**arguments, "heads": random_head(lambda: MedusaHeads.for_target(target, 2), target.dtype)})
+
     def begin(self, target: Any, state: State) -> None:
         check_target(self.heads, target)
+        if max(self.tree.ranks_needed) > target.vocabulary:
+            raise ValueError(
+                f"the tree takes rank {max(self.tree.ranks_needed) - 1}, the vocabulary has {target.vocabulary} tokens"
+            )
         self.heads.to(device=target.device, dtype=target.dtype)
         self._guess = self.heads.batched()
         device = target.device
@@ -142,28 +152,13 @@ class Medusa(Drafter):
         ranks = max(self.tree.ranks_needed)
         logits = self._guess(newest)
         heads, rows, vocabulary = logits.shape
-        best = top(logits.view(-1, vocabulary), min(ranks, vocabulary)).view(heads, rows, -1).transpose(0, 1)
+        best = top(logits.view(-1, vocabulary), ranks).view(heads, rows, -1).transpose(0, 1)
         tokens = torch.cat([state.roots[:, None], best.flatten(1)[:, self._cells]], 1)
         live = [room for room, live in zip(state.on_host.room, state.on_host.live, strict=True) if live]
         if len(live) == rows and min(live) > self.tree.depth and min(state.on_host.lengths) > 1:
             return self._full.with_tokens(tokens)
-        fits = (self._depths < state.room[:, None]) & (state.live & has_state(state))[:, None]
+        fits = (self._depths < state.room[:, None]) & has_state(state).live[:, None]
         below = torch.where(fits, self._parents[:, 1:], -1)
         return TokenTree(
             tokens, torch.cat([self._parents[:, :1], below], 1), levels=self.tree.depth, shape_is_known=True
         )
-
-
-def last_states(state: State) -> Tensor | None:
-    """(B, d) the newest state of the tap "head" that each row has: that of the token before the root. None if no row has one."""
-    taps = state.last.taps
-    if taps is None:
-        return None
-    verdict = state.last.verdict
-    newest = state.lengths - 2 if verdict is None else verdict.num_accepted.to(taps.device)
-    return taps[torch.arange(len(taps), device=taps.device), newest.clamp(min=0), -1]
-
-
-def has_state(state: State) -> Tensor:
-    """(B,) bool: rows whose prompt has a token before the root, or that have been through a round."""
-    return state.lengths > 1

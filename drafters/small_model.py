@@ -15,7 +15,7 @@ from specdec import Drafter, LanguageModel, State, TokenTree
 from specdec.chance import Draws
 from specdec.growth import Grown
 from specdec.load import load
-from specdec.shape import LAWS, Shape
+from specdec.shape import VARIANTS, Shape
 
 
 class SmallModel(Drafter):
@@ -25,14 +25,7 @@ class SmallModel(Drafter):
     """
 
     weights = frozenset({"model"})
-    variants = (  # one for each kind of tree
-        *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),
-        *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in LAWS),
-        {"depth": 1, "branching": 3, "draw": "wor"},
-        {"depth": 1, "branching": 3, "draw": "wr"},
-        {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
-        {"depth": 2, "draw": "adaptive", "nodes": 3},
-    )
+    variants = VARIANTS
 
     def __init__(
         self,

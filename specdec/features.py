@@ -8,7 +8,7 @@ Letters: B rows, T tokens, N nodes, m nodes of a level, K taps, d hidden size, V
 """
 
 from abc import abstractmethod
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,11 +20,11 @@ from transformers.cache_utils import Cache
 
 from specdec import attention
 from specdec.chance import Draws
-from specdec.heads import Guess, Head, check_target
-from specdec.interfaces import Drafter, State
+from specdec.heads import Guess, Head, check_target, has_state, random_head, static_tree
+from specdec.interfaces import Drafter, LanguageModel, State
 from specdec.one_layer import Unrolled, decoder_of, shape_of
 from specdec.placement import Masks, Placement
-from specdec.shape import Shape
+from specdec.shape import BY_VALUE, FEW_VARIANTS, Shape
 from specdec.support import layer_kinds
 from specdec.tree import TokenTree
 
@@ -43,6 +43,11 @@ class FeatureHead(Head):
     def layer(self) -> Module:
         """The decoder's only one."""
         return self.decoder.get_submodule("layers.0")
+
+    @classmethod
+    @abstractmethod
+    def for_target(cls, target: Any, steps: int = 1) -> "FeatureHead":
+        """Untrained. steps: how far training unrolls it on its own states."""
 
     @abstractmethod
     def fuse(self, taps: Tensor) -> Tensor:
@@ -85,17 +90,50 @@ class FeatureHead(Head):
         return None
 
 
+def shape_for(
+    head: Head,
+    depth: int,
+    branching: int | Sequence[int] | None,
+    draw: str,
+    nodes: int | None,
+    tree: Sequence[Sequence[int]] | None,
+) -> Shape:
+    """The shape that a head's drafter is asked for. Unless given, trees by value and static ones have 24 nodes, a ranked one
+    expands 6 nodes a level by 6 tokens, and what is sampled is a chain."""
+    nodes = 24 if nodes is None and draw in (*BY_VALUE, "static") and tree is None else nodes
+    if draw == "static":
+        return Shape(depth, draw=draw, tree=static_tree(head, nodes, tree, None, depth))
+    if tree is not None:
+        raise ValueError(f"`tree`, a list of rank paths, is for draw='static'; got draw={draw!r}")
+    return Shape(depth, branching if branching is not None else 6 if draw in BY_VALUE else 1, draw, nodes)
+
+
 class FeatureDrafter(Drafter):
     """Grows a `Shape` with a FeatureHead. One pass per level for the whole frontier; the LM head runs on the frontier only."""
 
     Kind: ClassVar[type[FeatureHead]]
+    weights = frozenset({"heads"})
+    variants = FEW_VARIANTS
 
-    def __init__(self, heads: str | Path | FeatureHead, shape: Shape) -> None:
+    def __init__(
+        self,
+        heads: str | Path | FeatureHead,
+        depth: int,
+        branching: int | Sequence[int] | None,
+        draw: str,
+        nodes: int | None,
+        tree: Sequence[Sequence[int]] | None,
+    ) -> None:
         self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load(heads)
-        self.shape, self.taps = shape, self.heads.taps
+        self.shape = shape = shape_for(self.heads, depth, branching, draw, nodes, tree)
+        self.taps = self.heads.taps
         self.max_nodes, self.chain, self.fixed_width = shape.max_nodes, shape.chain, shape.fixed_width
         decoder = self.heads.decoder
         self._place = Placement(layer_kinds(decoder.config), attention.choose(decoder), self.Kind.kind)
+
+    @classmethod
+    def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "FeatureDrafter":
+        return cls(**{**arguments, "heads": random_head(lambda: cls.Kind.for_target(target), target.dtype)})
 
     @property
     def cache_bytes(self) -> int:
@@ -118,15 +156,13 @@ class FeatureDrafter(Drafter):
         return shape_of(lambda cache: self.heads(one, torch.zeros_like(one), zero, mask, cache), self.heads.decoder)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        read = self._read_new(state)
-        if read is None or state.deepest < 1:
+        logits = self._read_new(state)
+        if logits is None or state.deepest < 1:
             return TokenTree.root(state.roots, self.law)
-        logits, drafting = read
-        return self.shape.grow(logits, self._score, drafting, chance).tree
+        return self.shape.grow(logits, self._score, has_state(state), chance).tree
 
-    def _read_new(self, state: State) -> tuple[Tensor, State] | None:
-        """Read the pairs that the last round brought. (B, 1, V) logits after the roots, and the state with those rows live
-        that have features to draft from; None where no row has any."""
+    def _read_new(self, state: State) -> Tensor | None:
+        """Read the pairs that the last round brought: (B, 1, V) logits after the roots. None where no row has any."""
         taps, verdict, host = state.last.taps, state.last.verdict, state.on_host
         if taps is None:  # prompts of one token: the first states come with the first round
             return None
@@ -152,11 +188,7 @@ class FeatureDrafter(Drafter):
         else:
             last = torch.tensor([max(count - 1, 0) for count in counts], device=taps.device)
             self._features = features[torch.arange(rows, device=taps.device), last][:, None]
-        drafting = state
-        if not all(count or not live for count, live in zip(counts, host.live, strict=True)):
-            live = [bool(count) and live for count, live in zip(counts, host.live, strict=True)]
-            drafting = replace(state, on_host=host._replace(live=live))
-        return self._all_logits(self._features), drafting
+        return self._all_logits(self._features)
 
     def _score(self, tree: TokenTree, start: int) -> Tensor:
         """(B, m, V) of nodes >= start: each stands on what the layer said at its parent."""

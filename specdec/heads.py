@@ -7,21 +7,23 @@ of its class, the taps that it reads among them, so that a loaded head never rec
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specdec.interfaces import Tap
+from specdec.interfaces import State, Tap
 from specdec.load import DEMO
 from specdec.rank_tree import RankTree
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+AnyHead = TypeVar("AnyHead", bound="Head")
 
 
 def place_of(name: str | Path) -> Path:
@@ -39,8 +41,11 @@ class Head(nn.Module):
     vocabulary: int  # the target's
     taps: tuple[Tap, ...]
     """Which of the target's hidden states it reads."""
-    kept: Tensor | None = None
-    """(V',) the target's ids of its own vocabulary, where that is a part of the target's."""
+
+    @property
+    def kept(self) -> Tensor | None:
+        """(V',) the target's ids of its own vocabulary, where that is a part of the target's."""
+        return None
 
     def save(self, folder: str | Path, **notes: Any) -> None:
         """Write beside `folder` first, then put it in its place. `notes` are kept in the config and not read back."""
@@ -150,13 +155,23 @@ def _some(names: Iterable[str], most: int = 5) -> str:
 def check_target(head: Head, target: Any) -> None:
     """Raise ValueError, naming both sides, where a head was made for another target."""
     name = f"the {head.kind} head"
-    model = getattr(target, "model", None)
-    if model is None:
-        raise ValueError(f"{name} reads a transformers target's hidden states; {type(target).__name__} has none")
-    own = {"hidden size": model.config.get_text_config().hidden_size, "vocabulary": target.vocabulary}
+    if not hasattr(target, "hidden_size"):
+        raise ValueError(f"{name} reads the target's hidden states; {type(target).__name__} offers none")
+    own = {"hidden size": target.hidden_size, "vocabulary": target.vocabulary}
     for what, size in {"hidden size": head.hidden_size, "vocabulary": head.vocabulary}.items():
         if own[what] != size:
             raise ValueError(f"{name} was trained for a {what} of {size}, the target has {own[what]}; train one for it")
+
+
+def random_head(make: Callable[[], AnyHead], dtype: torch.dtype, spread: float = 0.5) -> AnyHead:
+    """A head with random weights, the same at every call, spread widely so that its laws are far from uniform."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = make()
+        with torch.no_grad():
+            for weight in head.parameters():
+                weight.normal_(std=spread)
+    return head.to(dtype).eval()
 
 
 class Guess(NamedTuple):
@@ -189,3 +204,22 @@ def static_tree(
     if found.depth > depth:
         raise ValueError(f"the tree is {found.depth} deep, the {head.kind} head guesses {depth} tokens")
     return found
+
+
+def last_states(state: State) -> Tensor | None:
+    """(B, d) the newest state of the last tap that each row has: that of the token before the root. None if no row has one."""
+    taps = state.last.taps
+    if taps is None:
+        return None
+    verdict = state.last.verdict
+    newest = state.lengths - 2 if verdict is None else verdict.num_accepted.to(taps.device)
+    return taps[torch.arange(len(taps), device=taps.device), newest.clamp(min=0), -1]
+
+
+def has_state(state: State) -> State:
+    """The same state with those rows live that a head can draft for: a prompt of one token has no state before its root."""
+    host = state.on_host
+    if min(host.lengths) > 1:
+        return state
+    live = [live and length > 1 for live, length in zip(host.live, host.lengths, strict=True)]
+    return replace(state, on_host=host._replace(live=live))

@@ -47,6 +47,10 @@ class TransformersLM:
     # ------------------------------------------------------------------------------------------------------ properties
 
     @property
+    def hidden_size(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
     def cache_bytes(self) -> int:
         return self.place.cache.nbytes if self.place.cache is not None else 0
 
@@ -91,6 +95,11 @@ class TransformersLM:
     def embed(self, tokens: Tensor) -> Tensor:
         """The target's own embedding of tokens (..., d)."""
         return self.model.get_input_embeddings()(tokens)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, d) of the LM head."""
+        return self.model.get_output_embeddings().weight
 
     def head(self, states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d) as the tap "head" gives them. `check_head` tells whether they are the model's."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec import attention
@@ -21,8 +21,12 @@ from specdec.support import layer_kinds
 NOT_THE_LAYERS = ("architectures", "auto_map", "quantization_config", "transformers_version", "dtype", "torch_dtype")
 
 
-def layer_config(config: Any) -> dict[str, Any]:
-    """What of a target's (text) config a layer is made of, as JSON: one layer, no vocabulary of its own."""
+def layer_config(target: Any) -> dict[str, Any]:
+    """What of a target's (text) config a layer is made of, as JSON: one layer, no vocabulary of its own. For a target that is
+    no transformers model, a small Llama layer of its hidden size."""
+    config = getattr(target, "config", None) or LlamaConfig(
+        hidden_size=target.hidden_size, intermediate_size=2 * target.hidden_size, num_attention_heads=2
+    )
     described = {key: value for key, value in config.to_dict().items() if key not in NOT_THE_LAYERS}
     described |= {
         "num_hidden_layers": 1,

@@ -17,6 +17,19 @@ from specdec.tree import SiblingLaw
 
 LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
 BY_VALUE = ("ranked", "adaptive")
+VARIANTS = (  # one for each kind of tree, small
+    *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),
+    *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in LAWS),
+    {"depth": 1, "branching": 3, "draw": "wor"},
+    {"depth": 1, "branching": 3, "draw": "wr"},
+    {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
+    {"depth": 2, "draw": "adaptive", "nodes": 3},
+)
+FEW_VARIANTS = (  # for drafters that grow the same trees from other laws
+    {"depth": 2, "branching": 1, "draw": "wor"},
+    {"depth": 2, "branching": [2, 1], "draw": "wor"},
+    {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
+)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ class TableModel:
     def head(self, states: Tensor) -> Tensor:
         return states @ self._shared[1].T
 
+    @property
+    def head_weight(self) -> Tensor:
+        return self._shared[1]
+
     @cached_property
     def _shared(self) -> Tensor:
         """(2, V, d) embedding and head."""
