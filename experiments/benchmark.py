@@ -72,7 +72,7 @@ class Measured:
         return max(names, key=lambda name: self.ratio(name, baseline).median)
 
     def tau(self, name: str) -> float:
-        from experiments.records import pooled
+        from experiments.measures import pooled
 
         return float(pooled([sample.report for sample in self.samples[name]])["tau"])
 
@@ -82,7 +82,7 @@ class Measured:
         return distinct_ngrams([row for sample in self.samples[name] for row in sample.tokens]) or 0.0
 
     def summary(self) -> dict[str, Any]:
-        from experiments.records import summary
+        from experiments.measures import summary
 
         return {
             name: summary(found) | {"seconds_per_token": [sample.seconds_per_token for sample in found]}

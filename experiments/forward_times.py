@@ -1,15 +1,14 @@
 """What one forward pass costs on this machine: against nodes, at a given context; and how much memory generate takes."""
 
-import os
 import pickle
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import torch
 
 import specdec
+from experiments.memory import PEAK_RESET, peak
 from specdec.tree import TokenTree
 
 
@@ -53,8 +52,7 @@ def peak_memory(target: str, draft: str, dtype: str | None, new_tokens: int) -> 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    reset = Path("/proc/self/clear_refs")
-    if not reset.exists():
+    if not PEAK_RESET.exists():
         return None
     model, drafter_model = (
         specdec.load(target, dtype=dtype, device="cpu"),
@@ -63,15 +61,7 @@ def peak_memory(target: str, draft: str, dtype: str | None, new_tokens: int) -> 
     options = {"drafter": {"name": "small_model", "model": drafter_model}, "ignore_eos": True}
     prompt = [list(range(1, 33))]
     specdec.generate(model, prompt, max_new_tokens=16, **options)
-    reset.write_text("5")  # the peak starts again from here
-    before = _memory("VmRSS")
-    out = specdec.generate(model, prompt, max_new_tokens=new_tokens, **options)
+    with peak(model.device) as found:
+        out = specdec.generate(model, prompt, max_new_tokens=new_tokens, **options)
     kept = sum(out.report.cache_bytes.values()) + len(pickle.dumps(out.steps))
-    return _memory("VmHWM") - before - kept
-
-
-def _memory(name: str) -> int:
-    for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"/proc says nothing of {name}")
+    return None if found.bytes is None or found.before is None else found.bytes - found.before - kept

@@ -1,6 +1,6 @@
-"""What a run leaves behind: result.json and rounds.parquet, complete or not at all. Reading them back.
+"""What a run leaves behind: result.json and rounds.parquet, complete or not at all; and where it was run.
 
-Letters of the frames: one row per round and prompt in `rounds`, one per (depth, sibling rank) in `acceptance`.
+experiments/measures.py says what stands in them.
 """
 
 import json
@@ -9,20 +9,13 @@ import platform
 import socket
 import subprocess
 import time
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments.intervals import median_interval
-from experiments.prompts import Prompt
-from experiments.ways import Sample
-from specdec.metrics import PHASES, Report, distinct_ngrams
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULT, ROUNDS, FAILED, STARTED = "result.json", "rounds.parquet", "failed.json", "started.json"
 
 
@@ -115,117 +108,3 @@ def _cpu() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
-
-
-# -------------------------------------------------------------------------------------------------------- what came out
-
-
-def summary(samples: Sequence[Sample]) -> dict[str, Any]:
-    """One way over all prompts: sums of counts and seconds, and rates formed from the sums (micro means)."""
-    tokens = [row for sample in samples for row in sample.tokens]
-    wall = sum(sample.wall_seconds for sample in samples)
-    count = sum(map(len, tokens))
-    found: dict[str, Any] = {
-        "tokens": count,
-        "wall_seconds": wall,
-        "wall_tokens_per_second": count / wall,
-        "distinct_4grams": distinct_ngrams(tokens),
-    }
-    reports = [sample.report for sample in samples if sample.report]
-    return found | (pooled(reports) if reports else {})
-
-
-def pooled(reports: Sequence[Report]) -> dict[str, Any]:
-    """The numbers of several calls of generate as those of one."""
-    each = [report.as_dict() for report in reports]
-    row_rounds = sum(int(step.live.sum()) for report in reports for step in report.steps)
-    kept = sum(report.num_tokens for report in reports)
-    taus = [tau for report in reports for tau in report.tau_per_row]
-    decode = sum(report.decode_seconds for report in reports)
-    lengths: Counter[int] = Counter()
-    counts: Counter[str] = Counter()
-    seconds: dict[str, float] = defaultdict(float)
-    cells: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for report in reports:
-        lengths.update(report.accepted_lengths)
-        counts.update(report.counts)
-        for phase, value in report.seconds.items():
-            seconds[phase] += value
-        for place, cell in report.acceptance.items():
-            for index, value in enumerate((cell.offered, cell.reached, cell.accepted)):
-                cells[place][index] += value
-    reached = sum(cell[1] for cell in cells.values())
-    return {
-        **{key: each[0][key] for key in ("drafter", "verifier", "lossless", "extra_layers")},
-        "rounds": sum(report.target_calls for report in reports),
-        "row_rounds": row_rounds,
-        "tau": kept / max(1, row_rounds),
-        "tau_macro": sum(taus) / len(taus) if taus else None,
-        "accepted_per_round": sum(length * number for length, number in lengths.items()) / max(1, row_rounds),
-        "acceptance_rate": sum(cell[2] for cell in cells.values()) / reached if reached else None,
-        "nodes_per_round": sum(cell[0] for cell in cells.values()) / max(1, row_rounds),
-        "tokens_per_second": kept / decode if decode else None,
-        "decode_seconds": decode,
-        "seconds": dict(seconds),
-        "cache_bytes": {key: max(report.cache_bytes[key] for report in reports) for key in reports[0].cache_bytes},
-        "accepted_lengths": dict(sorted(lengths.items())),
-        "acceptance": [
-            {"depth": depth, "rank": rank, "offered": cell[0], "reached": cell[1], "accepted": cell[2]}
-            for (depth, rank), cell in sorted(cells.items())
-        ],
-        "counts": dict(counts),
-    }
-
-
-def per_prompt(batches: Sequence[Sequence[Prompt]], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Tokens, rounds and tau of every prompt; the seconds are its batch's."""
-    rows = []
-    for number, (prompts, sample) in enumerate(zip(batches, samples, strict=True)):
-        taus = sample.report.tau_per_row if sample.report else [None] * len(prompts)
-        for prompt, tokens, tau in zip(prompts, sample.tokens, taus, strict=True):
-            rows.append(
-                {
-                    "prompt": prompt.index,
-                    "category": prompt.category,
-                    "batch": number,
-                    "tokens": len(tokens),
-                    "tau": tau,
-                    "distinct_4grams": distinct_ngrams([tokens]),
-                    "wall_seconds": sample.wall_seconds,
-                    "decode_seconds": sample.report.decode_seconds if sample.report else None,
-                    "target_seconds": sample.target_seconds,
-                    "draft_seconds": sample.draft_seconds,
-                }
-            )
-    return rows
-
-
-def speedup(method: Sequence[Sample], baseline: Sequence[Sample]) -> dict[str, Any]:
-    """Seconds per token of the baseline / those of the method, batch by batch; the median and its interval."""
-    ratios = [b.seconds_per_token / m.seconds_per_token for m, b in zip(method, baseline, strict=True)]
-    return {**median_interval(ratios)._asdict(), "per_batch": ratios}
-
-
-def divergence(method: Sequence[Sample], baseline: Sequence[Sample]) -> dict[str, Any]:
-    """Where greedy outputs part, by token index; None where they are the same."""
-    first: list[int | None] = []
-    for ours, theirs in zip(method, baseline, strict=True):
-        for a, b in zip(ours.tokens, theirs.tokens, strict=True):
-            differing = [index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
-            first.append(differing[0] if differing else None if len(a) == len(b) else min(len(a), len(b)))
-    return {"prompts": len(first), "diverging": sum(index is not None for index in first), "first": first}
-
-
-def rounds_of(study: str, run: str, batches: Sequence[Sequence[Prompt]], samples: Sequence[Sample]) -> pd.DataFrame:
-    """One row per round and live prompt. A round's seconds are those of its whole batch of `live_rows` prompts."""
-    rows = []
-    for prompts, sample in zip(batches, samples, strict=True):
-        for step in sample.report.steps if sample.report else ():
-            nodes, live = step.num_nodes, int(step.live.sum())
-            for row in step.live.nonzero()[0]:
-                prompt = prompts[row]
-                counts = int(nodes[row]), int(step.num_accepted[row]), int(step.kept[row])
-                seconds = [step.seconds.get(phase, 0.0) for phase in PHASES]
-                rows.append((study, run, prompt.index, prompt.category, step.number, live, *counts, *seconds))
-    columns = ["study", "run", "prompt", "category", "round", "live_rows", "nodes", "accepted", "kept"]
-    return pd.DataFrame(rows, columns=[*columns, *(f"{phase}_seconds" for phase in PHASES)])

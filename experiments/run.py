@@ -60,8 +60,8 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from experiments import flops, measures, records, ways
     from experiments import prompts as prompt_files
-    from experiments import records, ways
     from experiments.certificates.certificate import attached
     from experiments.progress import bar
     from specdec import Refused
@@ -83,41 +83,34 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         [ids for batch, _ in encoded for ids in batch], target.vocabulary, target.context, settings["max_new_tokens"]
     )
     head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
-    samples: dict[str, list[ways.Sample]] = {name: [] for name in available}
+    played: list[measures.Played] = []
     title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
     try:
         with bar(title, len(batches), settings["progress"]) as advance:
-            for done in ways.interleaved(available, encoded, settings["max_new_tokens"], settings["warmup"]):
-                for name, sample in done.items():
-                    samples[name].append(sample)
+            decoded = ways.interleaved(available, encoded, settings["max_new_tokens"], settings["warmup"])
+            for number, (batch, (ids, _), done) in enumerate(zip(batches, encoded, decoded, strict=True)):
+                played.append(measures.Played(batch, dict.fromkeys(available, ids), done, number))
                 advance()
     except Refused as reason:
         log.info("not applicable: %s", reason)
         records.write_json(folder / records.RESULT, {**head, "status": "not_applicable", "reason": str(reason)})
         return None
-    method, baselines = samples["method"], [name for name in available if name != "method"]
-    ratios = {name: records.speedup(method, samples[name]) for name in baselines}
-    greedy = settings["sampling"]["temperature"] == 0
-    assert method[0].report
-    certificate = attached(settings["drafter"], settings["verifier"], method[0].report)
+    report = played[0].samples["method"].report
+    assert report
+    certificate = attached(settings["drafter"], settings["verifier"], report)
     result = {
         **head,
         "status": "ok",
-        "prompts": len(prompts),
         "certificate": certificate,
-        "ways": {
-            name: {**records.summary(found), "per_prompt": records.per_prompt(batches, found)}
-            for name, found in samples.items()
-        },
-        "speedup": ratios,
-        "divergence": {name: records.divergence(method, samples[name]) for name in baselines} if greedy else {},
+        **measures.measured(played, available, settings["sampling"]),
     }
-    records.write_rounds(
-        folder / records.ROUNDS, records.rounds_of(identity["study"], identity["run"], batches, method)
-    )
+    result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *encoded[0])
+    frame = measures.rounds(identity["study"], identity["run"], settings["label"], played)
+    records.write_rounds(folder / records.ROUNDS, frame)
     records.write_json(folder / records.RESULT, result)
-    log.info("%s: tau %.2f, %s", title, result["ways"]["method"]["tau"], certificate["verdict"])
-    return ratios[baselines[0]]["median"] if baselines else result["ways"]["method"]["tau"]
+    method = result["ways"]["method"]
+    log.info("%s: tau %.2f, %s", title, method["tau"], certificate["verdict"])
+    return next((ratio["median"] for ratio in method["speedup"].values()), method["tau"])
 
 
 def _label(settings: dict[str, Any], name: str, overrides: Sequence[str]) -> str:

@@ -120,7 +120,7 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
             "acceptance_rate": method["acceptance_rate"],
             "tokens_per_second": method["tokens_per_second"],
         }
-        for name, ratio in result["speedup"].items():
+        for name, ratio in result["ways"]["method"]["speedup"].items():
             row |= {
                 f"speedup_{name}": ratio["median"],
                 f"speedup_{name}_low": ratio["low"],

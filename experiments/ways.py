@@ -11,10 +11,12 @@ import torch
 from transformers import GenerationConfig
 
 import specdec
+from experiments.memory import Peak, peak
 from experiments.prompts import Prompt
 from specdec.metrics import Report
 from specdec.plugins import build
 
+AGAIN, COLD = "again", "cold"  # the first baseline, decoded twice; the method, its drafter forgetting between prompts
 BASELINES = ("none", "transformers", "assisted", "prompt_lookup")
 
 
@@ -27,6 +29,7 @@ class Sample:
     target_seconds: float | None = None  # inside the target's forward passes; ours only, as are the next two
     draft_seconds: float | None = None  # inside the draft model's
     report: Report | None = None
+    peak: Peak | None = None  # of memory, during the call
 
     @property
     def seconds_per_token(self) -> float:
@@ -34,6 +37,9 @@ class Sample:
 
 
 class Way(Protocol):
+    @property
+    def target(self) -> specdec.TransformersLM: ...
+
     def __call__(self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int) -> Sample: ...
 
 
@@ -54,8 +60,11 @@ class Ours:
     seed: int = 0
     ignore_eos: bool = False
     allow_lossy: bool = False
+    cold: bool = False  # the drafter forgets earlier prompts before each call
 
     def __call__(self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int) -> Sample:
+        if self.cold:
+            self.drafter.forget()
         began = time.perf_counter()
         out = specdec.generate(
             self.target,
@@ -167,7 +176,7 @@ def draft_model(name: str, target: dict[str, Any]) -> specdec.TransformersLM:
 
 
 def make(config: dict[str, Any]) -> dict[str, Way]:
-    """The method and its baselines, by name, from a run's resolved configuration. Raises ValueError for what cannot be."""
+    """The ways of a run's resolved configuration, by name. Raises ValueError for what cannot be."""
     wanted, batch = config["baselines"], config["batch_size"]
     unknown = [name for name in wanted if name not in BASELINES]
     if unknown:
@@ -200,6 +209,10 @@ def make(config: dict[str, Any]) -> dict[str, Way]:
             ways[name] = replace(theirs, lookup=(lookup["max_ngram"], lookup["length"]))
         else:
             ways[name] = replace(theirs, **_assisted(config))
+    if config["noise"] and wanted:
+        ways[AGAIN] = ways[wanted[0]]
+    if ours.drafter.learns:
+        ways[COLD] = replace(ours, drafter=make_drafter(config["drafter"], config["target"]), cold=True)
     return ways
 
 
@@ -231,11 +244,18 @@ def interleaved(
     warmup: int = 0,
 ) -> Iterator[dict[str, Sample]]:
     """Decode batch after batch (prompts, request ids) in every way, in turn forwards and backwards, so that no way is
-    always the first. `warmup` batches are decoded first and thrown away."""
+    always the first. `warmup` batches are decoded first and thrown away, and what a drafter learnt from them is forgotten."""
     for prompts, ids in batches[:warmup]:
         for way in ways.values():
             way(prompts, ids, min(max_new_tokens, 16))
+    for way in ways.values():
+        if isinstance(way, Ours):
+            way.drafter.forget()
     for number, (prompts, ids) in enumerate(batches):
         order = list(ways)[:: 1 if number % 2 == 0 else -1]
-        done = {name: ways[name](prompts, ids, max_new_tokens) for name in order}
+        done = {}
+        for name in order:
+            with peak(ways[name].target.device) as highest:
+                sample = ways[name](prompts, ids, max_new_tokens)
+            done[name] = replace(sample, peak=highest)
         yield {name: done[name] for name in ways}

@@ -143,6 +143,8 @@ class Drafter(ABC):
     weights: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that choose weights and no law
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)  # small settings, one for each kind of tree
 
+    learns: ClassVar[bool] = False  # what it proposes depends on earlier calls of generate, until `forget`
+
     law: SiblingLaw = SiblingLaw.DET
     chain: bool = False  # every tree is a chain
     fixed_width: bool = False  # the number of a node's children is known before its first child is drawn
@@ -162,6 +164,9 @@ class Drafter(ABC):
     def begin(self, target: Any, state: State) -> None:
         """Once per generate, after the prefill: check the vocabulary, forget other requests. `law` and `chain` are final
         afterwards. Raise ValueError to refuse the target."""
+
+    def forget(self) -> None:
+        """Drop what was learnt from earlier calls: cold again. For drafters that learn."""
 
     @abstractmethod
     def propose(self, state: State, chance: Draws) -> TokenTree:

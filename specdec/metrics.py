@@ -14,6 +14,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from specdec.drafted import Acceptance, Drafted, stacked
+
 PHASES = ("draft", "score", "verify", "commit", "other")
 
 
@@ -61,24 +63,6 @@ class Step:
         """(B,) drafted nodes that the target scored, the root not counted."""
         return (self.parents >= 0).sum(1) * self.live
 
-    def offered(self) -> Iterator[tuple[int, int, int, bool]]:
-        """(row, depth, sibling rank, accepted) of every drafted node that was reached: whose parent was accepted."""
-        for row in np.flatnonzero(self.live):
-            accepted = [int(node) for node in self.path[row] if node > 0]
-            for depth, reached in enumerate([0, *accepted]):
-                children = np.flatnonzero(self.parents[row] == reached)
-                for rank, child in enumerate(children):
-                    yield int(row), depth + 1, rank, depth < len(accepted) and accepted[depth] == child
-
-
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """Counts at one depth and sibling rank. A rate has no meaning where nothing was reached."""
-
-    offered: int  # nodes that stood in a tree there
-    reached: int  # of these, whose parent was accepted
-    accepted: int
-
 
 @dataclass(frozen=True)
 class Report:
@@ -102,6 +86,11 @@ class Report:
     @cached_property
     def _live(self) -> np.ndarray:
         return np.array([step.live for step in self.steps]).reshape(len(self.steps), -1)
+
+    @cached_property
+    def _accepted(self) -> np.ndarray:
+        """(R,) per live row-round."""
+        return np.array([n for step in self.steps for n in step.num_accepted[step.live].tolist()], dtype=np.int64)
 
     @property
     def num_tokens(self) -> int:
@@ -130,48 +119,57 @@ class Report:
     @property
     def accepted_per_round(self) -> float:
         """Drafted tokens accepted per live row-round, before cuts at EOS, stop or length."""
-        return float(sum(int(step.num_accepted[step.live].sum()) for step in self.steps)) / max(
-            1, int(self._live.sum())
-        )
+        return int(self._accepted.sum()) / max(1, int(self._live.sum()))
+
+    @cached_property
+    def drafted(self) -> Drafted:
+        """Every drafted node of every live row-round, in the order of rounds, then rows."""
+        return stacked([s.parents[s.live] for s in self.steps], [s.path[s.live] for s in self.steps])
+
+    @property
+    def accepted_per_row(self) -> list[float]:
+        """Accepted drafted tokens per round of each row, before cuts."""
+        accepted = np.array([step.num_accepted for step in self.steps]).reshape(self._live.shape) * self._live
+        return [float(n / rounds) for n, rounds in zip(accepted.sum(0), self._live.sum(0), strict=True) if rounds]
 
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted / offered at nodes that were reached; None where nothing was drafted."""
-        reached = sum(cell.reached for cell in self.acceptance.values())
-        return sum(cell.accepted for cell in self.acceptance.values()) / reached if reached else None
+        reached = int(self.drafted.reached.sum())
+        return int(self.drafted.accepted.sum()) / reached if reached else None
 
     @cached_property
     def acceptance(self) -> dict[tuple[int, int], Acceptance]:
         """By (depth, sibling rank), both as in the trees: depth from 1, rank from 0."""
-        counts: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0, 0])
-        for step in self.steps:
-            for place, number in _offered(step).items():
-                counts[place][0] += number
-            for _, depth, rank, accepted in step.offered():
-                counts[depth, rank][1] += 1
-                counts[depth, rank][2] += accepted
-        return {place: Acceptance(*counts[place]) for place in sorted(counts)}
+        return self.drafted.by_place
 
     @property
     def acceptance_per_depth(self) -> dict[int, float]:
         """Accepted / reached groups of siblings: the chance to get to this depth from the one above it."""
-        reached: dict[int, set] = defaultdict(set)
-        accepted: dict[int, int] = defaultdict(int)
-        for number, step in enumerate(self.steps):
-            for row, depth, _, won in step.offered():
-                reached[depth].add((number, row))
-                accepted[depth] += won
-        return {depth: accepted[depth] / len(reached[depth]) for depth in sorted(reached)}
+        return {depth: accepted / reached for depth, (reached, accepted) in self.drafted.per_depth.items()}
 
     @property
     def accepted_lengths(self) -> dict[int, int]:
         """Histogram: accepted drafted tokens -> live row-rounds."""
-        lengths = [int(n) for step in self.steps for n in step.num_accepted[step.live]]
-        return {length: lengths.count(length) for length in sorted(set(lengths))}
+        lengths, counts = np.unique(self._accepted, return_counts=True)
+        return dict(zip(lengths.tolist(), counts.tolist(), strict=True))
 
     @property
     def nodes_per_round(self) -> float:
-        return float(sum(int(step.num_nodes.sum()) for step in self.steps)) / max(1, int(self._live.sum()))
+        return int(self.drafted.offered.sum()) / max(1, int(self._live.sum()))
+
+    @cached_property
+    def gaps(self) -> np.ndarray:
+        """Seconds between one token of a row and the next, over all rows. The tokens of a round arrive together: the first
+        waits for the round, the others not at all. The wait for a row's first token is no gap."""
+        seconds = np.array([sum(step.seconds.values()) for step in self.steps])
+        rows = []
+        for row in range(self._kept.shape[1]):
+            kept = self._kept[self._live[:, row], row]
+            waits = np.zeros(int(kept.sum()))
+            waits[np.cumsum(kept)[kept > 0] - kept[kept > 0]] = seconds[self._live[:, row]][kept > 0]
+            rows.append(waits[1:])
+        return np.concatenate(rows) if rows else np.zeros(0)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -244,20 +242,6 @@ class Report:
             + f"{self.tokens_per_second:.0f} tokens/s, {self.num_tokens} tokens in {self.target_calls} target calls"
             + ("" if self.lossless else ", lossy")
         )
-
-
-def _offered(step: Step) -> dict[tuple[int, int], int]:
-    """How many nodes stood at each (depth, rank), reached or not."""
-    counts: dict[tuple[int, int], int] = defaultdict(int)
-    for row in np.flatnonzero(step.live):
-        depths: list[int] = [0] * step.parents.shape[1]
-        children: dict[int, int] = defaultdict(int)
-        for node, parent in enumerate(step.parents[row].tolist()):
-            if parent >= 0:
-                depths[node] = depths[parent] + 1
-                counts[depths[node], children[parent]] += 1
-                children[parent] += 1
-    return counts
 
 
 def distinct_ngrams(sequences: list[list[int]], n: int = 4) -> float | None:

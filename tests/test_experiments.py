@@ -4,20 +4,26 @@ import json
 import logging
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from matplotlib.text import Text
+from omegaconf import OmegaConf
 
 import specdec
-from experiments import collect, figures, options, plot, prompts, records, run, studies
+from experiments import collect, figures, measures, options, plot, prompts, records, run, studies, ways
 from experiments.certificates import certificate
 from experiments.certificates.tables import standard
+from experiments.divergence import divergence
 from experiments.intervals import median_interval
+from experiments.measures import Played
+from experiments.prompts import Prompt
 from experiments.ways import Sample
 from specdec.load import BUNDLED
 from specdec.metrics import Report, Step
@@ -31,7 +37,6 @@ GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "exp
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A random Llama of two layers with a word tokenizer, as save_pretrained leaves it."""
-    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -100,16 +105,25 @@ def test_run_leaves_a_complete_result(command):
     assert result["schema_version"] == records.SCHEMA_VERSION
     assert result["config"]["drafter"]["_target_"] == "drafters.ngram.NGram"
     assert {"versions", "machine", "threads", "git", "choices", "overrides"} <= set(result)
-    assert set(result["ways"]) == {"method", "none", "transformers", "prompt_lookup"}
+    assert set(result["ways"]) == {"method", "none", "transformers", "prompt_lookup", "again"}
     assert all(found["diverging"] == 0 for found in result["divergence"].values())  # fp32: the same tokens
     assert all(
-        ratio["n"] == 4 and ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in result["speedup"].values()
+        ratio["n"] == 4 and ratio["low"] <= ratio["median"] <= ratio["high"]
+        for way, baselines in {"method": {"none", "transformers", "prompt_lookup"}, "again": {"none"}}.items()
+        for ratio in (result["ways"][way]["speedup"][name] for name in baselines)
     )
     assert result["ways"]["none"]["tau"] == 1
     rounds = pd.read_parquet(root / "here" / "rounds.parquet")
+    assert list(rounds.columns) == measures.COLUMNS
     method = result["ways"]["method"]
+    assert set(rounds["way"]) == {"method", "none", "again"}
+    rounds = rounds[rounds["way"] == "method"]
     assert rounds["kept"].sum() == method["tokens"] == 4 * 12
     assert len(rounds) == method["rounds"]
+    assert rounds["accepted"].sum() / rounds["reached"].sum() == method["acceptance_rate"]
+    assert (rounds.groupby("prompt")["position"].max() < 12).all()
+    assert method["memory"]["target_weights"] > 0 == method["memory"]["drafter_weights"]
+    assert method["flops_per_token"]["target"] > 0 == method["flops_per_token"]["draft"]
     assert set(rounds["category"]) == {"code", "prose"}
     assert {path.name for path in (root / "here").iterdir()} == {
         ".hydra",
@@ -151,6 +165,7 @@ def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
     assert Path(attached["file"]).exists()
     assert not attached["same_settings"]
     for name, figure in plot.draw(since).items():
+        figure.draw_without_rendering()
         words = [text.get_text() for text in figure.findobj(Text)]
         assert any("lossy" in word for word in words), name
 
@@ -309,7 +324,7 @@ def report(*steps: Step) -> Report:
 
 def test_pooled_numbers():
     first, second = report(step([3], [2]), step([1], [0])), report(step([2, 1], [1, 0]), step([3, 0], [2, 0]))
-    found = records.pooled([first, second])
+    found = measures.pooled([first, second])
     assert found["tau"] == 10 / 5  # five live row-rounds
     assert found["tau_macro"] == pytest.approx((2 + 2.5 + 1) / 3)
     assert found["accepted_per_round"] == 1.0
@@ -321,18 +336,107 @@ def test_pooled_numbers():
     assert first.acceptance_per_depth == {1: 0.5, 2: 1.0}
 
 
+def played(**samples: list[Sample]) -> list[Played]:
+    """A batch per sample, whose prompts are all [0]."""
+    found = []
+    for batch, done in enumerate(zip(*samples.values(), strict=True)):
+        made = dict(zip(samples, done, strict=True))
+        prompts = [Prompt(10 * batch + row, "", "all") for row in range(len(done[0].tokens))]
+        found.append(Played(prompts, dict.fromkeys(made, [[0]] * len(prompts)), made, batch))
+    return found
+
+
 def test_speedup_is_paired():
     ours = [Sample([[1] * 10], 1.0), Sample([[1] * 5], 1.0), Sample([[1] * 10], 4.0)]
     theirs = [Sample([[1] * 10], 2.0), Sample([[1] * 5], 3.0), Sample([[1] * 5], 2.0)]
-    found = records.speedup(ours, theirs)
+    found = measures.speedup(played(method=ours, none=theirs), "method", "none")
     assert found["per_batch"] == pytest.approx([2.0, 3.0, 1.0])
     assert found["median"] == pytest.approx(2.0)
 
 
-def test_divergence_names_the_first_index():
-    ours = [Sample([[1, 2, 3], [1, 2]], 1.0), Sample([[5, 6]], 1.0)]
-    theirs = [Sample([[1, 9, 3], [1, 2]], 1.0), Sample([[5, 6, 7]], 1.0)]
-    assert records.divergence(ours, theirs) == {"prompts": 3, "diverging": 2, "first": [1, None, 2]}
+def test_speedup_of_a_conversation_takes_its_turns_together():
+    one, two = played(method=[Sample([[1] * 4], 1.0)] * 2, none=[Sample([[1] * 2], 1.0), Sample([[1] * 6], 5.0)])
+    found = measures.speedup([one, replace(two, batch=0, turn=1)], "method", "none")
+    assert found["per_batch"] == pytest.approx([(6 / 8) / (2 / 8)])
+
+
+def test_divergence_names_the_index_the_tokens_and_the_margin(tiny):
+    """The runner-up taken at step 3, as another rounding might, is a tie only if it is about as probable."""
+    target = specdec.load(str(tiny))
+    plain = specdec.generate(target, [[1, 2, 3]], drafter="none", max_new_tokens=6).tokens[0].tolist()
+    ids = torch.tensor([[1, 2, 3, *plain[:3]]])
+    with torch.inference_mode():
+        best, second = target.model(ids).logits[0, -1].topk(2)[1].tolist()
+        margin = float(target.model(ids).logits[0, -1].topk(2)[0].diff().abs())
+    ours = [*plain[:3], second, 0, 0]
+    cases = played(method=[Sample([ours], 1.0), Sample([plain], 1.0)], none=[Sample([plain], 1.0)] * 2)
+    cases = [replace(case, given={way: [[1, 2, 3]] for way in case.given}) for case in cases]
+    found = divergence(cases, target, "none")
+    assert (found["compared"], found["diverging"], found["faults"], found["ties"]) == (2, 1, 1, 0)
+    (one,) = found["found"]
+    assert (one["prompt"], one["turn"], one["index"], one["ours"], one["plain"]) == (0, 0, 3, second, best)
+    assert one["margin"] == pytest.approx(margin, rel=1e-4)
+    assert one["kind"] == "fault"
+    (unjudged,) = divergence(cases, target, "none", judged=False)["found"]
+    assert (unjudged["index"], unjudged["margin"], unjudged["kind"]) == (3, None, "unjudged")
+    # What comes after a difference is another conversation.
+    apart = [replace(cases[0], turn=1, given={"method": [[1, 2]], "none": [[1, 3]]})]
+    assert divergence(apart, target, "none")["compared"] == 0
+
+
+def test_rounds_have_a_row_per_round_and_live_prompt():
+    taken = report(step([3, 1], [2, 0]), step([3, 0], [2, 0], seconds=2.0))
+    frame = measures.rounds("s", "7", "two", played(method=[Sample([[1] * 6, [1]], 3.0, report=taken)]))
+    assert list(frame.columns) == measures.COLUMNS
+    wanted = {
+        "prompt": [0, 1, 0],
+        "round": [0, 0, 1],
+        "live_rows": [2, 2, 1],
+        "position": [0, 0, 3],
+        "depth": [2, 2, 2],
+        "nodes": [2, 2, 2],
+        "reached": [2, 1, 2],
+        "accepted": [2, 0, 2],
+        "kept": [3, 1, 3],
+        "score_seconds": [1.0, 1.0, 2.0],
+        "draft_seconds": [0.0, 0.0, 0.0],
+    }
+    assert {name: frame[name].tolist() for name in wanted} == wanted
+    assert not frame["warm"].any()
+
+
+def test_a_drafter_that_learns_is_measured_cold_and_warm(tiny, monkeypatch):
+    from drafters.ngram import NGram
+
+    forgotten = []
+    monkeypatch.setattr(NGram, "learns", True)
+    monkeypatch.setattr(NGram, "forget", lambda self: forgotten.append(self))
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = OmegaConf.to_container(compose("run", ["target=model", f"target.name={tiny}"]), throw_on_missing=True)
+    available = ways.make(config)
+    assert list(available) == ["method", "none", "again", "cold"]
+    batches = [([[1, 2, 3]], [0]), ([[3, 4]], [1])]
+    done = list(ways.interleaved(available, batches, 4, warmup=1))
+    method, cold = available["method"].drafter, available["cold"].drafter
+    assert (forgotten.count(method), forgotten.count(cold)) == (1, 4)  # after the warm-up; and before each call
+    cases = [
+        Played([Prompt(number, "", "all")], dict.fromkeys(available, ids), samples, number)
+        for number, ((ids, _), samples) in enumerate(zip(batches, done, strict=True))
+    ]
+    warm = measures.rounds("s", "0", "x", cases).groupby(["way", "batch"], observed=True)["warm"].all()
+    assert warm["method"].tolist() == [False, True]
+    assert not warm["cold"].any()
+    found = measures.measured(cases, available, config["sampling"])
+    assert found["learns"]
+    assert set(found["ways"]["cold"]["speedup"]) == {"none"}
+
+
+def test_gaps_between_tokens():
+    """Two rounds of 1 s and 2 s: 3 tokens, then 2 in one row, 1 in the other; the first token's wait is no gap."""
+    found = report(step([3, 1], [2, 0]), step([2, 1], [1, 0], seconds=2.0)).gaps
+    assert sorted(found.tolist()) == [0.0, 0.0, 0.0, 2.0, 2.0]
+    assert measures.percentiles(found)["p50"] == 0.0
+    assert measures.percentiles(np.zeros(0)) is None
 
 
 def test_intervals_cover():

@@ -30,7 +30,7 @@ class Divergence:
     ours: int | None  # None: ended there
     plain: int | None
     margin: float | None  # between the two tokens' logits, in float32
-    kind: str  # tie | fault
+    kind: str  # tie | fault | unjudged: logits processors stand between the logits and the choice
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,13 @@ def compare(
         target, prompts, drafter=drafter, verifier=verifier, max_new_tokens=max_new_tokens, temperature=0.0
     )
     plain = [_plain(target, prompt, max_new_tokens) for prompt in prompts]
-    exact = copy.deepcopy(target.model).float()
-    rounding = _rounding(target.model, exact, [[*a, *b] for a, b in zip(prompts, plain, strict=True)][:MEASURED])
+    judge = Judge(target, [[*a, *b] for a, b in zip(prompts, plain, strict=True)])
     found = []
     for number, (prompt, ours, theirs) in enumerate(zip(prompts, out.tokens, plain, strict=True)):
-        divergence = _first(number, prompt, ours.tolist(), theirs, exact, rounding)
-        if divergence is not None:
-            found.append(divergence)
-    tokens = sum(map(len, plain))
+        index = first_difference(ours.tolist(), theirs)
+        if index is not None:
+            found.append(judge(number, prompt, ours.tolist(), theirs, index))
+    tokens, rounding = sum(map(len, plain)), judge.rounding
     dtype = str(target.dtype).removeprefix("torch.")
     return Greedy(target.name, dtype, len(prompts), tokens, rounding, out.report.tau, found)
 
@@ -110,17 +109,31 @@ def _rounding(model: PreTrainedModel, exact: PreTrainedModel, sequences: Sequenc
     return worst
 
 
-def _first(
-    number: int, prompt: list[int], ours: list[int], plain: list[int], exact: PreTrainedModel, rounding: float
-) -> Divergence | None:
-    if ours == plain:
-        return None
-    shared = zip(ours, plain, strict=False)
-    index = next((i for i, (a, b) in enumerate(shared) if a != b), min(len(ours), len(plain)))
-    a, b = (tokens[index] if index < len(tokens) else None for tokens in (ours, plain))
-    if a is None or b is None:
-        return Divergence(number, index, a, b, None, "fault")
-    ids = torch.tensor([[*prompt, *plain[:index]]], device=exact.device)
-    scores = exact(ids).logits[0, -1]
-    margin = abs(float(scores[a] - scores[b]))
-    return Divergence(number, index, a, b, margin, "tie" if margin <= 2 * rounding else "fault")
+def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int | None:
+    """The index at which two outputs part; where one ends, if it is the beginning of the other; None for the same tokens."""
+    for index, (a, b) in enumerate(zip(ours, plain, strict=False)):
+        if a != b:
+            return index
+    return None if len(ours) == len(plain) else min(len(ours), len(plain))
+
+
+class Judge:
+    """Tells a tie from a fault, by the target in float32 and by how far its passes round (measured on a few of `texts`)."""
+
+    def __init__(self, target: TransformersLM, texts: Sequence[list[int]]) -> None:
+        with torch.inference_mode():
+            self.exact = copy.deepcopy(target.model).float()
+            self.rounding = _rounding(target.model, self.exact, texts[:MEASURED])
+
+    @torch.inference_mode()
+    def __call__(
+        self, number: int, prompt: Sequence[int], ours: Sequence[int], plain: Sequence[int], index: int
+    ) -> Divergence:
+        """Of the two outputs of prompt `number`, which part at `index`."""
+        a, b = (tokens[index] if index < len(tokens) else None for tokens in (ours, plain))
+        if a is None or b is None:
+            return Divergence(number, index, a, b, None, "fault")
+        ids = torch.tensor([[*prompt, *plain[:index]]], device=self.exact.device)
+        scores = self.exact(ids).logits[0, -1]
+        margin = abs(float(scores[a] - scores[b]))
+        return Divergence(number, index, a, b, margin, "tie" if margin <= 2 * self.rounding else "fault")

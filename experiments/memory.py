@@ -1,0 +1,66 @@
+"""Bytes: of weights, and what a call takes at its peak."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PEAK_RESET = Path("/proc/self/clear_refs")  # Linux; writing 5 starts the process's peak again from where it is
+
+
+@dataclass
+class Peak:
+    """Bytes in use before a call and at the highest during it; None where the system does not tell."""
+
+    before: int | None = None
+    bytes: int | None = None
+
+
+@contextmanager
+def peak(device: torch.device) -> Iterator[Peak]:
+    """On an accelerator what torch has allocated, else the resident set of the process (Linux)."""
+    found = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        found.before = torch.cuda.memory_allocated(device)
+        yield found
+        found.bytes = torch.cuda.max_memory_allocated(device)
+        return
+    try:
+        PEAK_RESET.write_text("5")
+    except OSError:
+        yield found
+        return
+    found.before = of_process("VmRSS")
+    yield found
+    found.bytes = of_process("VmHWM")
+
+
+def of_process(name: str) -> int:
+    """A line of /proc/self/status, in bytes: VmRSS is the resident set, VmHWM its peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc says nothing of {name}")
+
+
+def weights(*holders: Any) -> int:
+    """Bytes of the distinct parameters and buffers of modules, and of those that lie in attributes of other objects (a
+    drafter's model, a language model's). What two share counts once."""
+    found: dict[int, int] = {}
+    for holder in holders:
+        for module in _modules(holder):
+            for tensor in (*module.parameters(), *module.buffers()):
+                found[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return sum(found.values())
+
+
+def _modules(holder: Any, depth: int = 3) -> Iterator[torch.nn.Module]:
+    if isinstance(holder, torch.nn.Module):
+        yield holder
+    elif depth and hasattr(holder, "__dict__"):
+        for value in vars(holder).values():
+            yield from _modules(value, depth - 1)
