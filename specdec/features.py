@@ -8,7 +8,7 @@ Letters: B rows, T tokens, N nodes, m nodes of a level, K taps, d hidden size, V
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,7 +113,7 @@ class FeatureDrafter(Drafter):
 
     Kind: ClassVar[type[FeatureHead]]
     weights = frozenset({"heads"})
-    variants = FEW_VARIANTS
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = FEW_VARIANTS
 
     def __init__(
         self,

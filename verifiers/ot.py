@@ -92,10 +92,11 @@ def drafted_sets(q: np.ndarray, k: int, replace: bool) -> Sets:
     support = [int(x) for x in np.flatnonzero(q)]
     found: Sets = {}
     for draws in product(support, repeat=k) if replace else permutations(support, k):
-        chance, rest = 1.0, 1.0
-        for x in draws:
-            chance *= q[x] / rest
-            rest -= 0.0 if replace else q[x]
+        chance = 1.0
+        for place, x in enumerate(draws):
+            # Summed anew: what is subtracted from 1 leaves only rounding behind where q is almost one-hot.
+            gone = () if replace else draws[:place]
+            chance *= q[x] / sum(q[y] for y in support if y not in gone)
         members = frozenset(draws)
         found[members] = found.get(members, 0.0) + chance
     return found
