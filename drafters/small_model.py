@@ -4,7 +4,7 @@ Leviathan et al. 2211.17192; trees as in SpecInfer 2305.09781, RSD 2402.14160, S
 2410.11744 and EAGLE-2 2406.16858. Its KV cache is kept in step by the accepted path; one forward pass per depth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,18 @@ from specdec import Drafter, LanguageModel, State, TokenTree
 from specdec.chance import Draws
 from specdec.growth import Grown
 from specdec.load import load
-from specdec.shape import VARIANTS, Shape
+from specdec.shape import STOPPED, VARIANTS, Shape
+from specdec.stopping import Stop
 
 
 class SmallModel(Drafter):
     """Drafts with `model`: a name or path for `specdec.load`, a transformers model, or a LanguageModel.
 
-    depth, branching, draw, nodes: see `specdec.shape.Shape`.
+    depth, branching, draw, nodes, stop: see `specdec.shape.Shape`.
     """
 
     weights = frozenset({"model"})
-    variants = VARIANTS
+    variants = (*VARIANTS, *STOPPED)
 
     def __init__(
         self,
@@ -34,8 +35,9 @@ class SmallModel(Drafter):
         branching: int | Sequence[int] = 1,
         draw: str = "auto",
         nodes: int | None = None,
+        stop: Stop | Mapping[str, float] | None = None,
     ) -> None:
-        self.shape = Shape(depth, branching, draw, nodes)
+        self.shape = Shape(depth, branching, draw, nodes, stop=stop)
         self.max_nodes, self.chain, self.fixed_width = self.shape.max_nodes, self.shape.chain, self.shape.fixed_width
         self.model: LanguageModel = model if hasattr(model, "score") else load(model)
         self._grown: Grown | None = None

@@ -32,7 +32,7 @@ class KVCache(Cache):
         self.rows, self.slots = rows, slots
         self.lengths = [0] * rows  # committed tokens per row
         self.roots: list[int] | None = None  # slot of the root while a tree is being scored
-        self._blocks: list[Tensor] = []  # K and V of each kind of layer in turn
+        self.blocks: list[Tensor] = []  # (G, B, H, S, D), K and V of each kind of layer in turn
         self._members: list[list[int]] = []  # the layers of each block
         alike = defaultdict(list)
         for layer, shape in enumerate(shapes):
@@ -42,7 +42,7 @@ class KVCache(Cache):
             values = torch.zeros(
                 len(members), rows, shape.value_heads, slots, shape.value_size, dtype=dtype, device=device
             )
-            self._blocks += [keys, values]
+            self.blocks += [keys, values]
             self._members += [members, members]
         self._rows = torch.arange(rows, device=device)[:, None]
         self._end = 0
@@ -53,7 +53,7 @@ class KVCache(Cache):
 
     @property
     def nbytes(self) -> int:
-        return sum(block.numel() * block.element_size() for block in self._blocks)
+        return sum(block.numel() * block.element_size() for block in self.blocks)
 
     @property
     def uniform(self) -> bool:
@@ -73,7 +73,7 @@ class KVCache(Cache):
                 f"writes {count} more; open it with more slots (a drafter's max_nodes must cover its largest tree)"
             )
         uniform = min(first) == max(first)
-        for number, (block, members) in enumerate(zip(self._blocks, self._members, strict=True)):
+        for number, (block, members) in enumerate(zip(self.blocks, self._members, strict=True)):
             reads = block[:, :, :, : self._end].unbind(0)
             writes = block[:, :, :, first[0] : self._end].unbind(0) if uniform else reads
             for index, layer in enumerate(members):
@@ -113,19 +113,27 @@ class KVCache(Cache):
         if moved:
             wanted = torch.arange(1, path.shape[1] + 1)
             source = torch.where(wanted <= torch.tensor(counts)[:, None], path, wanted)
-            device = self._rows.device
-            first = torch.tensor(roots)[:, None]
-            target_slots, source_slots = (first + wanted).to(device), (first + source).to(device)
-            for block in self._blocks:
-                by_slot = block.permute(1, 3, 0, 2, 4)
-                by_slot[self._rows, target_slots] = by_slot[self._rows, source_slots]
+            self._move(roots, source, wanted)
         self.lengths = [root + 1 + count for root, count in zip(roots, counts, strict=True)]
         self.roots = None
+
+    def rearrange(self, source: Tensor) -> None:
+        """While a tree is being scored: node i becomes what node source[:, i] (B, N) was."""
+        self._move(self.roots or self.lengths, source, torch.arange(source.shape[1], device=source.device))
+
+    def _move(self, roots: list[int], source: Tensor, wanted: Tensor) -> None:
+        """Nodes `source` (B, D) of each row come to lie where nodes `wanted` (D,) lay."""
+        device = self._rows.device
+        first = torch.tensor(roots, device=source.device)[:, None]
+        target_slots, source_slots = (first + wanted).to(device), (first + source).to(device)
+        for block in self.blocks:
+            by_slot = block.permute(1, 3, 0, 2, 4)
+            by_slot[self._rows, target_slots] = by_slot[self._rows, source_slots]
 
     def check_integrity(self) -> None:
         """For tests: what must hold between passes."""
         assert all(0 <= length <= self.slots for length in self.lengths)
-        assert all(block.shape[1] == self.rows and block.shape[3] == self.slots for block in self._blocks)
+        assert all(block.shape[1] == self.rows and block.shape[3] == self.slots for block in self.blocks)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.roots or self.lengths)

@@ -17,6 +17,7 @@ from specdec.chance import Draws, Sites
 from specdec.interfaces import State
 from specdec.rank_tree import RankTree
 from specdec.sampling import prefixes, top
+from specdec.stopping import Stop
 from specdec.tree import SiblingLaw, TokenTree
 
 Score = Callable[[TokenTree, int], Tensor]
@@ -55,8 +56,17 @@ class Laws:
         return self.sampling.law(flat, paths).view(rows, nodes, -1)
 
 
-def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching: list[int], draw: SiblingLaw) -> Grown:
-    """Every node of depth d gets branching[d] children, as many as its law has tokens for. `logits` (B, 1, V) are the root's."""
+def levels(
+    logits: Tensor,
+    score: Score,
+    state: State,
+    chance: Draws,
+    branching: list[int],
+    draw: SiblingLaw,
+    stop: Stop | None = None,
+) -> Grown:
+    """Every node of depth d gets branching[d] children, as many as its law has tokens for. `logits` (B, 1, V) are the root's.
+    A chain may `stop` earlier, each row on its own."""
     laws, tree = Laws(state), TokenTree.root(state.roots)
     depth, first, recorded = min(len(branching), state.deepest), 0, []
     if depth < 1:
@@ -64,17 +74,25 @@ def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching:
     there = state.live[:, None]  # (B, M) the nodes of the level that the row has
     limit = (state.room - 1) * state.live  # how deep each row's tree may be
     chain = max(branching) == 1
-    everyone = all(state.on_host.live) and min(state.on_host.room) > depth  # no row has to stop earlier than others
+    # No row has to stop earlier than others.
+    everyone = stop is None and all(state.on_host.live) and min(state.on_host.room) > depth
+    if stop is not None:
+        stop.round(state)
     for level in range(depth):
         k, nodes = branching[level], tree.num_nodes - first
         q = laws(logits, tree, first)
         # Who may have children is decided before anything is drawn.
+        if stop is not None:
+            law = q[:, 0].softmax(-1) if state.sampling.greedy else q[:, 0]
+            limit = torch.where(stop(law, level), limit.clamp(max=level), limit)
+            if not bool((limit > level).any()):
+                break
         open_nodes = there if everyone else there & (level < limit)[:, None]
         drawn, fits = _draw(q, k, state, chance, draw, first, level, open_nodes)
         if chain:  # a law always has room for one
             first = tree.num_nodes
             tokens = torch.cat([tree.tokens, drawn[:, 0]], 1)
-            tree = TokenTree.chain(tokens, None if everyone else limit.clamp(max=first))
+            tree = TokenTree.chain(tokens, None if everyone else limit.clamp(max=first))  # first: its length now
         else:
             there = (
                 (open_nodes[:, :, None] if fits is None else open_nodes[:, :, None] & fits).expand(-1, -1, k).flatten(1)
@@ -85,12 +103,20 @@ def levels(logits: Tensor, score: Score, state: State, chance: Draws, branching:
         recorded.append(q)
         if level + 1 < depth:
             logits = score(tree, first)
+    else:
+        return _drawn(tree, recorded, first, draw, max(branching[:depth]))
+    # Stopped: the last level was scored too, which is how it was decided to draw nothing there.
+    return _drawn(tree, [*recorded, torch.zeros_like(q)], tree.num_nodes, draw, 1)
+
+
+def _drawn(tree: TokenTree, recorded: list[Tensor], scored: int, draw: SiblingLaw, width: int) -> Grown:
+    """The tree with its law; what was `recorded` covers all nodes but those of the last level, from `scored` on, which were
+    never scored."""
     whole = None
-    if draw is not SiblingLaw.DET:
-        whole = torch.cat(
-            [*recorded, recorded[0].new_zeros(tree.rows, tree.num_nodes - first, recorded[0].shape[-1])], 1
-        )
-    return Grown(tree.drawn_from(draw, whole, max(branching[:depth])), _scored(tree, first))
+    if draw is not SiblingLaw.DET and tree.num_nodes > 1:
+        rows, unscored, vocabulary = tree.rows, tree.num_nodes - scored, recorded[0].shape[-1]
+        whole = torch.cat([*recorded, recorded[0].new_zeros(rows, unscored, vocabulary)], 1)
+    return Grown(tree.drawn_from(draw, whole, width), _scored(tree, scored))
 
 
 def _scored(tree: TokenTree, first: int) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec import attention
 from specdec.cache import LayerShape, ShapeProbe
 from specdec.interfaces import Scores, Tap
+from specdec.part import lower, num_layers, upper
 from specdec.placement import Placement
 from specdec.support import layer_kinds, refuse_unsupported
 from specdec.tree import TokenTree
@@ -41,6 +42,7 @@ class TransformersLM:
         self.device, self.dtype = model.device, model.dtype  # asked often, and slow to ask a model for
         self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
         self.extra_layers = 0
+        self._uppers: dict[int, PreTrainedModel] = {}  # the layers from E on, once proven
         self.vocabulary, self._shapes = self._probe()
         self._prove()
 
@@ -84,8 +86,26 @@ class TransformersLM:
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
         positions, masks = self.place.scoring(tree, start)
+        if tree.resume is not None and start == 0 and not taps:  # taps may lie below the layer: then from the start
+            return Scores(self._resume(*tree.resume, positions, masks), None)
         logits, hidden = self._forward(tree.tokens[:, start:], positions, masks, taps)
         return Scores(logits, hidden)
+
+    def score_part(self, part: PreTrainedModel, tree: TokenTree, start: int = 0, last_only: bool = False) -> Tensor:
+        """Logits (B, n, V) of nodes >= start by a part of this model (`specdec.part`) that shares its cache. What it writes
+        there is scratch until `score` or `read` has run all layers. `last_only` leaves out all logits but the last, where
+        the model can."""
+        positions, masks = self.place.scoring(tree, start)
+        options: dict[str, Any] = {"logits_to_keep": 1} if last_only and self._takes_logits_to_keep else {}
+        return self._run(part, positions, masks, input_ids=tree.tokens[:, start:], **options).logits
+
+    def resume_at(self, layer: int) -> None:
+        """Make the layers from `layer` on ready for trees with `resume`.
+
+        Raises ValueError for models whose upper layers, fed with saved states, give other logits than the whole.
+        """
+        if layer not in self._uppers:
+            self._uppers[layer] = self._proven_upper(layer)
 
     def keep(self, path: Tensor, counts: Tensor) -> None:
         self.place.opened().keep(path, counts.tolist())
@@ -129,15 +149,7 @@ class TransformersLM:
         if logits_to_keep is not None and self._takes_logits_to_keep:
             options["logits_to_keep"] = logits_to_keep
         began = time.perf_counter()
-        with attention.using(self.config, self.place.implementation):
-            out = self.model(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=masks,
-                past_key_values=self.place.cache,
-                use_cache=True,
-                **options,
-            )
+        out = self._run(self.model, positions, masks, input_ids=tokens, **options)
         self.forward_seconds += time.perf_counter() - began
         self.calls += 1
         logits = out.logits
@@ -146,6 +158,25 @@ class TransformersLM:
         if not taps:
             return logits, None
         return logits, torch.stack([out.hidden_states[-1 if tap == "head" else tap] for tap in taps], 2)
+
+    def _resume(self, layer: int, states: Tensor, positions: Tensor, masks: Any) -> Tensor:
+        """Logits (B, N, V) from the stream (B, N, d) that enters `layer`; the layers below have written their slots."""
+        self.resume_at(layer)
+        began = time.perf_counter()
+        logits = self._run(self._uppers[layer], positions, masks, inputs_embeds=states).logits
+        self.forward_seconds += time.perf_counter() - began
+        self.calls += 1
+        return logits
+
+    def _run(self, model: PreTrainedModel, positions: Tensor, masks: Any, **options: Any) -> Any:
+        with attention.using(self.config, self.place.implementation):
+            return model(
+                position_ids=positions,
+                attention_mask=masks,
+                past_key_values=self.place.cache,
+                use_cache=True,
+                **options,
+            )
 
     # --------------------------------------------------------------------------------------------------- trying it out
 
@@ -185,11 +216,50 @@ class TransformersLM:
             self.open(1, 8)
             alone.append(self.read(branch, torch.tensor([branch.shape[1]])).logits[0, -1])
         self.place.cache = None
-        difference = float((in_tree - torch.stack(alone)).abs().max())
-        scale = 1 + float(in_tree.abs().max())
-        allowed = scale * {torch.float64: 1e-8, torch.float32: 1e-3}.get(self.dtype, 0.1)
+        difference, allowed = self._difference(in_tree, torch.stack(alone))
         if not difference <= allowed:
             raise ValueError(
                 f"{self.name}: logits at the nodes of a token tree differ from plain decoding by {difference:.3g} "
                 f"(allowed {allowed:.3g}); {type(self.model).__name__} does not follow a 4-D attention mask with position ids"
             )
+
+    @torch.inference_mode()
+    def _proven_upper(self, layer: int) -> PreTrainedModel:
+        """The layers from `layer` on, after a small tree has gone through both parts and the whole, and states fed to the
+        model were seen to reach its layers unaltered."""
+        layers = num_layers(self.model)
+        if not 1 <= layer < layers:
+            raise ValueError(
+                f"{self.name} has {layers} layers, so a pass can resume at layer 1 to {layers - 1}; got {layer}"
+            )
+        nothing, enter = lower(self.model, 0)
+        below, leave = lower(self.model, layer)
+        above, in_use, counted = upper(self.model, layer), self.place.cache, (self.calls, self.forward_seconds)
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.vocabulary, (1, 8), generator=random).to(self.device)
+        tree = TokenTree(ids[:, 3:], torch.tensor([[-1, 0, 0, 1, 2]], device=self.device))
+        try:
+            self.place.open(self._shapes, 1, 8, self.dtype, self.device)
+            self.read(ids[:, :3], torch.tensor([3]))
+            whole = self.score(tree).logits
+            for block in self.place.opened().blocks:
+                block[:, :, :, 3:] = 0  # what the whole has written at the tree's slots
+            self.score_part(below, tree)
+            positions, masks = self.place.scoring(tree, 0)
+            self._run(nothing, positions, masks, inputs_embeds=leave.states)
+            resumed = self._run(above, positions, masks, inputs_embeds=leave.states).logits
+        finally:
+            self.place.cache, (self.calls, self.forward_seconds) = in_use, counted
+        difference, allowed = self._difference(resumed, whole)
+        if not (torch.equal(enter.states, leave.states) and difference <= allowed):
+            raise ValueError(
+                f"{self.name} cannot resume at layer {layer}: from saved states its logits differ by {difference:.3g} (allowed "
+                f"{allowed:.3g}). {type(self.model).__name__} alters inputs_embeds on the way in (it adds positions, scales or "
+                "normalises them); use layer_skip, which starts from tokens"
+            )
+        return above
+
+    def _difference(self, ours: Tensor, plain: Tensor) -> tuple[float, float]:
+        """The largest difference of logits, and what rounding explains."""
+        difference, scale = float((ours - plain).abs().max()), 1 + float(plain.abs().max())
+        return difference, scale * {torch.float64: 1e-8, torch.float32: 1e-3}.get(self.dtype, 0.1)

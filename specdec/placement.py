@@ -60,8 +60,7 @@ class Placement:
         slots = cache.aim([root + start for root in roots], tree.num_nodes - start)
         positions = self._column(roots, uniform) + tree.depths[:, start:]
         plain = uniform and tree.is_chain and start == tree.num_nodes - 1  # one node, and it sees everything
-        ancestors = tree.ancestors if plain else tree.ancestors[:, start:]
-        return positions, self.masks(ancestors, tree.depths, start, roots, slots, plain)
+        return positions, self.masks(tree.ancestors[:, start:], tree.depths, start, roots, slots, plain)
 
     def _column(self, numbers: list[int], uniform: bool) -> Tensor | int:
         return numbers[0] if uniform else torch.tensor(numbers, device=self.device)[:, None]

@@ -4,8 +4,9 @@ Everything that drafts token by token from a model's laws (a small model, EAGLE,
 and grows its tree here; what differs between them is only how a level is scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from specdec.chance import Draws
 from specdec.growth import Grown, Score, adaptive, levels, ranked, static
 from specdec.interfaces import State
 from specdec.rank_tree import RankTree
+from specdec.stopping import Stop, make_stop
 from specdec.tree import SiblingLaw
 
 LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
@@ -40,6 +42,7 @@ class Shape:
                `branching` nodes per level by `branching` tokens) | adaptive (WOR: decide on a site, then draw there)
     nodes      drafted nodes of ranked and adaptive trees, the root not counted
     tree       of draw="static" (DET): which ranks to take, whatever the tokens are
+    stop       where a chain ends before `depth`: {length: 3} | {threshold: 0.4} | {acceptance: 0.8} (`specdec.stopping`)
 
     At temperature 0 there is nothing to draw: siblings are the most probable tokens, DET. Raises ValueError for settings that
     do not go together.
@@ -50,6 +53,7 @@ class Shape:
     draw: str = "auto"
     nodes: int | None = None
     tree: RankTree | None = None
+    stop: Stop | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         depth, branching, draw, nodes = self.depth, self.branching, self.draw, self.nodes
@@ -72,6 +76,14 @@ class Shape:
             raise ValueError(f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}")
         if not self.by_value and nodes is not None:
             raise ValueError(f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as branching says")
+        if self.stop_rule is not None and not self.chain:
+            raise ValueError(
+                "stop is for chains (branching=1, no draw='ranked' or 'adaptive'); drop it or draft a chain"
+            )
+
+    @cached_property
+    def stop_rule(self) -> Stop | None:
+        return make_stop(self.stop)
 
     @property
     def by_value(self) -> bool:
@@ -128,4 +140,4 @@ class Shape:
             return ranked(logits, score, state, self.depth, self.width, self.nodes or 0)
         if self.draw == "adaptive":
             return adaptive(logits, score, state, chance, self.depth, self.nodes or 0)
-        return levels(logits, score, state, chance, self.widths, self.law(state.sampling.greedy))
+        return levels(logits, score, state, chance, self.widths, self.law(state.sampling.greedy), self.stop_rule)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,11 +138,19 @@ class TokenTree:
 
     def drawn_from(self, law: SiblingLaw, q: Tensor | None, width: int) -> "TokenTree":
         """The same tree with its sibling law declared."""
-        declared = replace(self, law=law, q=q, width=width)
-        declared.__dict__.update(
+        return self._again(law=law, q=q, width=width)
+
+    def resumed(self, layer: int, states: Tensor) -> "TokenTree":
+        """The same tree with what a drafter has computed of it: the stream (B, N, d) that enters `layer`."""
+        return self._again(resume=(layer, states))
+
+    def _again(self, **changes: Any) -> "TokenTree":
+        """This tree with other fields of the same nodes; what is known of their structure is carried over."""
+        tree = replace(self, **changes)
+        tree.__dict__.update(
             {name: self.__dict__[name] for name in ("ancestors", "depths", "is_chain") if name in self.__dict__}
         )
-        return declared
+        return tree
 
     def with_tokens(self, tokens: Tensor) -> "TokenTree":
         """The same structure with other tokens (B, N): a static tree is worked out once."""

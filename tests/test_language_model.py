@@ -180,11 +180,11 @@ def test_running_out_of_room_is_an_error_before_the_forward_pass():
     lm = TransformersLM(shared("llama_gqa"))
     lm.open(1, 10)
     lm.read(torch.tensor(prompts(8)), torch.tensor([8]))
-    calls, before = lm.calls, lm.place.cache._blocks[0].clone()
+    calls, before = lm.calls, lm.place.cache.blocks[0].clone()
     with pytest.raises(ValueError, match=r"10 slots.*holds 8 tokens.*writes 3 more"):
         lm.score(TokenTree.chain(tokens_of(1, 1, 3), torch.tensor([2])))
     assert lm.calls == calls
-    assert torch.equal(lm.place.cache._blocks[0], before)
+    assert torch.equal(lm.place.cache.blocks[0], before)
 
 
 def test_scoring_before_open_is_an_error():

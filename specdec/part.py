@@ -1,0 +1,157 @@
+"""A part of a transformers decoder as a model of its own: some sublayers left out, or only the layers from one on.
+
+A part is a shallow copy that shares every layer with the user's model, which is never changed. Each layer keeps its number, so
+a part that runs over the model's own KV cache reads and writes there what the whole model would.
+
+Letters: B rows, n nodes, d hidden size.
+"""
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from specdec import attention
+
+ATTENTION = ("self_attn", "attn", "attention")  # what families call the sublayers of a layer
+MLP = ("mlp", "feed_forward", "block_sparse_moe")
+
+
+class Exit(nn.Module):
+    """Stands behind the last layer of a lower part and remembers the stream that leaves it, before the final norm."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.states = torch.empty(0)  # (B, n, d) of the latest pass
+        if hasattr(last, "attention_type"):  # some families ask each layer for its mask
+            self.attention_type = last.attention_type
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        self.states = hidden_states
+        return hidden_states
+
+
+class NoAttention(nn.Module):
+    """Adds nothing to the stream and keeps no keys and values."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        return torch.zeros_like(hidden_states), None
+
+
+class NoMLP(nn.Module):
+    """Adds nothing to the stream."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+def without(model: PreTrainedModel, no_attention: Collection[int], no_mlp: Collection[int]) -> PreTrainedModel:
+    """The model without the attention and MLP sublayers of the given layers; a layer that loses both is left out whole.
+
+    Raises ValueError for numbers that are no layers, for a set that leaves no layer, and for families whose layers have no
+    sublayers that could be told apart.
+    """
+    _, layers = _find_layers(model)
+    wrong = sorted({*no_attention, *no_mlp} - set(range(len(layers))))
+    if wrong:
+        raise ValueError(
+            f"sublayers of layer {wrong[0]} were to be left out; {type(model).__name__} has layers 0 to {len(layers) - 1}"
+        )
+    kept: list[tuple[int, nn.Module]] = []
+    for number, layer in enumerate(layers):
+        if number in no_attention and number in no_mlp:
+            continue
+        if number in no_attention:
+            layer = _replaced(layer, ATTENTION, NoAttention(), model)
+        elif number in no_mlp:
+            layer = _replaced(layer, MLP, NoMLP(), model)
+        kept.append((number, layer))
+    if not kept:
+        raise ValueError("every layer would be left out whole; a draft needs at least one sublayer")
+    return _with_layers(model, kept)
+
+
+def lower(model: PreTrainedModel, layer: int) -> tuple[PreTrainedModel, Exit]:
+    """The first `layer` layers, the final norm and the LM head; and where the stream that enters layer `layer` is found."""
+    _, layers = _find_layers(model)
+    last = max(layer - 1, 0)
+    leave = Exit(layers[last])
+    return _with_layers(model, [*enumerate(layers[:layer]), (last, leave)]), leave
+
+
+def upper(model: PreTrainedModel, layer: int) -> PreTrainedModel:
+    """The layers from `layer` on, to be fed with the stream that enters them as `inputs_embeds`."""
+    _, layers = _find_layers(model)
+    return _with_layers(model, list(enumerate(layers))[layer:])
+
+
+def own_layers(target: Any, drafter: str) -> int:
+    """How many layers a drafter that is made of them may choose from.
+
+    Raises ValueError for targets that are no transformers models, and for those with extra layers: these add nothing to the stream,
+    so a part without them would be the whole target at a fraction of its cost.
+    """
+    if not hasattr(target, "score_part"):
+        raise ValueError(f"{drafter} drafts with the target's own layers, and {target.name!r} is no transformers model")
+    if target.extra_layers:
+        raise ValueError(
+            f"{drafter} drafts with the target's own layers, and this target has {target.extra_layers} extra layers that change "
+            "nothing: leaving them out would cost no agreement, a speed-up that says nothing. Load it with extra_layers=0"
+        )
+    return num_layers(target.model)
+
+
+def num_layers(model: PreTrainedModel) -> int:
+    return len(_find_layers(model)[1])
+
+
+def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of decoder layers and its path inside the model."""
+    wanted = model.config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder()
+    for path, module in model.named_modules():
+        inside = any(module is part for part in decoder.modules())
+        if isinstance(module, nn.ModuleList) and len(module) == wanted and inside:
+            return path, module
+    raise ValueError(f"{type(model).__name__} has no list of {wanted} decoder layers that a part could share")
+
+
+def _with_layers(model: PreTrainedModel, kept: list[tuple[int, nn.Module]]) -> PreTrainedModel:
+    """A shallow copy of the model, down to the module that holds the layers, with these ones (number, layer) instead."""
+    path, _ = _find_layers(model)
+    config = model.config.get_text_config()
+    shorter = copy.copy(config)  # layers keep the model's own config, where the attention of a pass is chosen
+    vars(shorter)[attention.CHOICE] = attention.choose(model)  # which masks the part makes, not what its layers do
+    shorter.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        shorter.layer_types = [config.layer_types[number] for number, _ in kept]
+    whole = part = _shallow(model)
+    for name in path.split(".")[:-1]:
+        part.add_module(name, _shallow(part.get_submodule(name)))
+        part = part.get_submodule(name)
+        if getattr(part, "config", None) is config:
+            part.config = shorter
+    part.add_module(path.rpartition(".")[2], nn.ModuleList(layer for _, layer in kept))
+    return whole
+
+
+def _replaced(layer: nn.Module, names: tuple[str, ...], stand_in: nn.Module, model: PreTrainedModel) -> nn.Module:
+    found = [name for name in names if isinstance(getattr(layer, name, None), nn.Module)]
+    if len(found) != 1:
+        raise ValueError(
+            f"a layer of {type(model).__name__} has no single sublayer called {' or '.join(names)}, so that it cannot be left "
+            "out on its own; leave out whole layers (the same numbers for attention and mlp)"
+        )
+    layer = _shallow(layer)
+    layer.add_module(found[0], stand_in)
+    return layer
+
+
+def _shallow(module: Any) -> Any:
+    """The same weights and submodules in another shell, so that putting in other submodules changes only this one."""
+    shell = copy.copy(module)
+    shell._modules = dict(module._modules)
+    return shell
