@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec import Drafter, SiblingLaw, State, TokenTree
+from specdec import Drafter, LanguageModel, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.growth import Grown
-from specdec.part import lower, own_layers
-from specdec.shape import Shape
+from specdec.part import check_own_layers
+from specdec.shape import FEW_VARIANTS, STOPPED, Shape
 from specdec.stopping import Stop
 
 
@@ -24,6 +24,9 @@ class EarlyExit(Drafter):
 
     exit    E, how many layers draft
     """
+
+    weights = frozenset({"exit"})
+    variants = (*FEW_VARIANTS, {"depth": 2, "draw": "adaptive", "nodes": 3}, *STOPPED)
 
     def __init__(
         self,
@@ -43,13 +46,16 @@ class EarlyExit(Drafter):
             self.max_nodes += self.shape.slots
         self.target: Any = None
 
+    @classmethod
+    def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "EarlyExit":
+        return cls(**{**arguments, "exit": 1})
+
     def begin(self, target: Any, state: State) -> None:
         self.law = self.shape.law(state.sampling.greedy)
         if target is self.target:
             return
-        own_layers(target, "early_exit")
-        target.resume_at(self.exit)
-        self.part, self.leave = lower(target.model, self.exit)
+        check_own_layers(target, "early_exit")
+        self.model = target.lower(self.exit)
         self.target = target
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
@@ -61,9 +67,9 @@ class EarlyExit(Drafter):
         return self._through(grown)
 
     def _score(self, tree: TokenTree, start: int, last_only: bool = False) -> Tensor:
-        logits = self.target.score_part(self.part, tree, start, last_only)
+        logits = self.model.score(tree, start, last_only)
         self._scored = tree
-        self._states.append(self.leave.states)
+        self._states.append(self.model.states)
         return logits
 
     def _through(self, grown: Grown) -> TokenTree:
@@ -73,7 +79,7 @@ class EarlyExit(Drafter):
             numbers = self._renumber(grown)
             states = torch.cat(self._states, 1)
             states = states.gather(1, numbers[:, :, None].expand(-1, -1, states.shape[-1]))
-            self.target.place.opened().rearrange(numbers)
+            self.model.rearrange(numbers)
         else:  # the tree's own numbers
             if scored < tree.num_nodes:
                 self._score(tree, scored, last_only=True)

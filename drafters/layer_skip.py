@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
-from specdec import Drafter, State, TokenTree
+from specdec import Drafter, LanguageModel, State, TokenTree
 from specdec.chance import Draws
-from specdec.part import own_layers, without
-from specdec.shape import Shape
+from specdec.part import check_own_layers
+from specdec.shape import FEW_VARIANTS, STOPPED, Shape
 from specdec.stopping import Stop
 
 
@@ -24,6 +23,9 @@ class LayerSkip(Drafter):
     skip    {layers: 6, attention: [1, 3], mlp: [2, 3]}: which layers lose their attention, which their MLP, and of how many
             layers the set speaks; or the YAML file that `python -m experiments.search_layers` has written
     """
+
+    weights = frozenset({"skip"})
+    variants = (*FEW_VARIANTS, {"depth": 2, "draw": "adaptive", "nodes": 3}, *STOPPED)
 
     def __init__(
         self,
@@ -39,27 +41,28 @@ class LayerSkip(Drafter):
         self.layers, self.attention, self.mlp = _read(skip)
         self.target: Any = None
 
+    @classmethod
+    def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "LayerSkip":
+        return cls(**{**arguments, "skip": {"layers": 2, "attention": [1], "mlp": [0]}})
+
     def begin(self, target: Any, state: State) -> None:
         self.law = self.shape.law(state.sampling.greedy)
         if target is self.target:
             return
-        layers = own_layers(target, "layer_skip")
-        if layers != self.layers:
+        check_own_layers(target, "layer_skip")
+        if target.layers != self.layers:
             raise ValueError(
-                f"layer_skip's set of sublayers is for a target of {self.layers} layers, {target.name} has {layers}; search one "
-                "with python -m experiments.search_layers target=... and give its file as skip"
+                f"layer_skip's set of sublayers is for a target of {self.layers} layers, {target.name} has {target.layers}; search "
+                "one with python -m experiments.search_layers target=... and give its file as skip"
             )
-        self.part = without(target.model, self.attention, self.mlp)
+        self.model = target.without(self.attention, self.mlp)
         self.target = target
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         root = TokenTree.root(state.roots, self.law)
         if state.deepest < 1:
             return root
-        return self.shape.grow(self._score(root, 0), self._score, state, chance).tree
-
-    def _score(self, tree: TokenTree, start: int) -> Tensor:
-        return self.target.score_part(self.part, tree, start)
+        return self.shape.grow(self.model.score(root), self.model.score, state, chance).tree
 
 
 def _read(skip: Mapping[str, Any] | str | Path) -> tuple[int, list[int], list[int]]:

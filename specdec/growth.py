@@ -282,6 +282,8 @@ def adaptive(logits: Tensor, score: Score, state: State, chance: Draws, depth: i
     from what is left of that site's q (WOR). A site is worth the probability of its path times the mass not yet drawn
     there (DySpec 2410.11744, level by level, so that a level is one forward pass)."""
     laws, tree = Laws(state), TokenTree.root(state.roots)
+    # A level's share of the nodes does not depend on how deep the rows beside may still go.
+    shares = [nodes // depth + (level < nodes % depth) for level in range(depth)]
     rows, depth, device = len(logits), min(depth, state.deepest), logits.device
     if depth < 1:
         return Grown(TokenTree.root(state.roots, SiblingLaw.WOR), tree.parents)
@@ -293,7 +295,7 @@ def adaptive(logits: Tensor, score: Score, state: State, chance: Draws, depth: i
         open_rows = state.live & (level + 1 < state.room)
         left, site_worth, ranks = q.double().clone(), worth.clone(), torch.zeros_like(worth, dtype=torch.long)
         drawn, above, worths = [], [], []
-        for _ in range(nodes // depth + (level < nodes % depth)):
+        for _ in range(shares[level]):
             site = site_worth.argmax(1)  # the decision, before its token is known
             alive = open_rows & (site_worth[every, site] > 0)
             law, rank = left[every, site], ranks[every, site]

@@ -8,6 +8,7 @@ Letters: B rows, N nodes, n nodes of this pass, V vocabulary, d hidden size.
 
 import inspect
 import time
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec import attention
 from specdec.cache import LayerShape, ShapeProbe
 from specdec.interfaces import Scores, Tap
-from specdec.part import lower, num_layers, upper
+from specdec.part import Exit, lower, num_layers, upper, without
 from specdec.placement import Placement
 from specdec.support import layer_kinds, refuse_unsupported
 from specdec.tree import TokenTree
@@ -91,22 +92,6 @@ class TransformersLM:
         logits, hidden = self._forward(tree.tokens[:, start:], positions, masks, taps)
         return Scores(logits, hidden)
 
-    def score_part(self, part: PreTrainedModel, tree: TokenTree, start: int = 0, last_only: bool = False) -> Tensor:
-        """Logits (B, n, V) of nodes >= start by a part of this model (`specdec.part`) that shares its cache. What it writes
-        there is scratch until `score` or `read` has run all layers. `last_only` leaves out all logits but the last, where
-        the model can."""
-        positions, masks = self.place.scoring(tree, start)
-        options: dict[str, Any] = {"logits_to_keep": 1} if last_only and self._takes_logits_to_keep else {}
-        return self._run(part, positions, masks, input_ids=tree.tokens[:, start:], **options).logits
-
-    def resume_at(self, layer: int) -> None:
-        """Make the layers from `layer` on ready for trees with `resume`.
-
-        Raises ValueError for models whose upper layers, fed with saved states, give other logits than the whole.
-        """
-        if layer not in self._uppers:
-            self._uppers[layer] = self._proven_upper(layer)
-
     def keep(self, path: Tensor, counts: Tensor) -> None:
         self.place.opened().keep(path, counts.tolist())
 
@@ -140,6 +125,25 @@ class TransformersLM:
                 f"state (they differ by {difference:.3g}), so a head that shares it would draft from another law"
             )
 
+    # -------------------------------------------------------------------------------------------------- parts that draft
+
+    @property
+    def layers(self) -> int:
+        return num_layers(self.model)
+
+    def without(self, attention: Collection[int], mlp: Collection[int]) -> "Part":
+        """The model without some sublayers. Raises ValueError for sets that leave nothing or name what is not there."""
+        return Part(self, without(self.model, attention, mlp))
+
+    def lower(self, layer: int) -> "Part":
+        """The first `layer` layers, the final norm and the head. Trees that carry its states are scored from `layer` on.
+
+        Raises ValueError for models whose upper layers, fed with saved states, give other logits than the whole.
+        """
+        if layer not in self._uppers:
+            self._uppers[layer] = self._proven_upper(layer)
+        return Part(self, *lower(self.model, layer))
+
     # ------------------------------------------------------------------------------------------------------ the forward
 
     def _forward(
@@ -149,7 +153,7 @@ class TransformersLM:
         if logits_to_keep is not None and self._takes_logits_to_keep:
             options["logits_to_keep"] = logits_to_keep
         began = time.perf_counter()
-        out = self._run(self.model, positions, masks, input_ids=tokens, **options)
+        out = self.run(self.model, positions, masks, input_ids=tokens, **options)
         self.forward_seconds += time.perf_counter() - began
         self.calls += 1
         logits = out.logits
@@ -161,14 +165,14 @@ class TransformersLM:
 
     def _resume(self, layer: int, states: Tensor, positions: Tensor, masks: Any) -> Tensor:
         """Logits (B, N, V) from the stream (B, N, d) that enters `layer`; the layers below have written their slots."""
-        self.resume_at(layer)
         began = time.perf_counter()
-        logits = self._run(self._uppers[layer], positions, masks, inputs_embeds=states).logits
+        logits = self.run(self._uppers[layer], positions, masks, inputs_embeds=states).logits
         self.forward_seconds += time.perf_counter() - began
         self.calls += 1
         return logits
 
-    def _run(self, model: PreTrainedModel, positions: Tensor, masks: Any, **options: Any) -> Any:
+    def run(self, model: PreTrainedModel, positions: Tensor, masks: Any, **options: Any) -> Any:
+        """A pass of this model, or of a part of it, over the cache."""
         with attention.using(self.config, self.place.implementation):
             return model(
                 position_ids=positions,
@@ -233,7 +237,7 @@ class TransformersLM:
                 f"{self.name} has {layers} layers, so a pass can resume at layer 1 to {layers - 1}; got {layer}"
             )
         nothing, enter = lower(self.model, 0)
-        below, leave = lower(self.model, layer)
+        part = Part(self, *lower(self.model, layer))
         above, in_use, counted = upper(self.model, layer), self.place.cache, (self.calls, self.forward_seconds)
         random = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocabulary, (1, 8), generator=random).to(self.device)
@@ -244,14 +248,14 @@ class TransformersLM:
             whole = self.score(tree).logits
             for block in self.place.opened().blocks:
                 block[:, :, :, 3:] = 0  # what the whole has written at the tree's slots
-            self.score_part(below, tree)
+            part.score(tree)
             positions, masks = self.place.scoring(tree, 0)
-            self._run(nothing, positions, masks, inputs_embeds=leave.states)
-            resumed = self._run(above, positions, masks, inputs_embeds=leave.states).logits
+            self.run(nothing, positions, masks, inputs_embeds=part.states)
+            resumed = self.run(above, positions, masks, inputs_embeds=part.states).logits
         finally:
             self.place.cache, (self.calls, self.forward_seconds) = in_use, counted
         difference, allowed = self._difference(resumed, whole)
-        if not (torch.equal(enter.states, leave.states) and difference <= allowed):
+        if not (torch.equal(enter.states, part.states) and difference <= allowed):
             raise ValueError(
                 f"{self.name} cannot resume at layer {layer}: from saved states its logits differ by {difference:.3g} (allowed "
                 f"{allowed:.3g}). {type(self.model).__name__} alters inputs_embeds on the way in (it adds positions, scales or "
@@ -263,3 +267,31 @@ class TransformersLM:
         """The largest difference of logits, and what rounding explains."""
         difference, scale = float((ours - plain).abs().max()), 1 + float(plain.abs().max())
         return difference, scale * {torch.float64: 1e-8, torch.float32: 1e-3}.get(self.dtype, 0.1)
+
+
+class Part:
+    """Some of a model's layers as a drafter over the model's own cache (`specdec.part`). What it writes there is scratch until
+    all layers have run."""
+
+    def __init__(self, whole: TransformersLM, model: PreTrainedModel, leave: Exit | None = None) -> None:
+        self.whole, self.model, self.leave = whole, model, leave
+        self.forward_seconds = 0.0
+
+    def score(self, tree: TokenTree, start: int = 0, last_only: bool = False) -> Tensor:
+        """Logits (B, n, V) of nodes >= start. `last_only`: nobody reads them, so the model may leave out all but the last."""
+        began = time.perf_counter()
+        positions, masks = self.whole.place.scoring(tree, start)
+        options: dict[str, Any] = {"logits_to_keep": 1} if last_only and self.whole._takes_logits_to_keep else {}
+        logits = self.whole.run(self.model, positions, masks, input_ids=tree.tokens[:, start:], **options).logits
+        self.forward_seconds += time.perf_counter() - began
+        return logits
+
+    @property
+    def states(self) -> Tensor:
+        """(B, n, d) the stream that left the lower layers in the latest pass."""
+        assert self.leave is not None
+        return self.leave.states
+
+    def rearrange(self, source: Tensor) -> None:
+        """Node i of the tree being scored becomes what node source[:, i] (B, N) was."""
+        self.whole.place.opened().rearrange(source)

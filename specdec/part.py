@@ -88,20 +88,18 @@ def upper(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     return _with_layers(model, list(enumerate(layers))[layer:])
 
 
-def own_layers(target: Any, drafter: str) -> int:
-    """How many layers a drafter that is made of them may choose from.
-
-    Raises ValueError for targets that are no transformers models, and for those with extra layers: these add nothing to the stream,
-    so a part without them would be the whole target at a fraction of its cost.
-    """
-    if not hasattr(target, "score_part"):
-        raise ValueError(f"{drafter} drafts with the target's own layers, and {target.name!r} is no transformers model")
+def check_own_layers(target: Any, drafter: str) -> None:
+    """Raise ValueError for targets whose own layers cannot draft: those that show none, and those with extra layers, which add
+    nothing to the stream, so that a part without them would be the whole target at a fraction of its cost."""
+    if not hasattr(target, "without"):
+        raise ValueError(
+            f"{drafter} drafts with the target's own layers; {type(target).__name__} gives no access to any, load a transformers model"
+        )
     if target.extra_layers:
         raise ValueError(
             f"{drafter} drafts with the target's own layers, and this target has {target.extra_layers} extra layers that change "
             "nothing: leaving them out would cost no agreement, a speed-up that says nothing. Load it with extra_layers=0"
         )
-    return num_layers(target.model)
 
 
 def num_layers(model: PreTrainedModel) -> int:

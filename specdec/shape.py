@@ -32,6 +32,10 @@ FEW_VARIANTS = (  # for drafters that grow the same trees from other laws
     {"depth": 2, "branching": [2, 1], "draw": "wor"},
     {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
 )
+STOPPED = (
+    {"depth": 2, "stop": {"threshold": 0.6}},
+    {"depth": 2, "stop": {"acceptance": 0.5}},
+)  # chains with a stop rule
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 What exact certificates and tests run on. Its law after the prompt is given for every continuation prefix, so the joint law of
 any number of tokens is a product of table rows. Hidden states, embedding and head are made up, always in the same way, for drafters
-that read them: a hidden state is a function of the whole path, of no meaning for the law.
+that read them: a hidden state is a function of the whole path, of no meaning for the law. So are its layers: a part of a table is
+another table.
 
 Letters: B rows, N nodes, V vocabulary, L tokens, T taps, d hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -31,6 +32,7 @@ class TableModel:
     name = "table"
     eos_ids: frozenset[int] = frozenset()
     hidden_size = 8
+    layers, extra_layers = 2, 0
 
     def __init__(
         self,
@@ -131,6 +133,28 @@ class TableModel:
                 kept = [0, *kept]
             self._committed[row] += self._tree.tokens[row, kept].tolist() if kept else []
         self._in_tree = [False] * len(self._committed)
+
+    def without(self, attention: Collection[int], mlp: Collection[int]) -> "TablePart":
+        return TablePart(self)
+
+    def lower(self, layer: int) -> "TablePart":
+        return TablePart(self)
+
+
+class TablePart:
+    """A table in the place of some of a target's layers: half the target's law, half that law with all tokens moved on by one."""
+
+    def __init__(self, whole: TableModel) -> None:
+        self.whole = whole
+        self.states = torch.empty(0)
+
+    def score(self, tree: TokenTree, start: int = 0, last_only: bool = False) -> Tensor:
+        law = self.whole.score(tree, start).logits.exp()
+        self.states = torch.zeros(*law.shape[:2], self.whole.hidden_size, dtype=law.dtype)
+        return ((law + law.roll(1, -1)) / 2).log()
+
+    def rearrange(self, source: Tensor) -> None:
+        """A table has no slots."""
 
 
 def _seeded(*numbers: int) -> torch.Generator:
