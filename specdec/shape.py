@@ -7,6 +7,7 @@ and grows its tree here; what differs between them is only how a level is scored
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from specdec.tree import SiblingLaw
 
 LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
 BY_VALUE = ("ranked", "adaptive")
-VARIANTS = (  # one for each kind of tree, small
+VARIANTS: tuple[Mapping[str, Any], ...] = (  # one for each kind of tree, small
     *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),
     *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in LAWS),
     {"depth": 1, "branching": 3, "draw": "wor"},
@@ -27,12 +28,12 @@ VARIANTS = (  # one for each kind of tree, small
     {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
     {"depth": 2, "draw": "adaptive", "nodes": 3},
 )
-FEW_VARIANTS = (  # for drafters that grow the same trees from other laws
+FEW_VARIANTS: tuple[Mapping[str, Any], ...] = (  # for drafters that grow the same trees from other laws
     {"depth": 2, "branching": 1, "draw": "wor"},
     {"depth": 2, "branching": [2, 1], "draw": "wor"},
     {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
 )
-STOPPED = (
+STOPPED: tuple[Mapping[str, Any], ...] = (
     {"depth": 2, "stop": {"threshold": 0.6}},
     {"depth": 2, "stop": {"acceptance": 0.5}},
 )  # chains with a stop rule
