@@ -146,23 +146,23 @@ class Bench:
         assisted = found.best(["assisted"], "none")
         fastest = found.best(["none", "ngram", "chain", "ranked"], "transformers")
         lines = [
-            Line("`none` against transformers `generate`", "1.15x", _times(found.ratio("none", "transformers")), ""),
+            Line("`none` against transformers `generate`", "1.15x", times(found.ratio("none", "transformers")), ""),
             Line(
                 "`ngram` against transformers prompt lookup (3-grams, 10 tokens)",
                 "1.3x",
-                _times(found.ratio("ngram", "prompt_lookup")),
+                times(found.ratio("ngram", "prompt_lookup")),
                 f"tau {found.tau('ngram'):.2f}",
             ),
             Line(
                 "`small_model` against transformers assisted generation, each at its best length",
                 "1.4x",
-                _times(found.ratio(chain, assisted)),
-                f"{chain} (tau {found.tau(chain):.2f}), {assisted}; best shape {shape}: {_times(found.ratio(shape, assisted))}",
+                times(found.ratio(chain, assisted)),
+                f"{chain} (tau {found.tau(chain):.2f}), {assisted}; best shape {shape}: {times(found.ratio(shape, assisted))}",
             ),
             Line(
                 "best of the three against transformers `generate`",
                 "2.3x",
-                _times(found.ratio(fastest, "transformers")),
+                times(found.ratio(fastest, "transformers")),
                 fastest,
             ),
         ]
@@ -187,18 +187,18 @@ class Bench:
                 Line(
                     f"{title}: `small_model`, best shape, against `none`",
                     goal,
-                    _times(each.ratio(shape, "none")),
+                    times(each.ratio(shape, "none")),
                     f"{shape}, tau {each.tau(shape):.2f}",
                 )
             )
             if temperature:
                 chain, assisted = each.best(["chain"], "none"), each.best(["assisted"], "none")
-                detail = f"{chain}, {assisted}; best shape {shape}: {_times(each.ratio(shape, assisted))}"
+                detail = f"{chain}, {assisted}; best shape {shape}: {times(each.ratio(shape, assisted))}"
                 lines.append(
                     Line(
                         f"{title}: `small_model` against transformers assisted sampling, each at its best length",
                         "1.3x",
-                        _times(each.ratio(chain, assisted)),
+                        times(each.ratio(chain, assisted)),
                         detail,
                     )
                 )
@@ -257,7 +257,7 @@ class Bench:
         what = f"batch {size}, `none`: tokens/s against batch 1"
         if not gains:
             return Line(what, "3x", "-", f"needs limit >= {size}")
-        return Line(what, "3x", _times(median_interval(gains)), f"{median(rates):.0f} tokens/s; {len(gains)} batches")
+        return Line(what, "3x", times(median_interval(gains)), f"{median(rates):.0f} tokens/s; {len(gains)} batches")
 
     def wide_pass(self) -> Line:
         from experiments.forward_times import forward_times
@@ -293,7 +293,7 @@ def _decoding(sample: Any) -> float:
     return sample.report.decode_seconds / max(1, sample.report.num_tokens)
 
 
-def _times(interval: Any) -> str:
+def times(interval: Any) -> str:
     return f"{interval.median:.2f}x" + ("" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]")
 
 
