@@ -4,7 +4,7 @@ Feature = the LM head's input. EAGLE-1 (Li et al. 2401.15077) drafts a static tr
 same weights: here `draw="static"` and `draw="ranked"`. Chains and trees with sampled siblings come with the other draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from specdec.features import FeatureDrafter, FeatureHead
 from specdec.one_layer import layer_config
 from specdec.shape import FEW_VARIANTS
+from specdec.stopping import Stop
 
 
 class EagleHead(FeatureHead):
@@ -73,5 +74,6 @@ class Eagle(FeatureDrafter):
         draw: str = "ranked",
         nodes: int | None = None,
         tree: Sequence[Sequence[int]] | None = None,
+        stop: Stop | Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(heads, depth, branching, draw, nodes, tree)
+        super().__init__(heads, depth, branching, draw, nodes, tree, stop)

@@ -5,7 +5,7 @@ Letters: B rows, T tokens, K taps, d hidden size, V' tokens of its own vocabular
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from specdec.features import FeatureDrafter, FeatureHead
 from specdec.interfaces import Tap
 from specdec.one_layer import layer_config
 from specdec.shape import FEW_VARIANTS
+from specdec.stopping import Stop
 
 RENAMED = {  # ours -> the published checkpoints'
     "decoder.layers.0.input_layernorm.embedding.": "midlayer.input_layernorm.",
@@ -147,5 +148,6 @@ class Eagle3(FeatureDrafter):
         draw: str = "ranked",
         nodes: int | None = None,
         tree: Sequence[Sequence[int]] | None = None,
+        stop: Stop | Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(heads, depth, branching, draw, nodes, tree)
+        super().__init__(heads, depth, branching, draw, nodes, tree, stop)

@@ -4,7 +4,7 @@
 Letters: B rows, T tokens, m nodes of a level, d hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from specdec.chance import Draws
 from specdec.features import shape_for
 from specdec.heads import Guess, Head, check_target, has_state, last_states, random_head
 from specdec.shape import FEW_VARIANTS
+from specdec.stopping import Stop
 
 
 class HydraHeads(Head):
@@ -68,6 +69,7 @@ class Hydra(Drafter):
         draw: str = "static",
         nodes: int | None = None,
         tree: Sequence[Sequence[int]] | None = None,
+        stop: Stop | Mapping[str, float] | None = None,
     ) -> None:
         if heads is None:
             raise ValueError(
@@ -79,7 +81,7 @@ class Hydra(Drafter):
             raise ValueError(
                 f"depth is {depth}, and there are {self.heads.heads} heads; each guesses one token further"
             )
-        self.shape = shape_for(self.heads, depth, branching, draw, nodes, tree)
+        self.shape = shape_for(self.heads, depth, branching, draw, nodes, tree, stop)
         self.max_nodes, self.chain, self.fixed_width = self.shape.max_nodes, self.shape.chain, self.shape.fixed_width
 
     @classmethod

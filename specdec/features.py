@@ -25,6 +25,7 @@ from specdec.interfaces import Drafter, LanguageModel, State
 from specdec.one_layer import Unrolled, decoder_of, shape_of
 from specdec.placement import Masks, Placement
 from specdec.shape import BY_VALUE, FEW_VARIANTS, Shape
+from specdec.stopping import Stop
 from specdec.support import layer_kinds
 from specdec.tree import TokenTree
 
@@ -97,6 +98,7 @@ def shape_for(
     draw: str,
     nodes: int | None,
     tree: Sequence[Sequence[int]] | None,
+    stop: Stop | Mapping[str, float] | None,
 ) -> Shape:
     """The shape that a head's drafter is asked for. Unless given, trees by value and static ones have 24 nodes, a ranked one
     expands 6 nodes a level by 6 tokens, and what is sampled is a chain."""
@@ -105,7 +107,7 @@ def shape_for(
         return Shape(depth, draw=draw, tree=static_tree(head, nodes, tree, None, depth))
     if tree is not None:
         raise ValueError(f"`tree`, a list of rank paths, is for draw='static'; got draw={draw!r}")
-    return Shape(depth, branching if branching is not None else 6 if draw in BY_VALUE else 1, draw, nodes)
+    return Shape(depth, branching if branching is not None else 6 if draw in BY_VALUE else 1, draw, nodes, stop=stop)
 
 
 class FeatureDrafter(Drafter):
@@ -123,9 +125,10 @@ class FeatureDrafter(Drafter):
         draw: str,
         nodes: int | None,
         tree: Sequence[Sequence[int]] | None,
+        stop: Stop | Mapping[str, float] | None,
     ) -> None:
         self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load(heads)
-        self.shape = shape = shape_for(self.heads, depth, branching, draw, nodes, tree)
+        self.shape = shape = shape_for(self.heads, depth, branching, draw, nodes, tree, stop)
         self.taps = self.heads.taps
         self.max_nodes, self.chain, self.fixed_width = shape.max_nodes, shape.chain, shape.fixed_width
         decoder = self.heads.decoder
