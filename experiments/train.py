@@ -1,5 +1,6 @@
 """Train a target, or a drafter for one: `python -m experiments.train drafter=NAME target=...` (conf/train/)."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from experiments.training import small_model, target
-from experiments.training.head import Validation, accuracies
+from experiments.training.head import Decoding, Validation, accuracies
 from experiments.training.head import loss_of as head_loss
 from experiments.training.loop import fit, optimisers
 from experiments.training.samples import sample
@@ -95,14 +96,19 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
     set_seed(config.seed)
     draft = llama(recipe.architecture, tokenizer, teacher.context).to(device)
     small_model.start_from(draft, teacher.model)
+    windows, validation = mixed(config, teacher, training, folder), decoding(config, teacher, held_out)
 
     def loss_of(step: int) -> torch.Tensor:
-        ids = torch.from_numpy(training.windows(recipe.context, recipe.batch, config.seed + 1, step)).to(device)
+        ids = torch.from_numpy(windows(step)).to(device)
         with torch.autocast(device, torch.bfloat16):
-            return small_model.loss(draft, teacher.model, ids)
+            return small_model.loss(draft, teacher.model, ids, recipe.loss)
 
     def evaluate() -> dict[str, float]:
-        return small_model.agreement(draft, teacher.model, held_out, recipe.context, config.evaluate_windows)
+        copied = TransformersLM(copy.deepcopy(draft).to(teacher.dtype).eval(), name="draft")
+        tau = validation.tau(build("drafter", {"name": config.title, **settings(recipe), "model": copied}))
+        return {"tau": tau} | small_model.agreement(
+            draft, teacher.model, held_out, recipe.context, config.evaluate_windows
+        )
 
     run(config, folder, draft, tokenizer, loss_of, evaluate)
 
@@ -131,8 +137,15 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
                 head, teacher, lesson(step), recipe.loss, recipe.depth_weight, recipe.get("states_weight", 0.0)
             )
 
-    validation = validate(config, teacher, held_out, device)
     name = config.title
+    validation = Validation(
+        teacher,
+        lambda step: held_out.windows(recipe.context, 8, config.seed, step),
+        max(1, config.evaluate_windows // 32),
+        decoding(config, lm, held_out),
+        lambda head: build("drafter", {"name": name, **settings(recipe), "heads": head}),
+        device,
+    )
     fit_recipe(config, folder, head, loss_of, lambda: validation(head))
     # Measured once more on all windows: the table is what static trees are built from.
     table = accuracies(head, teacher, validation.lessons(config.evaluate_windows), recipe.temperature, device)
@@ -160,21 +173,19 @@ def mixed(config: DictConfig, lm: TransformersLM, training: Stream, folder: Path
     return windows
 
 
-def validate(config: DictConfig, teacher: Teacher, held_out: Stream, device: str) -> Validation:
-    recipe = config.drafter
-    opening = min(64, recipe.context // 2)
-    prompts = held_out.windows(opening, config.evaluate_prompts, config.seed, 0).tolist()
-    drafter = {"name": config.title, **OmegaConf.to_container(recipe.drafter)}  # type: ignore[dict-item]
-    return Validation(
-        teacher,
-        lambda step: held_out.windows(recipe.context, 8, config.seed, step),
-        max(1, config.evaluate_windows // 32),
-        lambda head: build("drafter", {**drafter, "heads": head}),
-        recipe.temperature,
-        prompts,
-        min(64, teacher.target.context - opening),
-        device,
+def decoding(config: DictConfig, target: TransformersLM, held_out: Stream) -> Decoding:
+    opening = min(64, config.drafter.context // 2)
+    return Decoding(
+        target,
+        held_out.windows(opening, config.evaluate_prompts, config.seed, 0).tolist(),
+        min(64, target.context - opening),
+        config.drafter.temperature,
     )
+
+
+def settings(recipe: DictConfig) -> dict[str, Any]:
+    """The arguments of the drafter that validation decodes with."""
+    return dict(OmegaConf.to_container(recipe.drafter))  # type: ignore[arg-type]
 
 
 def run(config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any) -> None:

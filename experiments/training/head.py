@@ -13,6 +13,7 @@ from experiments.training.losses import distance, mass_by_rank
 from experiments.training.teacher import Lesson, Teacher
 from specdec.heads import Head
 from specdec.interfaces import Drafter
+from specdec.language_model import TransformersLM
 
 RANKS = 10  # of the table of accuracies that static trees are built from
 
@@ -59,37 +60,40 @@ def accuracies(
 
 
 @dataclass(frozen=True)
-class Validation:
-    """What is printed while a head trains, on held-out text.
+class Decoding:
+    """What counts in the end: tokens per round when a drafter really decodes held-out openings, with its tree and the rule that
+    `auto` picks."""
 
-    tau: tokens per round when the drafter really decodes held-out openings, with its tree and the rule that `auto` picks.
-    """
+    target: TransformersLM
+    prompts: list[list[int]]
+    new_tokens: int
+    temperature: float
+
+    def tau(self, drafter: Drafter) -> float:
+        options = {"temperature": self.temperature, "max_new_tokens": self.new_tokens, "ignore_eos": True}
+        return float(specdec.generate(self.target, self.prompts, drafter=drafter, **options).report.tau)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is printed while a head trains, on held-out text."""
 
     teacher: Teacher
     windows: Callable[[int], np.ndarray]  # held out
     batches: int
+    decoding: Decoding
     make: Callable[[Head], Drafter]
-    temperature: float
-    prompts: list[list[int]]
-    new_tokens: int
     device: str
 
     def lessons(self, batches: int) -> list[Lesson]:
         return [self.teacher.on_the_fly(self.windows)(step) for step in range(batches)]
 
     def __call__(self, head: Head) -> dict[str, float]:
-        table = accuracies(head, self.teacher, self.lessons(self.batches), self.temperature, self.device)
-        head.notes = {"accuracies": table, "temperature": self.temperature}
+        temperature = self.decoding.temperature
+        table = accuracies(head, self.teacher, self.lessons(self.batches), temperature, self.device)
+        head.notes = {"accuracies": table, "temperature": temperature}
         copied = copy.deepcopy(head).to(self.teacher.target.dtype)
-        out = specdec.generate(
-            self.teacher.target,
-            self.prompts,
-            drafter=self.make(copied),
-            max_new_tokens=self.new_tokens,
-            temperature=self.temperature,
-            ignore_eos=True,
-        )
-        found = {"tau": float(out.report.tau)}
+        found = {"tau": self.decoding.tau(self.make(copied))}
         for depth, row in enumerate(table):
             found[f"top1_depth{depth + 1}"] = row[0]
             found[f"top5_depth{depth + 1}"] = sum(row[:5])

@@ -1,10 +1,10 @@
-"""A draft model distilled from its target: KL(p || q) at every position of text (DistillSpec 2310.08461, forward KL)."""
+"""A draft model distilled from its target at every position of text (DistillSpec 2310.08461; its forward KL is the default)."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from experiments.training.losses import distance
 from experiments.training.text import Stream
 
 
@@ -20,12 +20,12 @@ def start_from(draft: PreTrainedModel, target: PreTrainedModel) -> None:
         narrow.copy_(components * narrow.std() / components.std())
 
 
-def loss(draft: nn.Module, target: nn.Module, ids: Tensor) -> Tensor:
-    """Mean KL(p || q) in nats over the positions of ids (B, T)."""
+def loss(draft: nn.Module, target: nn.Module, ids: Tensor, kind: str) -> Tensor:
+    """Mean distance (`experiments.training.losses`) of q to p over the positions of ids (B, T)."""
     with torch.no_grad():
-        p = target(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-    q = draft(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-    return F.kl_div(q.flatten(0, 1), p.flatten(0, 1), reduction="batchmean", log_target=True)
+        p = target(input_ids=ids, use_cache=False).logits.float().softmax(-1)
+    logits = draft(input_ids=ids, use_cache=False).logits
+    return distance(p.flatten(0, 1), logits.flatten(0, 1), kind).mean()
 
 
 def agreement(draft: nn.Module, target: nn.Module, stream: Stream, context: int, windows: int) -> dict[str, float]:
