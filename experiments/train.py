@@ -122,7 +122,10 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
         raise ValueError(f"{config.target} has no tokenizer, so there is no text to train on")
     _, training, held_out = text(config, lm.tokenizer)
     set_seed(config.seed)
-    head = instantiate(recipe.head, target=lm).to(device)
+    more = {}
+    if "draft_vocabulary" in recipe.head:
+        more["frequency"] = torch.from_numpy(np.bincount(training.ids, minlength=lm.vocabulary))
+    head = instantiate(recipe.head, target=lm, **more).to(device)
     teacher = Teacher(lm, head.taps)
     windows = mixed(config, lm, training, folder)
     lesson = (
@@ -214,20 +217,13 @@ def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any,
     curves(log, folder / "training.png", config.title)
 
 
-RECIPES = {
-    "target": train_target,
-    "small_model": train_small_model,
-    "medusa": train_head,
-    "hydra_heads": train_head,
-    "eagle": train_head,
-    "eagle3": train_head,
-}
+RECIPES = {"target": train_target, "small_model": train_small_model}  # any other recipe says which `head` it trains
 
 
 @hydra.main(version_base="1.3", config_path="../conf/train", config_name="train")
 def main(config: DictConfig) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    RECIPES[config.title](config, Path(config.output), device)
+    RECIPES.get(config.title, train_head)(config, Path(config.output), device)
 
 
 if __name__ == "__main__":
