@@ -9,28 +9,14 @@ visit(v, a), p the law at v and q that of its children, for each child x in orde
 then accept v with u < a and emit from p. The root has a = 1. Each visit accepts with probability a and law a p.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws, Sites
-from specdec.descent import NOTHING, verdict_at, without
-
-
-class Visit(NamedTuple):
-    """One step of the traversal in every row: a node is opened (its children come next), judged, or both (a leaf)."""
-
-    node: Tensor  # (B,)
-    parent: Tensor  # (B,)
-    depth: Tensor  # (B,)
-    opens: Tensor  # (B,) bool: it has children that are visited next
-    judged: Tensor  # (B,) bool: all its children have been rejected
-    arrives: Tensor  # (B,) bool: the first time at this node
-    any_opens: bool  # the same three over the batch, known without asking the device
-    any_judged: bool
-    any_arrives: bool
+from specdec.descent import NOTHING, verdict_at
 
 
 class Traversal(Verifier):
@@ -40,107 +26,124 @@ class Traversal(Verifier):
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
         rows = torch.arange(trees.rows, device=trees.tokens.device)
-        root = torch.zeros_like(rows)
-        pending = laws.state.live.clone()  # rows that have not accepted yet
-        top = laws[rows, root]
-        # The stack: what is left of each open node on the current path, by depth.
-        p = top[:, None].repeat(1, trees.levels + 1, 1)
-        q = torch.zeros_like(p) if trees.q is not None else None
-        if q is not None and trees.q is not None:
-            q[:, 0] = trees.q[:, 0].to(p.dtype)
-        a = torch.ones(trees.rows, trees.levels + 1, dtype=torch.float64, device=rows.device)
-        leaf, law, zero_residuals = root, top, torch.zeros_like(rows)
+        rank = torch.zeros_like(rows)
         on_host = rows.device.type == "cpu"
-        for visit in itinerary(trees):
-            here, above = visit.depth, (visit.depth - 1).clamp(min=0)
-            token = trees.tokens[rows, visit.node]
-            if visit.any_arrives:
-                chances = p[rows, above, token].double() * a[rows, above]
-                if q is not None:
-                    drawn = q[rows, above, token].double()
-                    chances = torch.where(drawn > 0, chances / drawn.clamp(min=1e-300), 0.0)
-                a[rows, here] = torch.where(visit.arrives, chances.clamp(max=1), a[rows, here])
-            if visit.any_opens:
-                fresh = laws[rows, torch.where(visit.opens, visit.node, 0)]
-                p[rows, here] = torch.where(visit.opens[:, None], fresh, p[rows, here])
-                if q is not None and trees.q is not None:
-                    q[rows, here] = torch.where(
-                        visit.opens[:, None], trees.q[rows, visit.node].to(p.dtype), q[rows, here]
-                    )
-                if not visit.any_judged:
-                    continue
-            at = Sites(rows, visit.node, root, here, visit.judged & pending)
-            won = chance.bernoulli(a[rows, here], at, "accept") & at.live
+        pending = laws.state.live.clone()  # rows that have not accepted yet
+        leaf, zero_residuals = torch.zeros_like(rows), torch.zeros_like(rows)
+        stack = [Open.at(trees, laws, rows, leaf, torch.ones(trees.rows, dtype=torch.float64, device=rows.device))]
+        law = stack[0].p
+        for place, node in itinerary(trees):
+            parent = stack[place.depth - 1]
+            token = trees.tokens[rows, node]
+            if place.opens:
+                stack[place.depth :] = [Open.at(trees, laws, rows, node, parent.share(token))]
+                continue
+            a = parent.share(token) if place.leaf else stack[place.depth].a
+            standing = pending if place.everywhere else pending & (node > 0)
+            won = chance.bernoulli(a, Sites(rows, node, rank, torch.full_like(node, place.depth), standing), "accept")
             if not on_host or bool(won.any()):
-                leaf = torch.where(won, visit.node, leaf)
-                # A leaf's law has not been loaded.
-                fresh = laws[rows, torch.where(won & visit.arrives, visit.node, 0)]
-                loaded = torch.where(visit.arrives[:, None], fresh, p[rows, here])
-                law = torch.where(won[:, None], loaded, law)
+                p = laws[rows, node] if place.leaf else stack[place.depth].p
+                law = torch.where(won[:, None], p, law)
+                leaf = torch.where(won, node, leaf)
                 pending = pending & ~won
                 if on_host and not bool(pending.any()):
                     break
-            lost = at.live & ~won
-            zero_residuals += self._reject(p, q, a, rows, above, token, lost, trees.law is SiblingLaw.WOR)
-        law = torch.where(pending[:, None], p[:, 0], law)  # the root stands where everything else fell
-        leaf = torch.where(pending, 0, leaf)
+            zero_residuals += parent.reject(token, standing & ~won)
+        law = torch.where(pending[:, None], stack[0].p, law)  # the root stands where everything else fell
         depth = trees.depths[rows, leaf]
-        bonus = chance.categorical(law, Sites(rows, leaf, root, depth, laws.state.live), "bonus")
+        bonus = chance.categorical(law, Sites(rows, leaf, rank, depth, laws.state.live), "bonus")
         return verdict_at(trees, leaf, bonus, zero_residuals=zero_residuals)
 
-    @staticmethod
-    def _reject(
-        p: Tensor, q: Tensor | None, a: Tensor, rows: Tensor, above: Tensor, token: Tensor, lost: Tensor, shrink: bool
-    ) -> Tensor:
-        """The parents of rejected nodes (`lost` rows) keep what those leave; p, q and a are this rule's own. Returns where
-        nothing was left, which only rounding reaches."""
-        mine, ahead = p[rows, above], a[rows, above]
-        left = mine * ahead[:, None].to(p.dtype)
-        left = left.scatter(1, token[:, None], 0.0) if q is None else (left - q[rows, above]).clamp_(min=0)
+
+@dataclass
+class Open:
+    """What is left of a node whose children are being visited, in every row. The tensors are its own."""
+
+    a: Tensor  # (B,) the weight with which the node stands
+    p: Tensor  # (B, V) the law that it would emit from
+    q: Tensor | None  # (B, V) what its children were drawn from, not normalised; None: DET
+    z: Tensor  # (B,) the sum of q
+    shrinks: bool  # WOR: q loses every rejected token
+
+    @classmethod
+    def at(cls, trees: TokenTree, laws: Laws, rows: Tensor, node: Tensor, a: Tensor) -> "Open":
+        p = laws[rows, node]
+        q = None if trees.q is None else trees.q[rows, node].to(p.dtype)
+        return cls(a, p, q, torch.ones_like(a), trees.law is SiblingLaw.WOR)
+
+    def share(self, token: Tensor) -> Tensor:
+        """(B,) min(1, a p(x) / q(x)): the weight with which the child x is entered."""
+        x = token[:, None]
+        wanted = self.a * self.p.gather(1, x)[:, 0]
+        if self.q is None:
+            return wanted
+        drawn = self.q.gather(1, x)[:, 0] / self.z
+        return torch.where(drawn > 0, wanted / drawn, 0.0).clamp_(max=1)
+
+    def reject(self, token: Tensor, lost: Tensor) -> Tensor:
+        """`lost` rows keep what the rejected child leaves: m = (a p - q)+, a <- r / (1 - a + r), p <- norm(m). Returns where
+        nothing was left though the node stands for certain, which only rounding reaches."""
+        x = token[:, None]
+        lost = lost & (self.a > 0)
+        if self.q is None:
+            left = self.p.scatter(1, x, self.p.gather(1, x).masked_fill(lost[:, None], 0.0))
+        else:  # m / a, in rows that lost; p in the others
+            most = torch.finfo(self.p.dtype).max
+            scale = torch.where(lost, 1 / (self.a * self.z), 0.0).clamp_(max=most).to(self.p.dtype)
+            left = self.q * scale[:, None]
+            torch.sub(self.p, left, out=left).clamp_(min=0)
         mass = left.sum(-1).double()
-        rest = 1 - ahead + mass
-        empty = mass <= NOTHING * ahead
-        share = torch.where(rest > 0, mass / rest.clamp(min=1e-300), 1.0)
-        normed = left / left.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
-        a[rows, above] = torch.where(lost, share, ahead)
-        p[rows, above] = torch.where((lost & ~empty)[:, None], normed, mine)
-        if q is not None and shrink:
-            before = q[rows, above]
-            q[rows, above] = torch.where(lost[:, None], without(before, token), before)
-        return (lost & empty & (ahead >= 1)).long()
+        empty = lost & (mass <= NOTHING)
+        left *= torch.where(lost & ~empty, 1 / mass, 1.0).to(left.dtype)[:, None]
+        if empty.device.type != "cpu" or bool(empty.any()):
+            left = torch.where(empty[:, None], self.p, left)
+        zero_residual = empty & (self.a >= 1)
+        r = self.a * mass
+        rest = 1 - self.a + r
+        self.a = torch.where(lost, torch.where(rest > 0, r / rest, 1.0), self.a)
+        self.p = left
+        if self.q is not None and self.shrinks:
+            self.q.scatter_(1, x, self.q.gather(1, x).masked_fill(lost[:, None], 0.0))
+            self.z = self.q.sum(-1).double()
+        return zero_residual
 
 
-def itinerary(trees: TokenTree) -> list[Visit]:
-    """The order in which each row's nodes are opened and judged, depth first, side by side for all rows. It depends on the
-    shape of the trees alone; rows that are through stand still at their root."""
-    parents = trees.parents.tolist()
-    routes: list[list[tuple[int, int, int, bool, bool, bool]]] = []
-    for row in parents:
-        children: list[list[int]] = [[] for _ in row]
-        depth = [0] * len(row)
+@dataclass(frozen=True)
+class Place:
+    """A step of the traversal: one place in the tree, named by sibling ranks, in all the rows that have a node there."""
+
+    depth: int
+    opens: bool  # its children come next; otherwise it is judged, all of them having been rejected
+    leaf: bool  # in no row does it have children
+    everywhere: bool  # every row has a node there
+
+
+def itinerary(trees: TokenTree) -> list[tuple[Place, Tensor]]:
+    """The order in which places are opened and judged, depth first, and their nodes (B,), 0 where a row has none there. It depends
+    on the shapes of the trees alone."""
+    children: list[dict[int, list[int]]] = []
+    for row in trees.parents.tolist():
+        below: dict[int, list[int]] = {}
         for node, parent in enumerate(row):
             if parent >= 0:
-                children[parent].append(node)
-                depth[node] = depth[parent] + 1
-        route: list[tuple[int, int, int, bool, bool, bool]] = []
-        stack = [(child, False) for child in reversed(children[0])]
-        while stack:
-            node, finished = stack.pop()
-            inner = bool(children[node])
-            if finished or not inner:
-                route.append((node, row[node], depth[node], False, True, not inner))
-                continue
-            route.append((node, row[node], depth[node], True, False, True))
-            stack.append((node, True))
-            stack += [(child, False) for child in reversed(children[node])]
-        routes.append(route)
-    longest = max(map(len, routes))
-    if not longest:
-        return []
-    idle = (0, 0, 0, False, False, False)
-    table = torch.tensor([route + [idle] * (longest - len(route)) for route in routes])
-    flags = table[:, :, 3:].any(0).tolist()
-    return [
-        Visit(now[:, 0], now[:, 1], now[:, 2], now[:, 3].bool(), now[:, 4].bool(), now[:, 5].bool(), *flag)
-        for now, flag in zip(table.to(trees.tokens.device).unbind(1), flags, strict=True)
-    ]
+                below.setdefault(parent, []).append(node)
+        children.append(below)
+
+    def below(nodes: list[int]) -> list[list[int]]:
+        families = [family.get(node, []) for family, node in zip(children, nodes, strict=True)]
+        width = max(map(len, families))
+        return [[family[rank] if rank < len(family) else -1 for family in families] for rank in range(width)]
+
+    places: list[Place] = []
+    numbers: list[list[int]] = []
+    stack = [(nodes, 1, False) for nodes in reversed(below([0] * trees.rows))]
+    while stack:
+        nodes, depth, visited = stack.pop()
+        families = [] if visited else below(nodes)
+        places.append(Place(depth, bool(families), not (visited or families), min(nodes) > 0))
+        numbers.append(nodes)
+        if families:
+            stack.append((nodes, depth, True))
+            stack += [(family, depth + 1, False) for family in reversed(families)]
+    at = torch.tensor(numbers, device=trees.tokens.device).clamp_(min=0)
+    return list(zip(places, at, strict=True)) if places else []
