@@ -2,7 +2,7 @@
 
 LayerSkip 2404.16710. Every drafted node, leaves included, goes through the lower layers once, into its own slot of the target's
 cache; the stream that leaves them is handed over with the tree, and scoring it runs only the layers from E on. Good only for
-targets that were trained to exit early, or with a small trained adapter between exit and head (after Kangaroo 2404.18911).
+targets that were trained to exit early, as the bundled demo target was.
 """
 
 from collections.abc import Mapping, Sequence
