@@ -2,7 +2,7 @@
 
 Medusa 2401.10774, section 2.3.1. The longest path whose every token passes is accepted (of equally long ones the most likely),
 then the target adds a token of its own. For every sibling law. Given the tree, a node with a passing child on the path emits
-that child with certainty: its total variation from p is 1 - p(x), its KL -log p(x). Cost: one law per node.
+that child with certainty: its total variation from p is 1 - p(x), its KL -log p(x). Cost: one law per node with children.
 """
 
 import torch
@@ -29,10 +29,12 @@ class Typical(Verifier):
         live = laws.state.live
         column = rows[:, None].expand_as(trees.tokens).flatten()
         parents = trees.parents.clamp(min=0)
-        p = laws[column, parents.flatten()]
-        entropy = -(p * p.clamp(min=1e-30).log()).sum(-1)
-        threshold = (self.delta * (-entropy).exp()).clamp(max=self.epsilon)
-        chances = p.gather(1, trees.tokens.flatten()[:, None])[:, 0]
+        # One law per node with children; siblings share it.
+        inner, shared = (column * trees.num_nodes + parents.flatten()).unique(return_inverse=True)
+        p = laws[inner // trees.num_nodes, inner % trees.num_nodes]
+        entropy = -(p.clamp(min=1e-30).log_().mul_(p)).sum(-1)
+        threshold = (self.delta * (-entropy).exp()).clamp(max=self.epsilon)[shared]
+        chances = p[shared, trees.tokens.flatten()]
         passes = ((chances > threshold).view_as(parents) & (trees.parents >= 0)) | ~(trees.parents >= 0)
         # A node stands if all its ancestors pass; the deepest one wins, of equally deep ones the most likely.
         stands = ~(trees.ancestors & ~passes[:, None, :]).any(2) & trees.used
