@@ -11,14 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec import attention
 from specdec.cache import LayerShape, ShapeProbe
 from specdec.support import layer_kinds
 
-NOT_THE_LAYERS = ("architectures", "auto_map", "quantization_config", "transformers_version", "dtype", "torch_dtype")
+NOT_THE_LAYERS = (  # what a config says beside the layers
+    *(key for key in PreTrainedConfig().to_dict() if key != "model_type"),
+    *(
+        "_name_or_path",
+        "auto_map",
+        "quantization_config",
+        "torch_dtype",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ),
+)
+NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 
 def layer_config(target: Any) -> dict[str, Any]:
@@ -28,13 +40,7 @@ def layer_config(target: Any) -> dict[str, Any]:
         hidden_size=target.hidden_size, intermediate_size=2 * target.hidden_size, num_attention_heads=2
     )
     described = {key: value for key, value in config.to_dict().items() if key not in NOT_THE_LAYERS}
-    described |= {
-        "num_hidden_layers": 1,
-        "vocab_size": 1,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+    described |= {"num_hidden_layers": 1, "vocab_size": 1}
     if described.get("layer_types"):
         described["layer_types"] = described["layer_types"][-1:]
     return described
@@ -46,7 +52,7 @@ def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
     Raises ValueError for families whose decoder has no `layers` and `norm`.
     """
     settings = copy.deepcopy(described)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings, **NO_TOKENS)
     decoder = AutoModel.from_config(config, attn_implementation="sdpa")
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or not hasattr(decoder, "norm"):
         raise ValueError(
