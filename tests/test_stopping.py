@@ -1,0 +1,176 @@
+"""When chains stop: the rule sees q before anything is drawn, each row on its own, and the law survives."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import specdec
+from drafters.small_model import SmallModel
+from specdec import TokenTree, Verdict
+from specdec.stopping import Adaptive, FixedLength, Stop, Threshold, make_stop
+from tests import models
+from tests.exact import KNOWN, exact, make
+
+STOPS = [{"length": 1}, {"threshold": 0.55}, {"acceptance": 0.5, "threshold": 0.55}]
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+@pytest.mark.parametrize("rule", ["token", "block", "naive"])
+def test_the_law_survives(stop, rule):
+    """Every outcome of whole generations. Some roots of this q pass a threshold of 0.55, some nodes do not."""
+    found = exact(KNOWN, make({"name": "small_model", "depth": 2, "stop": stop}, KNOWN), rule, tokens=3, rounds=None)
+    assert found.distance(KNOWN.plain(3)) < 1e-12
+    assert found.accepted > 0
+
+
+@dataclass
+class Asked(Stop):
+    """Notes what it is asked, and stops as told."""
+
+    answers: list[list[bool]]
+
+    def __post_init__(self):
+        self.q, self.depths = [], []
+
+    def __call__(self, q, depth):
+        self.q.append(q)
+        self.depths.append(depth)
+        return torch.tensor(self.answers[depth])
+
+
+def _first_tree(stop, rows=1, temperature=1.0):
+    """The tree of the first round, drafted by a tiny model."""
+    trees = []
+
+    class Watched(SmallModel):
+        def propose(self, state, chance):
+            trees.append(super().propose(state, chance))
+            return trees[-1]
+
+    model = specdec.load(models.shared("llama_gqa"))
+    drafter = Watched(models.similar(models.shared("llama_gqa")), depth=3, stop=stop)
+    prompts = models.prompts(*[4] * rows)
+    next(iter(specdec.stream(model, prompts, drafter=drafter, temperature=temperature, max_new_tokens=8)))
+    return trees[0]
+
+
+def test_a_rule_is_asked_before_each_draw_with_the_law_that_is_drawn_from():
+    stop = Asked([[False], [False], [True]])
+    tree = _first_tree(stop)
+    assert stop.depths == [0, 1, 2]
+    assert tree.parents.tolist() == [[-1, 0, 1]]
+    for depth, q in enumerate(stop.q[:2]):
+        assert torch.equal(q, tree.q[:, depth])
+
+
+def test_rows_stop_on_their_own():
+    tree = _first_tree(Asked([[False, True, False], [True, True, False], [True, True, True]]), rows=3)
+    assert tree.parents.tolist() == [[-1, 0, -1], [-1, -1, -1], [-1, 0, 1]]
+
+
+def test_where_all_rows_stop_at_once_nothing_is_drafted():
+    assert _first_tree(Asked([[True, True]]), rows=2).num_nodes == 1
+
+
+def test_at_temperature_0_a_rule_sees_the_law_of_temperature_1():
+    stop = Asked([[False], [True]])
+    _first_tree(stop, temperature=0.0)
+    assert stop.q[0].sum().item() == pytest.approx(1)
+    assert stop.q[0].amax() < 1
+
+
+@pytest.mark.parametrize("stop", [{"threshold": 0.02}, {"acceptance": 0.6, "threshold": 0.02}], ids=str)
+def test_a_row_is_the_same_alone_and_in_a_batch(stop):
+    model = models.shared("llama_gqa", torch.float64)
+    target, draft, prompts = specdec.load(model), specdec.load(models.similar(model)), models.prompts(7, 3, 5)
+    options = {"temperature": 1.0, "max_new_tokens": 20}
+    together = specdec.generate(target, prompts, drafter=SmallModel(draft, depth=5, stop=stop), **options)
+    lengths = {int((step.parents[0] >= 0).sum()) for step in together.steps}
+    assert len(lengths) > 1  # the rule does something here
+    for row, prompt in enumerate(prompts):
+        alone = specdec.generate(
+            target, [prompt], drafter=SmallModel(draft, depth=5, stop=stop), request_ids=[row], **options
+        )
+        assert torch.equal(together.tokens[row], alone.tokens[0])
+
+
+def _after(drafted, accepted):
+    """A state after rounds in which rows drafted and accepted so many tokens."""
+    tree = TokenTree.chain(torch.zeros(len(drafted), max(drafted) + 1, dtype=torch.long), torch.tensor(drafted))
+    verdict = Verdict(torch.zeros(len(drafted), 1), torch.tensor(accepted), torch.zeros(len(drafted)))
+    return _state(len(drafted), tree, verdict)
+
+
+def _state(rows, trees=None, verdict=None):
+    return SimpleNamespace(
+        last=SimpleNamespace(trees=trees, verdict=verdict), on_host=SimpleNamespace(live=[True] * rows)
+    )
+
+
+def test_an_adaptive_threshold_moves_towards_the_wanted_acceptance():
+    """Too little is accepted: draft less (the threshold rises). Too much: draft more. Rows don't know each other."""
+    stop = Adaptive(acceptance=0.5, threshold=0.4)
+    stop.round(_state(2))
+    for _ in range(50):
+        stop.round(_after([4, 4], [0, 4]))
+    assert stop.thresholds.tolist() == pytest.approx([0.45, 0.35])
+    stop.round(_state(2))
+    assert stop.thresholds.tolist() == [0.4, 0.4]  # another request
+
+
+def test_an_adaptive_threshold_comes_back_from_drafting_nothing():
+    stop = Adaptive(acceptance=0.9, threshold=1.0)
+    stop.round(_state(1))
+    before = stop.thresholds.item()
+    stop.round(_after([0], [0]))
+    assert stop.thresholds.item() < before
+
+
+def test_where_a_threshold_starts_is_forgotten():
+    """Tokens of top probability c are accepted with probability c. From both sides the threshold comes to one place, which is
+    higher where more is wanted."""
+
+    def settled(wanted, start):
+        stop, random = Adaptive(wanted, start), torch.Generator().manual_seed(0)
+        stop.round(_state(1))
+        for _ in range(1500):
+            confidence, coins = torch.rand(2, 6, generator=random)
+            confidence = confidence.sqrt()
+            unsure = (confidence < stop.thresholds.item()).tolist()
+            drafted = unsure.index(True) if True in unsure else 6
+            stop.round(_after([drafted], [int((coins < confidence)[:drafted].sum())]))
+        return stop.thresholds.item()
+
+    assert settled(0.75, 0.1) == pytest.approx(settled(0.75, 0.9), abs=0.05)
+    assert settled(0.9, 0.5) > settled(0.6, 0.5) + 0.1
+
+
+def test_rules_from_settings():
+    assert isinstance(make_stop({"length": 3}), FixedLength)
+    assert isinstance(make_stop({"threshold": 0.4}), Threshold)
+    assert make_stop({"acceptance": 0.8, "threshold": 0.3}).start == 0.3
+    assert make_stop(None) is None
+    assert FixedLength(2)(torch.ones(1, 3), 2).all()
+    assert not FixedLength(2)(torch.ones(1, 3), 1).any()
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        ({"threshold": 1.2}, "threshold must be a number between 0 and 1, got 1.2"),
+        ({"length": 0}, "length must be an integer >= 1, got 0"),
+        ({"acceptance": "high"}, "acceptance must be a number between 0 and 1, got 'high'"),
+        ({"treshold": 0.4}, "stop must be .*threshold: 0.4.*got {'treshold': 0.4}"),
+        (0.4, "stop must be"),
+    ],
+)
+def test_bad_settings_say_what_was_expected(stop, message):
+    with pytest.raises(ValueError, match=message):
+        SmallModel(KNOWN.draft, stop=stop)
+
+
+def test_a_stop_rule_is_for_chains():
+    with pytest.raises(ValueError, match="stop is for chains"):
+        SmallModel(KNOWN.draft, depth=2, branching=2, stop={"threshold": 0.4})
