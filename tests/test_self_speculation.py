@@ -34,7 +34,7 @@ def test_greedy_output_is_the_targets_own(name, kind, shape):
     plain = specdec.generate(target, prompts, drafter="none", max_new_tokens=16)
     ours = specdec.generate(target, prompts, drafter=DRAFTERS[kind](**SHAPES[shape]), max_new_tokens=16)
     assert all(torch.equal(a, b) for a, b in zip(plain.tokens, ours.tokens, strict=True))
-    assert ours.report.tau > 1.2  # parts of a target agree with it now and then
+    assert ours.report.tau > 1  # parts of a target agree with it now and then
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "mistral_window"])
