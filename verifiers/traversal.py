@@ -123,14 +123,14 @@ def itinerary(trees: TokenTree) -> list[tuple[Place, Tensor]]:
     on the shapes of the trees alone."""
     children: list[dict[int, list[int]]] = []
     for row in trees.parents.tolist():
-        below: dict[int, list[int]] = {}
+        family: dict[int, list[int]] = {}
         for node, parent in enumerate(row):
             if parent >= 0:
-                below.setdefault(parent, []).append(node)
-        children.append(below)
+                family.setdefault(parent, []).append(node)
+        children.append(family)
 
     def below(nodes: list[int]) -> list[list[int]]:
-        families = [family.get(node, []) for family, node in zip(children, nodes, strict=True)]
+        families = [row.get(node, []) for row, node in zip(children, nodes, strict=True)]
         width = max(map(len, families))
         return [[family[rank] if rank < len(family) else -1 for family in families] for rank in range(width)]
 
