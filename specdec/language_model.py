@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec import attention
 from specdec.cache import LayerShape, ShapeProbe
 from specdec.interfaces import Scores, Tap
-from specdec.part import Exit, lower, num_layers, upper, without
+from specdec.part import Exit, final_norm, lower, num_layers, upper, without
 from specdec.placement import Placement
 from specdec.support import layer_kinds, refuse_unsupported
 from specdec.tree import TokenTree
@@ -101,6 +102,10 @@ class TransformersLM:
         """The target's own embedding of tokens (..., d)."""
         return self.model.get_input_embeddings()(tokens)
 
+    def final_norm(self, stream: Tensor) -> Tensor:
+        """The tap "head" of a stream (..., d) that leaves a layer."""
+        return final_norm(self.model)(stream)
+
     @property
     def head_weight(self) -> Tensor:
         """(V, d) of the LM head."""
@@ -135,14 +140,15 @@ class TransformersLM:
         """The model without some sublayers. Raises ValueError for sets that leave nothing or name what is not there."""
         return Part(self, without(self.model, attention, mlp))
 
-    def lower(self, layer: int) -> "Part":
-        """The first `layer` layers, the final norm and the head. Trees that carry its states are scored from `layer` on.
+    def lower(self, layer: int, adapter: Module | None = None) -> "Part":
+        """The first `layer` layers, perhaps an adapter, the final norm and the head. Trees that carry its states are scored from
+        `layer` on.
 
         Raises ValueError for models whose upper layers, fed with saved states, give other logits than the whole.
         """
         if layer not in self._uppers:
             self._uppers[layer] = self._proven_upper(layer)
-        return Part(self, *lower(self.model, layer))
+        return Part(self, *lower(self.model, layer, adapter))
 
     # ------------------------------------------------------------------------------------------------------ the forward
 

@@ -17,21 +17,24 @@ from transformers import PreTrainedModel
 from specdec import attention
 
 ATTENTION = ("self_attn", "attn", "attention")  # what families call the sublayers of a layer
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 MLP = ("mlp", "feed_forward", "block_sparse_moe")
 
 
 class Exit(nn.Module):
-    """Stands behind the last layer of a lower part and remembers the stream that leaves it, before the final norm."""
+    """Stands behind the last layer of a lower part and remembers the stream that leaves it. What goes on to the final norm is
+    that stream, or what an adapter makes of it."""
 
-    def __init__(self, last: nn.Module) -> None:
+    def __init__(self, last: nn.Module, adapter: nn.Module | None) -> None:
         super().__init__()
+        self.adapter = adapter
         self.states = torch.empty(0)  # (B, n, d) of the latest pass
         if hasattr(last, "attention_type"):  # some families ask each layer for its mask
             self.attention_type = last.attention_type
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         self.states = hidden_states
-        return hidden_states
+        return hidden_states if self.adapter is None else self.adapter(hidden_states)
 
 
 class NoAttention(nn.Module):
@@ -74,11 +77,12 @@ def without(model: PreTrainedModel, no_attention: Collection[int], no_mlp: Colle
     return _with_layers(model, kept)
 
 
-def lower(model: PreTrainedModel, layer: int) -> tuple[PreTrainedModel, Exit]:
-    """The first `layer` layers, the final norm and the LM head; and where the stream that enters layer `layer` is found."""
+def lower(model: PreTrainedModel, layer: int, adapter: nn.Module | None = None) -> tuple[PreTrainedModel, Exit]:
+    """The first `layer` layers, an adapter if there is one, the final norm and the LM head; and where the stream that enters
+    layer `layer` is found."""
     _, layers = _find_layers(model)
     last = max(layer - 1, 0)
-    leave = Exit(layers[last])
+    leave = Exit(layers[last], adapter)
     return _with_layers(model, [*enumerate(layers[:layer]), (last, leave)]), leave
 
 
@@ -100,6 +104,15 @@ def check_own_layers(target: Any, drafter: str) -> None:
             f"{drafter} drafts with the target's own layers, and this target has {target.extra_layers} extra layers that change "
             "nothing: leaving them out would cost no agreement, a speed-up that says nothing. Load it with extra_layers=0"
         )
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """What stands between the last layer and the LM head."""
+    decoder = model.get_decoder()
+    found = [getattr(decoder, name) for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
+    if len(found) != 1:
+        raise ValueError(f"{type(decoder).__name__} has no final norm called {' or '.join(FINAL_NORMS)}")
+    return found[0]
 
 
 def num_layers(model: PreTrainedModel) -> int:

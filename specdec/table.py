@@ -137,7 +137,7 @@ class TableModel:
     def without(self, attention: Collection[int], mlp: Collection[int]) -> "TablePart":
         return TablePart(self)
 
-    def lower(self, layer: int) -> "TablePart":
+    def lower(self, layer: int, adapter: object = None) -> "TablePart":
         return TablePart(self)
 
 
