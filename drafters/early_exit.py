@@ -41,7 +41,7 @@ class ExitAdapter(Head):
         return cls(target.hidden_size, target.vocabulary, exit, width or 2 * target.hidden_size)
 
     def forward(self, stream: Tensor) -> Tensor:
-        return stream + self.out(F.silu(self.into(self.norm(stream))))
+        return stream + self.out(F.silu(self.into(self.norm(stream.to(self.norm.weight.dtype)))))
 
     def guesses(self, ids: Tensor, taps: Tensor, target: Any) -> list[Guess]:
         return [Guess(target.head(target.final_norm(self(taps[:, :, 0]))), 0)]
