@@ -12,10 +12,10 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo "variables:  PYTHON=$(PYTHON) (makes the environment; 3.11 or newer)  WORKERS=$(WORKERS) (test processes)"
 
-demo: $(INSTALLED)  ## decode with every drafter on the bundled models; print a table, draw the figures
+demo: $(INSTALLED)  ## decode with every drafter on the bundled models; print a table, write a report with figures
 	$(BIN)/python -m experiments.run -m experiment=demo
 	$(BIN)/python -m experiments.collect study=demo
-	$(BIN)/python -m experiments.plot study=demo
+	$(BIN)/python -m experiments.report study=demo
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -55,7 +55,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The same rows as text: titles, rounded numbers, each speed-up with its interval in one column."""
     shown: dict[str, list[str]] = {}
     for column in table.columns:
-        if column.endswith(("_low", "_high")):
+        if column.endswith(("_low", "_high")) or not (column in TITLES or column.startswith("speedup_")):
             continue
         if column.startswith("speedup_"):
             title = f"vs {column.removeprefix('speedup_')}"

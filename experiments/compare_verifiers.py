@@ -101,7 +101,7 @@ def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
 
 def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
     """Left: exact accepted lengths, mean over the tables, with the bound as a line. Right: tau per temperature."""
-    from experiments.figures import COLOURS, HATCHES, MARKERS, STYLE
+    from experiments.report.looks import COLOURS, HATCHES, MARKERS, STYLE
 
     names = [name for name in dict.fromkeys(exact["rule"]) if name != "bound"]
     looks = {name: (COLOURS[i % 8], HATCHES[i % 8], MARKERS[i % 8]) for i, name in enumerate(names)}

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.intervals import median_interval
+from experiments.frames import BIN
+from experiments.intervals import median_interval, pooled_interval
 from experiments.prompts import Prompt
 from experiments.ways import AGAIN, COLD, Ours, Sample, Way
 from specdec.drafted import Acceptance
@@ -31,10 +32,13 @@ class Played:
     turn: int = 0
 
 
-def measured(played: Sequence[Played], ways: Mapping[str, Way], sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything about a run's outcome that result.json holds.
+def measured(
+    played: Sequence[Played], ways: Mapping[str, Way], sampling: Mapping[str, Any], whole: pd.DataFrame
+) -> dict[str, Any]:
+    """Everything about a run's outcome that result.json holds. `whole`: what `rounds` made of it.
 
     ways: {NAME: {the numbers of `summary`, per_prompt: [...], speedup: {BASELINE: ...}, memory: {...}}}
+    by_category, by_position, offered_depths: the method's rounds, counted
     divergence: {BASELINE: ...} at temperature 0
     """
     from experiments.divergence import divergence
@@ -51,11 +55,13 @@ def measured(played: Sequence[Played], ways: Mapping[str, Way], sampling: Mappin
             name: {
                 **summary([one.samples[name] for one in played]),
                 "per_prompt": per_prompt(played, name),
+                "tau_interval": tau_interval(played, name),
                 "speedup": {other: speedup(played, name, other) for other in against.get(name, [])},
                 "memory": memory(way, [one.samples[name] for one in played]),
             }
             for name, way in ways.items()
         },
+        **parts(whole),
         "divergence": {name: divergence(played, target, name, plain) for name in baselines} if greedy else {},
     }
 
@@ -175,18 +181,20 @@ def per_prompt(played: Sequence[Played], way: str) -> list[dict[str, Any]]:
         blank = [None] * len(one.prompts)
         columns = zip(
             one.prompts,
+            one.given[way],
             sample.tokens,
             report.tau_per_row if report else blank,
             report.accepted_per_row if report else blank,
             strict=True,
         )
-        for prompt, tokens, tau, accepted in columns:
+        for prompt, given, tokens, tau, accepted in columns:
             rows.append(
                 {
                     "prompt": prompt.index,
                     "category": prompt.category,
                     "turn": one.turn,
                     "batch": one.batch,
+                    "prompt_tokens": len(given),
                     "tokens": len(tokens),
                     "tau": tau,
                     "accepted_per_round": accepted,
@@ -199,6 +207,19 @@ def per_prompt(played: Sequence[Played], way: str) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def tau_interval(played: Sequence[Played], way: str) -> dict[str, Any] | None:
+    """tau (micro) with its interval over prompts; None for ways that count no rounds."""
+    sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for one in played:
+        report = one.samples[way].report
+        if report is None:
+            return None
+        for prompt, tokens, tau in zip(one.prompts, one.samples[way].tokens, report.tau_per_row, strict=True):
+            sums[prompt.index][0] += len(tokens)
+            sums[prompt.index][1] += len(tokens) / tau
+    return pooled_interval(*zip(*sums.values(), strict=True))._asdict()
 
 
 def speedup(played: Sequence[Played], way: str, baseline: str) -> dict[str, Any]:
@@ -234,6 +255,22 @@ def rounds(study: str, run: str, label: str, played: Iterable[Played]) -> pd.Dat
         return pd.DataFrame(columns=COLUMNS)
     whole = pd.concat(frames, ignore_index=True)[COLUMNS]
     return whole.astype(dict.fromkeys(("study", "run", "label", "way", "category"), "category"))
+
+
+def parts(whole: pd.DataFrame) -> dict[str, Any]:
+    """The method's rounds by category, by position in the output (in bins of `BIN` tokens) and by the depth of the offered
+    tree: rounds, and sums of kept, reached and accepted."""
+    method = whole[whole["way"] == "method"]
+    by = {
+        "by_category": method.assign(category=method["category"].astype(str)).groupby("category", sort=True),
+        "by_position": method.assign(first=method["position"] // BIN * BIN).groupby("first"),
+        "offered_depths": method.groupby("depth"),
+    }
+    found = {}
+    for name, groups in by.items():
+        counted = groups[["kept", "reached", "accepted"]].sum().assign(rounds=groups.size())
+        found[name] = counted.reset_index().to_dict("records")
+    return found
 
 
 COUNTS = ["prompt", "category", "turn", "batch", "round", "live_rows", "position", "warm", "depth", "nodes", "reached"]

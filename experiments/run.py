@@ -97,15 +97,15 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         return None
     report = played[0].samples["method"].report
     assert report
+    frame = measures.rounds(identity["study"], identity["run"], settings["label"], played)
     certificate = attached(settings["drafter"], settings["verifier"], report)
     result = {
         **head,
         "status": "ok",
         "certificate": certificate,
-        **measures.measured(played, available, settings["sampling"]),
+        **measures.measured(played, available, settings["sampling"], frame),
     }
     result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *encoded[0])
-    frame = measures.rounds(identity["study"], identity["run"], settings["label"], played)
     records.write_rounds(folder / records.ROUNDS, frame)
     records.write_json(folder / records.RESULT, result)
     method = result["ways"]["method"]

@@ -1,4 +1,4 @@
-"""A study's runs, read back as frames. Jobs without a result are kept by name."""
+"""A study's runs, read back. Jobs without a result are kept by name. experiments/frames.py makes tables of the results."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from experiments.records import FAILED, RESULT, ROUNDS, STARTED
+from experiments.records import FAILED, RESULT, ROUNDS, SCHEMA_VERSION, STARTED
+
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Job:
 
     folder: Path
     overrides: list[str]
-    result: dict[str, Any] | None  # result.json
+    result: Result | None  # result.json
     trouble: str  # why there is none
 
     @property
@@ -37,20 +39,40 @@ class Study:
     jobs: list[Job]
 
     @property
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[Result]:
         return [job.result for job in self.jobs if job.measured and job.result]
 
-    def rounds(self) -> pd.DataFrame:
-        """rounds.parquet of every measured job, with the columns that tell the jobs apart."""
-        frames = []
+    @property
+    def notes(self) -> list[str]:
+        """A line for each job that has no measurement."""
+        found = []
         for job in self.jobs:
-            if job.measured and job.result:
-                frames.append(pd.read_parquet(job.folder / ROUNDS).assign(**_key(job.result)))
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            if not job.measured:
+                why = f"not applicable: {job.result['reason']}" if job.result else job.trouble
+                found.append(f"job {job.name} ({' '.join(job.overrides)}): {why}")
+        return found
+
+    def rounds(self) -> pd.DataFrame:
+        """rounds.parquet of every measured job, one below the other, with the name of its sweep."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        tables = []
+        for job in self.jobs:
+            if job.measured:
+                table = parquet.read_table(job.folder / ROUNDS)
+                sweep = pa.DictionaryArray.from_arrays(
+                    pa.array([0] * len(table), pa.int32()), pa.array([job.folder.parent.name])
+                )
+                tables.append(table.append_column("sweep", sweep))
+        if not tables:
+            return pd.DataFrame()
+        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
 
 
 def read(study: str, root: str = "multirun", sweep: str = "latest") -> Study:
-    """sweep: "latest", "all", or the name of one sweep's folder. Raises ValueError where nothing has run."""
+    """sweep: "latest", "all", or the name of one sweep's folder. Raises ValueError where nothing has run, and for results of
+    another schema version."""
     folder = Path(root) / study
     sweeps = sorted(path.name for path in folder.glob("*") if any(path.glob("*/.hydra")) or _is_job(path))
     if not sweeps:
@@ -79,10 +101,16 @@ def _jobs(sweep: Path) -> list[Path]:
 
 
 def _job(folder: Path) -> Job:
+    if (folder / RESULT).exists():
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if result["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(
+                f"{folder / RESULT} has schema version {result['schema_version']} and this code reads {SCHEMA_VERSION}: "
+                "run the study again, or read it with the version of the code that wrote it (its git commit is in the file)"
+            )
+        return Job(folder, result["overrides"], result, "")
     listed = folder / ".hydra" / "overrides.yaml"
     overrides = yaml.safe_load(listed.read_text()) if listed.exists() else []
-    if (folder / RESULT).exists():
-        return Job(folder, overrides, json.loads((folder / RESULT).read_text(encoding="utf-8")), "")
     if (folder / FAILED).exists():
         return Job(
             folder, overrides, None, "failed: " + json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"]
@@ -93,65 +121,3 @@ def _job(folder: Path) -> Job:
         None,
         "no result: killed, or still running" if (folder / STARTED).exists() else "never started",
     )
-
-
-def _key(result: dict[str, Any]) -> dict[str, Any]:
-    config = result["config"]
-    target, extra = config["target"]["name"], config["target"]["extra_layers"]
-    lossy = "" if result["ways"]["method"]["lossless"] else " (lossy)"
-    return {
-        "run": result["run"],
-        "target": f"{target} +{extra} layers" if extra else target,
-        "drafter": config["label"] + lossy,
-        "settings": " ".join(f"{key}={value}" for key, value in config["drafter"].items() if key != "_target_"),
-        "verifier": result["ways"]["method"]["verifier"],
-        "temperature": config["sampling"]["temperature"],
-        "batch": config["batch_size"],
-    }
-
-
-def table(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per run; speed-ups as median, low and high, against every baseline that any run has."""
-    rows = []
-    for result in results:
-        method = result["ways"]["method"]
-        row = _key(result) | {
-            "tau": method["tau"],
-            "acceptance_rate": method["acceptance_rate"],
-            "tokens_per_second": method["tokens_per_second"],
-        }
-        for name, ratio in result["ways"]["method"]["speedup"].items():
-            row |= {
-                f"speedup_{name}": ratio["median"],
-                f"speedup_{name}_low": ratio["low"],
-                f"speedup_{name}_high": ratio["high"],
-            }
-        differing = result["divergence"].get("none")
-        row |= {
-            "distinct_4grams": method["distinct_4grams"],
-            "diverging": differing["diverging"] if differing else None,
-            "law": result["certificate"]["verdict"],
-            "prompts": result["prompts"],
-        }
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def acceptance(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per run, depth and sibling rank: offered, reached, accepted."""
-    return pd.DataFrame(
-        [{**_key(result), **cell} for result in results for cell in result["ways"]["method"]["acceptance"]]
-    )
-
-
-def phases(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per run and phase: seconds, milliseconds per token, prompts."""
-    rows = []
-    for result in results:
-        method = result["ways"]["method"]
-        for phase, seconds in method["seconds"].items():
-            each = 1000 * seconds / max(1, method["tokens"])
-            rows.append(
-                {**_key(result), "phase": phase, "seconds": seconds, "ms_per_token": each, "prompts": result["prompts"]}
-            )
-    return pd.DataFrame(rows)

@@ -423,10 +423,11 @@ def test_a_drafter_that_learns_is_measured_cold_and_warm(tiny, monkeypatch):
         Played([Prompt(number, "", "all")], dict.fromkeys(available, ids), samples, number)
         for number, ((ids, _), samples) in enumerate(zip(batches, done, strict=True))
     ]
-    warm = measures.rounds("s", "0", "x", cases).groupby(["way", "batch"], observed=True)["warm"].all()
+    whole = measures.rounds("s", "0", "x", cases)
+    warm = whole.groupby(["way", "batch"], observed=True)["warm"].all()
     assert warm["method"].tolist() == [False, True]
     assert not warm["cold"].any()
-    found = measures.measured(cases, available, config["sampling"])
+    found = measures.measured(cases, available, config["sampling"], whole)
     assert found["learns"]
     assert set(found["ways"]["cold"]["speedup"]) == {"none"}
 

@@ -1,0 +1,1 @@
+"""A study's report: one HTML page, its figures and its tables."""

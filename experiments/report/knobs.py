@@ -1,0 +1,171 @@
+"""Speed-up and tau against what a study varies: a line joins runs that differ in that one thing only."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from experiments import frames
+from experiments.report.figures import INTERVALS, Drawn, _band, _ends, _n, _one
+from experiments.report.looks import called, legend, line_styles, named, panels
+
+Result = dict[str, Any]
+NAMES_ONLY = ("label", "study", "progress")  # of a configuration: what changes no number
+
+
+@dataclass(frozen=True)
+class Knob:
+    """Something that a study may vary. A run has it where `value` is a number."""
+
+    name: str
+    axis: str  # the axis label, with its unit
+    paths: tuple[str, ...]  # the settings that turn it, and what hangs below them
+    value: Callable[[Result], float | None]
+    log: bool = False
+
+
+def _draft_length(result: Result) -> float | None:
+    drafter = result["config"]["drafter"]
+    return drafter.get("length", drafter.get("depth"))
+
+
+def _cost_ratio(result: Result) -> float | None:
+    """Seconds of one plain pass of the target / seconds of drafting per round of the method."""
+    method, plain = result["ways"]["method"], result["ways"].get("none")
+    drafting = method["seconds"]["draft"] / max(1, method["rounds"])
+    if plain is None or drafting <= 0 or method["drafter"] == "none":
+        return None
+    return plain["seconds"]["score"] / plain["rounds"] / drafting
+
+
+def _context(result: Result) -> float:
+    return float(pd.Series([entry["prompt_tokens"] for entry in result["ways"]["method"]["per_prompt"]]).median())
+
+
+KNOBS = (
+    Knob("batch size", "batch size (prompts)", ("batch_size",), lambda r: r["config"]["batch_size"], log=True),
+    Knob("draft length", "draft length (tokens)", ("drafter.length", "drafter.depth"), _draft_length),
+    Knob(
+        "nodes",
+        "drafted nodes per round (mean)",
+        ("drafter.nodes", "drafter.branching", "drafter.depth", "drafter.length", "drafter.tree"),
+        lambda r: r["ways"]["method"]["nodes_per_round"],
+    ),
+    Knob(
+        "cost ratio",
+        "one plain pass of the target / one round's drafting (seconds)",
+        ("target.extra_layers",),
+        _cost_ratio,
+        log=True,
+    ),
+    Knob("context", "prompt length (tokens, median)", ("prompts",), _context, log=True),
+    Knob(
+        "drafter size",
+        "weights that the drafter adds (MiB)",
+        ("drafter.model", "drafter.heads"),
+        lambda r: r["ways"]["method"]["memory"]["drafter_weights"] / 2**20,
+        log=True,
+    ),
+)
+
+
+def flat(settings: Any, path: str = "") -> dict[str, Any]:
+    """{"drafter.length": 4, ...}"""
+    if not isinstance(settings, dict):
+        return {path: settings}
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
+def lines(results: Iterable[Result], knob: Knob) -> pd.DataFrame:
+    """Rows of `frames.table` with `x`, the knob's value, and `line`, which joins runs that differ in nothing else; only lines of
+    two values or more."""
+    rows, kept = [], []
+    for result in results:
+        x = knob.value(result)
+        if x is None or result["ways"]["method"]["drafter"] == "none":
+            continue
+        settings = {
+            path: value
+            for path, value in flat(result["config"]).items()
+            if path not in NAMES_ONLY and not _under(path, knob.paths)
+        }
+        turned = {path: value for path, value in flat(result["config"]).items() if _under(path, knob.paths)}
+        base = _without(result["config"]["label"], knob.paths)
+        rows.append((x, json.dumps([base, settings], sort_keys=True), json.dumps(turned, sort_keys=True), base))
+        kept.append(result)
+    if not rows:
+        return pd.DataFrame()
+    table = frames.table(kept)
+    lossy = table["drafter"].str.endswith(" (lossy)").map({True: " (lossy)", False: ""})
+    table["x"], table["line"], table["turned"], base = zip(*rows, strict=True)
+    table["drafter"] = pd.Series(base, index=table.index) + lossy
+    table = table[table.groupby("line")["turned"].transform("nunique") > 1]
+    return table.sort_values(["line", "x"], kind="stable")
+
+
+def _under(path: str, above: tuple[str, ...]) -> bool:
+    return any(path == one or path.startswith(f"{one}.") for one in above)
+
+
+def _without(label: str, paths: tuple[str, ...]) -> str:
+    """The label without the settings that the knob turns, which run.py appends as " key=value"."""
+    keys = {path.rpartition(".")[2] for path in paths}
+    return " ".join(word for word in label.split(" ") if word.partition("=")[0] not in keys or "=" not in word)
+
+
+def drawn(results: list[Result], baseline: str, noise: Any = None) -> dict[str, Drawn]:
+    """A figure for each knob that the study turns."""
+    found = {}
+    for knob in KNOBS:
+        table = lines(results, knob)
+        if len(table) and not (knob.name == "nodes" and _only_length(table)):
+            found[f"against_{knob.name.replace(' ', '_')}"] = _draw(table, knob, baseline, noise)
+    return found
+
+
+def _only_length(table: pd.DataFrame) -> bool:
+    """Whether nothing but the draft length differs: then its own figure says it."""
+    shapes = table["turned"].map(json.loads)
+    others = shapes.map(
+        lambda s: json.dumps({k: v for k, v in s.items() if k not in ("drafter.length", "drafter.depth")})
+    )
+    return bool((others.groupby(table["line"]).transform("nunique") < 2).all())
+
+
+def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
+    figure, (left, right) = panels(1, 2, 2.9)
+    names = named(
+        table, without=("batch",) if knob.name == "batch size" else ("target",) if knob.name == "cost ratio" else ()
+    )
+    looks = line_styles(names)
+    for _, part in table.groupby("line", sort=False):
+        name = names[part.index[0]]
+        middle, low, high = _ends(part, f"speedup_{baseline}")
+        error = [(middle - low).fillna(0), (high - middle).fillna(0)]
+        left.errorbar(part["x"], middle, error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
+        error = [(part["tau"] - part["tau_low"]).fillna(0), (part["tau_high"] - part["tau"]).fillna(0)]
+        right.errorbar(part["x"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
+    _one(left, noise)
+    left.set_ylabel(f"speed-up over {called(baseline)}")
+    right.set_ylabel("τ (tokens per round, bonus included)")
+    for axis in (left, right):
+        if knob.log and table["x"].min() > 0 and table["x"].max() / table["x"].min() > 4:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if knob.name == "batch size":
+            axis.set_xticks(sorted(table["x"].unique()))
+            axis.minorticks_off()
+    figure.supxlabel(knob.axis, fontsize=8.5)
+    legend(figure, [left])
+    unit = "batches of prompts" if knob.name == "batch size" else "prompts"
+    return Drawn(
+        figure,
+        f"Against {knob.name}",
+        f"Speed-up over {called(baseline)} ({INTERVALS.replace('prompts', unit)}) and block efficiency (pooled) against the {knob.axis}; "
+        f"a line joins runs that differ in nothing else. n = {_n(table)} prompts.{_band(noise, baseline)}",
+    )

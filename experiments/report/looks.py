@@ -1,0 +1,131 @@
+"""How figures look: for print, for colour-blind readers, and in grey.
+
+Colours are Okabe and Ito's; markers, line styles and hatches tell the same apart without them. A figure has no title: its caption
+says what it shows, with units and n.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
+STYLE = {
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "hatch.linewidth": 0.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+WIDTH = 6.4  # inches: a page's text
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure and what stands below it."""
+
+    figure: Figure
+    title: str
+    caption: str
+
+
+def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of the page's width; `height` is that of one row, in inches."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def line_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+    """Colour, marker and line by name; beyond eight names other pairs of colour and marker."""
+    found = {}
+    for number, name in enumerate(dict.fromkeys(names)):
+        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+        found[name] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": marker,
+            "linestyle": LINES[number % len(LINES)],
+        }
+    return found
+
+
+def bar_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+    return {
+        name: {
+            "color": COLOURS[i % len(COLOURS)],
+            "hatch": HATCHES[i % len(HATCHES)],
+            "edgecolor": "white",
+            "linewidth": 0.4,
+        }
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> None:
+    """One legend for all panels, below them."""
+    found = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if found:
+        with matplotlib.rc_context(STYLE):
+            columns = columns or (2 if max(map(len, found)) > 26 else 3 if max(map(len, found)) > 14 else 4)
+            figure.legend(found.values(), found, ncols=columns, loc="outside lower center")
+
+
+def named(frame: pd.DataFrame, without: Iterable[str] = ()) -> pd.Series:
+    """What a run is called in a figure: its drafter, with the target, verifier, batch and temperature that tell it apart from
+    others of that name."""
+    words = {
+        "target": lambda value: f"on {value}",
+        "verifier": str,
+        "batch": lambda value: f"batch {value}",
+        "temperature": lambda value: f"T = {value:g}",
+    }
+    names = frame["drafter"].astype(str)
+    for column, word in words.items():
+        if column in without or column not in frame:
+            continue
+        varying = frame.groupby("drafter")[column].transform("nunique") > 1
+        names = names.where(~varying, names + ", " + frame[column].map(word))
+    return names
+
+
+def wrapped(name: str, width: int = 30) -> str:
+    return fill(name, width)
+
+
+def span(values: pd.Series | Sequence[Any]) -> str:
+    """ "8", or "4 to 8"."""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def called(baseline: str) -> str:
+    """What a baseline is called in sentences."""
+    return {
+        "none": "plain decoding",
+        "transformers": "transformers' generate",
+        "assisted": "transformers' assisted generation",
+        "prompt_lookup": "transformers' prompt lookup",
+    }.get(baseline, baseline)
