@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from specdec.features import FeatureDrafter, FeatureHead
-from specdec.one_layer import layer_config
+from specdec.heads import EMBEDDING, LM_HEAD, Published
+from specdec.one_layer import layer_config, published_layer
 from specdec.shape import FEW_VARIANTS
 from specdec.stopping import Stop
 
@@ -41,6 +42,22 @@ class EagleHead(FeatureHead):
         head = cls(layer_config(target), target.vocabulary, bias)
         head.steps = steps
         return head
+
+    @classmethod
+    def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
+        """EAGLE-1 and 2: the config of one layer, `bias` (of fc; true if it is not said), keys that are ours. The target's
+        embedding and LM head may lie beside them."""
+        if not {"hidden_size", "vocab_size"} <= set(config) or {"draft_vocab_size", "speculators_config"} & set(config):
+            return None
+        if not any(name.startswith("fc.") for name in weights):  # an ordinary model
+            return None
+        shared = tuple(name for name in (EMBEDDING, LM_HEAD) if name in weights)
+        settings = {
+            "layer": published_layer(config),
+            "vocabulary": config["vocab_size"],
+            "bias": config.get("bias", True),
+        }
+        return Published(settings, weights, shared=shared)
 
     def fuse(self, taps: Tensor) -> Tensor:
         return taps[:, :, -1]

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specdec import speculators
 from specdec.features import FeatureDrafter, FeatureHead
+from specdec.heads import EMBEDDING, Published, renamed
 from specdec.interfaces import Tap
-from specdec.one_layer import layer_config
+from specdec.one_layer import layer_config, published_layer
 from specdec.shape import FEW_VARIANTS
 from specdec.stopping import Stop
 
@@ -26,15 +28,23 @@ RENAMED = {  # ours -> the published checkpoints'
 
 
 class Beside(nn.Module):
-    """The norm before attention, which here puts the embedding beside the state: (B, T, d) -> (B, T, 2d)."""
+    """The norm before attention, which here puts the embedding beside the state: (B, T, d) -> (B, T, 2d).
 
-    def __init__(self, norm: nn.Module) -> None:
+    The layer adds its output to what comes in here: the state as it is, or (before_residual) the state that is normed already.
+    """
+
+    def __init__(self, norm: nn.Module, before_residual: bool) -> None:
         super().__init__()
         self.embedding, self.hidden = copy.deepcopy(norm), copy.deepcopy(norm)
+        self.before_residual = before_residual
         self.embeddings: Tensor | None = None  # of the coming pass
 
+    def enter(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
+        self.embeddings = embeddings
+        return self.hidden(hidden) if self.before_residual else hidden
+
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.cat([self.embedding(self.embeddings), self.hidden(hidden)], -1)
+        return torch.cat([self.embedding(self.embeddings), hidden if self.before_residual else self.hidden(hidden)], -1)
 
 
 class Eagle3Head(FeatureHead):
@@ -42,22 +52,35 @@ class Eagle3Head(FeatureHead):
     to target ids), t2d (which target ids it knows).
 
     layer  the target's config for one layer, from `specdec.one_layer.layer_config`
-    taps   three layers whose entering states it reads; stored, never worked out again
+    taps   three layers whose entering states it reads; stored, never worked out again. None in a published file that does not
+           say them: then `default_taps` of the first target that it meets
+    norm_before_residual, norm_before_fc   whether the state is normed before the layer adds to it, and the taps before
+           they are fused (input_norm.weight): no in the paper, often yes in heads trained with `speculators`
     """
 
     kind = "eagle3"
     d2t: Tensor
     t2d: Tensor
 
-    def __init__(self, layer: dict[str, Any], vocabulary: int, draft_vocabulary: int, taps: Sequence[Tap]) -> None:
+    def __init__(
+        self,
+        layer: dict[str, Any],
+        vocabulary: int,
+        draft_vocabulary: int,
+        taps: Sequence[Tap] | None,
+        norm_before_residual: bool = False,
+        norm_before_fc: bool = False,
+    ) -> None:
         super().__init__()
         self.settings = {
             "layer": layer,
             "vocabulary": vocabulary,
             "draft_vocabulary": draft_vocabulary,
-            "taps": list(taps),
+            "taps": None if taps is None else list(taps),
+            "norm_before_residual": norm_before_residual,
+            "norm_before_fc": norm_before_fc,
         }
-        self.vocabulary, self.taps = vocabulary, tuple(taps)
+        self.vocabulary, self.taps = vocabulary, tuple(taps or ())
         self._build(layer)
         attention = self.layer.get_submodule("self_attn")
         for name in ("q_proj", "k_proj", "v_proj"):
@@ -69,8 +92,13 @@ class Eagle3Head(FeatureHead):
                 )
             setattr(attention, name, nn.Linear(2 * self.hidden_size, narrow.out_features, narrow.bias is not None))
         norm = self.layer.get_submodule("input_layernorm")
-        self.layer.input_layernorm = Beside(norm)
-        self.fc = nn.Linear(len(self.taps) * self.hidden_size, self.hidden_size, bias=False)
+        self.layer.input_layernorm = Beside(norm, norm_before_residual)
+        width = (len(self.taps) or 3) * self.hidden_size
+        self.fc = nn.Linear(width, self.hidden_size, bias=False)
+        self.input_norm: nn.Module | None = None
+        if norm_before_fc:
+            self.input_norm = copy.deepcopy(norm)
+            self.input_norm.weight = nn.Parameter(torch.ones(width))
         self.norm = copy.deepcopy(norm)
         self.lm_head = nn.Linear(self.hidden_size, draft_vocabulary, bias=False)
         self.register_buffer("d2t", torch.zeros(draft_vocabulary, dtype=torch.long))
@@ -100,32 +128,96 @@ class Eagle3Head(FeatureHead):
             head.lm_head.weight.copy_(target.head_weight[kept])
         return head
 
+    @classmethod
+    def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
+        """The native layout (a Llama-style config of one layer with `draft_vocab_size`) and that of `speculators`."""
+        if "speculators_model_type" in config or "speculators_config" in config:
+            config = speculators.flattened(config)
+        elif "draft_vocab_size" not in config:
+            return None
+        if unable := [why for key, why in speculators.NOT_HERE.items() if config.get(key)]:
+            raise ValueError(f"the head {' and '.join(unable)}, which is not supported here")
+        layer, vocabulary = published_layer(config), config.get("vocab_size")
+        if vocabulary is None:
+            raise ValueError("the config lacks vocab_size, the target's vocabulary")
+        if config.get("target_hidden_size") not in (None, layer["hidden_size"]):
+            raise ValueError(
+                f"the head is {layer['hidden_size']} wide and its target {config['target_hidden_size']}; here both are the same"
+            )
+        size = vocabulary if config["draft_vocab_size"] is None else config["draft_vocab_size"]
+        if size == vocabulary:  # the tables may be left out
+            weights = {"d2t": torch.zeros(size, dtype=torch.long), "t2d": torch.ones(size, dtype=torch.bool), **weights}
+        check_tables(weights, vocabulary, size)
+        norms = {key: bool(config.get(key, False)) for key in ("norm_before_residual", "norm_before_fc")}
+        settings = {"layer": layer, "vocabulary": vocabulary, "draft_vocabulary": size, "taps": published_taps(config)}
+        native = any(name.startswith("midlayer.") for name in weights)
+        shared = (EMBEDDING,) if EMBEDDING in weights else ()
+        return Published({**settings, **norms}, weights, {} if native else speculators.NAMES, shared)
+
+    def to_speculators(self, verifier: str, architectures: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        norms = {key: self.settings[key] for key in ("norm_before_residual", "norm_before_fc")}
+        dtype = str(self.fc.weight.dtype).removeprefix("torch.")
+        sizes = (self.vocabulary, len(self.d2t))
+        config = speculators.written(self.settings["layer"], *sizes, self.taps, verifier, architectures, norms, dtype)
+        return config, {renamed(name, speculators.NAMES): weight for name, weight in self.weights().items()}
+
+    def meet(self, target: Any) -> None:
+        if not self.taps:
+            self.taps = default_taps(target)
+            self.settings["taps"] = list(self.taps)
+        layers = getattr(getattr(target, "config", None), "num_hidden_layers", None)
+        if layers is not None and any(isinstance(tap, int) and not 0 <= tap <= layers for tap in self.taps):
+            raise ValueError(f"the eagle3 head reads layers {list(self.taps)}, the target has {layers}")
+
     @property
     def kept(self) -> Tensor:
         """(V',) target ids of its own tokens."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
     def fuse(self, taps: Tensor) -> Tensor:
-        return self.fc(taps.flatten(2))
+        fused = taps.flatten(2)
+        return self.fc(fused if self.input_norm is None else self.input_norm(fused))
 
     def enter(self, embeddings: Tensor, features: Tensor) -> Tensor:
         beside = self.layer.input_layernorm
         assert isinstance(beside, Beside)
-        beside.embeddings = embeddings
-        return features
+        return beside.enter(embeddings, features)
 
     def logits(self, features: Tensor, target: Any) -> Tensor:
         return self.lm_head(self.norm(features))
 
     def weights(self) -> dict[str, Tensor]:
-        return {published(name): weight for name, weight in self.state_dict().items()}
+        return {renamed(name, RENAMED): weight for name, weight in self.state_dict().items()}
 
 
-def published(name: str) -> str:
-    for ours, theirs in RENAMED.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
+def published_taps(config: Mapping[str, Any]) -> list[Tap] | None:
+    """The layers whose entering states a published config names: as such (vLLM's convention), or, under `eagle_config`, the layers
+    whose outputs they are (SGLang's convention). None where it names none. Raises ValueError for any but three."""
+    named, outputs = config.get("eagle_aux_hidden_state_layer_ids"), config.get("eagle_config") or {}
+    if not named and outputs.get("eagle_aux_hidden_state_layer_ids"):
+        named = [layer + 1 for layer in outputs["eagle_aux_hidden_state_layer_ids"]]
+    if not named:
+        return None
+    if len(named) != 3:
+        raise ValueError(f"eagle_aux_hidden_state_layer_ids names {len(named)} layers ({named}), expected three")
+    return list(named)
+
+
+def check_tables(weights: Mapping[str, Tensor], vocabulary: int, size: int) -> None:
+    """Raise ValueError unless d2t leads to `size` different tokens of the target, those that t2d marks. What is missing or has
+    another shape is told elsewhere."""
+    d2t, t2d = weights.get("d2t"), weights.get("t2d")
+    if d2t is None or d2t.shape != (size,):
+        return
+    ids = d2t.long() + torch.arange(size)
+    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary or len(ids.unique()) < size:
+        raise ValueError(f"d2t does not lead to {size} different tokens in 0 .. {vocabulary - 1}")
+    if (
+        t2d is not None
+        and t2d.shape == (vocabulary,)
+        and t2d.bool().nonzero().flatten().tolist() != ids.sort().values.tolist()
+    ):
+        raise ValueError("d2t and t2d disagree about which tokens the head knows")
 
 
 def default_taps(target: Any) -> tuple[Tap, ...]:

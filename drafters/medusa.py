@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from specdec import Drafter, LanguageModel, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
-from specdec.heads import Guess, Head, check_target, has_state, last_states, random_head, static_tree
+from specdec.heads import Guess, Head, Published, check_target, has_state, last_states, random_head, static_tree
 from specdec.sampling import top
 
 
@@ -55,6 +55,18 @@ class MedusaHeads(Head, nn.ModuleList):
             for head in made:
                 head.get_parameter(f"{blocks}.weight").copy_(target.head_weight)
         return made
+
+    @classmethod
+    def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
+        """Medusa's own layout, whose keys are ours: `medusa_num_heads`, `medusa_num_layers`. Sizes are those of the weights."""
+        if "medusa_num_heads" not in config:
+            return None
+        heads, blocks = int(config["medusa_num_heads"]), int(config.get("medusa_num_layers", 1))
+        out = weights.get(f"0.{blocks}.weight")
+        if out is None or out.dim() != 2:
+            raise ValueError(f"no matrix 0.{blocks}.weight, the last map of the first of {heads} Medusa heads")
+        sizes = {"hidden_size": out.shape[1], "vocabulary": out.shape[0]}
+        return Published({**sizes, "heads": heads, "blocks": blocks}, weights)
 
     def forward(self, states: Tensor) -> Tensor:
         """states (..., d) -> logits (K, ..., V)."""

@@ -142,6 +142,10 @@ class FeatureDrafter(Drafter):
     def cache_bytes(self) -> int:
         return self._place.cache.nbytes if self._place.cache is not None else 0
 
+    def meet(self, target: Any) -> None:
+        self.heads.meet(target)
+        self.taps = self.heads.taps
+
     def begin(self, target: Any, state: State) -> None:
         check_target(self.heads, target)
         target.check_head()

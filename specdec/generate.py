@@ -133,6 +133,7 @@ class Run:
         lengths = [len(prompt) for prompt in prompts]
         tokens = right_padded(prompts, max(lengths) + request.max_new_tokens, device)
         target.open(len(prompts), request.slots)
+        self.drafter.meet(target)
         before, taps = self.clock.now(), None
         if max(lengths) > 1:
             counts = torch.tensor(lengths) - 1

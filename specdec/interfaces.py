@@ -161,6 +161,9 @@ class Drafter(ABC):
         """
         return cls(**arguments)
 
+    def meet(self, target: Any) -> None:
+        """Once per generate, before the prefill: settle `taps`, where they depend on the target."""
+
     def begin(self, target: Any, state: State) -> None:
         """Once per generate, after the prefill: check the vocabulary, forget other requests. `law` and `chain` are final
         afterwards. Raise ValueError to refuse the target."""

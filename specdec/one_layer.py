@@ -10,8 +10,9 @@ import copy
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec import attention
@@ -39,6 +40,29 @@ def layer_config(target: Any) -> dict[str, Any]:
     config = getattr(target, "config", None) or LlamaConfig(
         hidden_size=target.hidden_size, intermediate_size=2 * target.hidden_size, num_attention_heads=2
     )
+    return _of_one_layer(config)
+
+
+def published_layer(described: dict[str, Any]) -> dict[str, Any]:
+    """The same of the config.json of a published head, which has one layer. Raises ValueError for what it does not say, or
+    says wrong."""
+    layers, family = described.get("num_hidden_layers", 1), described.get("model_type", "llama")
+    if layers != 1:
+        raise ValueError(f"the config has num_hidden_layers {layers}, and heads have one layer")
+    missing = [key for key in ("hidden_size", "intermediate_size", "num_attention_heads") if described.get(key) is None]
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}")
+    if family not in CONFIG_MAPPING:
+        raise ValueError(f"the config's model_type {family!r} is none that transformers knows")
+    known = {*CONFIG_MAPPING[family]().to_dict(), "rope_theta", "rope_scaling"} - {"model_type", "vocab_size"}
+    try:
+        config = AutoConfig.for_model(family, **{key: value for key, value in described.items() if key in known})
+    except StrictDataclassError as error:
+        raise ValueError(f"the config is none of a {family} layer: {error}") from None
+    return _of_one_layer(config)
+
+
+def _of_one_layer(config: Any) -> dict[str, Any]:
     described = {key: value for key, value in config.to_dict().items() if key not in NOT_THE_LAYERS}
     described |= {"num_hidden_layers": 1, "vocab_size": 1}
     if described.get("layer_types"):

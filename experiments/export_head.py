@@ -1,0 +1,71 @@
+"""A trained EAGLE-3 head -> the `speculators` layout, so that it can be served elsewhere.
+
+python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=meta-llama/Llama-3.1-8B-Instruct
+
+The embedding is not written: who serves the head takes the target's, as we do. `heads` may be any folder that the drafter eagle3
+takes, so that native checkpoints are converted too.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from experiments import options
+from specdec.heads import CONFIG, Head, place_of, read_folder, write_folder
+from specdec.plugins import build, names
+
+
+@dataclass
+class Export:
+    """python -m experiments.export_head heads=FOLDER output=FOLDER verifier=NAME_OR_PATH: a head in the speculators layout."""
+
+    heads: str = MISSING
+    output: str = MISSING
+    verifier: str = (
+        MISSING  # the target that the head was trained for: a hub id or a folder, as the server will know it
+    )
+
+
+def export(heads: str, output: str | Path, verifier: str) -> Head:
+    """Raises ValueError for a head, or something of it, that the layout has no place for."""
+    config, _ = read_folder(place_of(heads))
+    kind = config.get("specdec_head", "eagle3")
+    if kind not in names("drafter"):
+        raise ValueError(f"{heads} holds a head of the unknown kind {kind!r}")
+    head: Head = build("drafter", {"name": kind, "heads": heads}).heads
+    write_folder(output, *head.to_speculators(verifier, architectures(verifier, head)))
+    return head
+
+
+def architectures(verifier: str, head: Head) -> list[str]:
+    """Those that the target's config names, where it is a folder here; then its sizes are compared too."""
+    place = Path(verifier).expanduser() / CONFIG
+    if not place.is_file():
+        return []
+    described = json.loads(place.read_text())
+    described = {**described, **described.get("text_config", {})}
+    for key, size in {"hidden_size": head.hidden_size, "vocab_size": head.vocabulary}.items():
+        if described.get(key) != size:
+            raise ValueError(
+                f"the head was trained for a {key} of {size}, the verifier {verifier} has {described.get(key)}"
+            )
+    return list(described.get("architectures") or [])
+
+
+def main() -> None:
+    wanted = options.parse(Export)
+    try:
+        head = export(wanted.heads, wanted.output, wanted.verifier)
+    except ValueError as error:
+        sys.exit(str(error))
+    left = [key for key in head.notes if key != "trained_for"]
+    print(f"{wanted.output}: {head.kind} in the speculators layout, for {wanted.verifier}")
+    if left:
+        print(f"the layout has no place for what training measured, which stays behind: {', '.join(left)}")
+
+
+if __name__ == "__main__":
+    main()
