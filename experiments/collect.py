@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import options, studies
+from experiments import frames, options, studies
 
 TITLES = {
     "run": "run",
@@ -61,7 +61,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             title = f"vs {column.removeprefix('speedup_')}"
             ends = table[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False)
             shown[title] = [_speedup(*values) for values in ends]
-        elif column != "batch" or table["batch"].nunique() > 1:
+        elif column in TITLES and (column != "batch" or table["batch"].nunique() > 1):
             shown[TITLES[column]] = [_text(value, DECIMALS.get(column, "{:.2f}")) for value in table[column]]
     return pd.DataFrame(shown)
 
@@ -105,7 +105,7 @@ def markdown(table: pd.DataFrame) -> str:
 def collect(study: studies.Study, folder: Path | None = None) -> tuple[pd.DataFrame, list[str]]:
     """The table and one line per job that has no place in it; both written into the study's folder."""
     folder = folder or study.folder
-    table = studies.table(study.results)
+    table = frames.table(study.results)
     notes = []
     for job in study.jobs:
         if not job.measured:

@@ -87,14 +87,17 @@ def heat_map(acceptance: Frame) -> Drawn:
     """Accepted / reached per depth and sibling rank, a panel per run that drafts."""
     runs, left_out = _first_runs(acceptance)
     columns = min(3, len(runs))
-    deepest, widest = int(acceptance["depth"].max()), int(acceptance["rank"].max()) + 1
-    height = 0.75 + 0.27 * min(deepest, 16)
+    often = acceptance[acceptance["reached"] >= FEW]  # deeper down there is nothing to read
+    deepest = int((often if len(often) else acceptance)["depth"].max())
+    acceptance = acceptance[acceptance["depth"] <= deepest]
+    widest = int(acceptance["rank"].max()) + 1
+    height = 0.75 + 0.22 * min(deepest, 12)
     figure, axes = panels(-(-len(runs) // columns), columns, height, sharex=False, sharey=True)
     shown = None
     for axis, (name, part) in zip(axes, runs, strict=False):
         rate = np.full((deepest, widest), np.nan)
         for cell in part.itertuples():
-            if cell.reached:
+            if cell.reached and cell.depth <= deepest:
                 rate[cell.depth - 1, cell.rank] = cell.accepted / cell.reached
                 if cell.reached >= FEW and widest <= 6:
                     value = rate[cell.depth - 1, cell.rank]
@@ -127,7 +130,7 @@ def heat_map(acceptance: Frame) -> Drawn:
         figure,
         "Acceptance per depth and sibling rank",
         f"Share of the drafted nodes that were accepted among those reached (whose parent was accepted), n = {span(reached)} "
-        f"reached nodes per run. Numbers where at least {FEW} were reached; blank: never reached.{left_out}",
+        f"reached nodes per run. Numbers where at least {FEW} were reached; blank: never reached. Depths at which no run reached {FEW} are left out.{left_out}",
     )
 
 
@@ -187,7 +190,7 @@ def accepted_lengths(lengths: Frame) -> Drawn:
 def tau_against_temperature(table: Frame) -> Drawn:
     """Left tau, right how repetitive the output was."""
     figure, (left, right) = panels(1, 2, 2.8)
-    names = named(table, without=("temperature",))
+    names = named(table, without=("temperature", *(["verifier"] if _follows(table) else [])))
     looks = line_styles(names)
     for name, part in table.groupby(names, sort=False):
         part = part.sort_values("temperature")
@@ -196,8 +199,8 @@ def tau_against_temperature(table: Frame) -> Drawn:
             part["temperature"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name]
         )
         right.plot(part["temperature"], 100 * part["distinct_4grams"], **looks[name])
-    left.set(xlabel="temperature", ylabel="τ (tokens per round, bonus included)")
-    right.set(xlabel="temperature", ylabel="distinct 4-grams in the output (%)", ylim=(0, 102))
+    left.set(xlabel="temperature", ylabel="τ (tokens per round)")
+    right.set(xlabel="temperature", ylabel="distinct 4-grams (%)", ylim=(0, 102))
     legend(figure, [left])
     return Drawn(
         figure,
@@ -205,6 +208,13 @@ def tau_against_temperature(table: Frame) -> Drawn:
         f"Block efficiency, all prompts pooled with 95% bootstrap intervals, and the share of distinct 4-grams of the same outputs: loops "
         f"flatter every drafter, so that τ means little where the share is small. n = {_n(table)} prompts.",
     )
+
+
+def _follows(table: Frame) -> bool:
+    """Whether each method has one rule per temperature, such as `auto` picks, so that the rule need not tell lines apart."""
+    return not table.duplicated(
+        [column for column in ("target", "drafter", "settings", "temperature", "batch") if column in table]
+    ).any()
 
 
 def tau_by_position(parts: Frame, width: int) -> Drawn:
