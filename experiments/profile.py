@@ -1,0 +1,112 @@
+"""What forward passes cost on this machine: time against nodes, batch and context, for a target and a draft model. Saved as JSON,
+which `experiments.report` predicts speed-ups from, and drawn.
+
+python -m experiments.profile
+python -m experiments.profile target=MODEL draft=null "nodes=[1,8,64]" "batches=[1,8]" "contexts=[128,2048]"
+"""
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments import options
+
+
+@dataclass
+class Profile:
+    """python -m experiments.profile: measure forward passes, write and draw them."""
+
+    target: str = "demo"
+    draft: str | None = "demo-draft"  # null: none
+    extra_layers: list[int] = field(default_factory=lambda: [0])  # of the target, each profiled
+    nodes: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 32, 64])  # scored in a pass, the root included
+    batches: list[int] = field(default_factory=lambda: [1, 4])
+    contexts: list[int] = field(default_factory=lambda: [64, 192, 384])  # committed tokens before the pass
+    dtype: str | None = None  # the checkpoint's
+    repeats: int = 20
+    threads: int | None = None
+    output: str = "outputs/profile"
+
+
+def measure(wanted: Profile) -> list[dict[str, Any]]:
+    """One row per model, nodes, batch and context: median seconds of a pass. The sizes of a tree take turns."""
+    from experiments.forward_times import forward_times
+    from experiments.progress import bar
+    from experiments.report.prediction import target_name
+    from experiments.ways import load
+
+    models = {
+        target_name({"name": wanted.target, "extra_layers": more}): load(
+            wanted.target, dtype=wanted.dtype, **({"extra_layers": more} if more else {})
+        )
+        for more in wanted.extra_layers
+    }
+    if wanted.draft:
+        models[wanted.draft] = load(wanted.draft, dtype=wanted.dtype)
+    rows: list[dict[str, Any]] = []
+    sizes = list(itertools.product(models.items(), wanted.batches, wanted.contexts))
+    with bar("forward passes", len(sizes)) as advance:
+        for (name, model), batch, context in sizes:
+            if context + max(wanted.nodes) > model.context:
+                raise ValueError(
+                    f"a context of {context} and {max(wanted.nodes)} nodes pass the {model.context} positions of {name}; give "
+                    "smaller contexts"
+                )
+            found = forward_times(model, context, wanted.nodes, batch, wanted.repeats)
+            rows += [
+                {"model": name, "nodes": nodes, "batch": batch, "context": context, "seconds": seconds}
+                for nodes, seconds in found.items()
+            ]
+            advance()
+    return rows
+
+
+def draw(times: pd.DataFrame, machine: str) -> Any:
+    """A panel per model: milliseconds against nodes, a line per batch and context."""
+    from experiments.report.looks import Drawn, legend, line_styles, panels
+
+    models = list(times["model"].unique())
+    figure, axes = panels(1, len(models), 2.9)
+    times = times.assign(
+        line=[f"batch {b}, context {c}" for b, c in zip(times["batch"], times["context"], strict=True)]
+    )
+    looks = line_styles(times["line"])
+    for axis, model in zip(axes, models, strict=True):
+        for name, part in times[times["model"] == model].groupby("line", sort=False):
+            axis.plot(part["nodes"], 1000 * part["seconds"], label=str(name), **looks[name])
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="nodes scored in a pass", title=model, ylim=(0, None))
+    axes[0].set_ylabel("time of a pass (ms)")
+    legend(figure, axes[:1])
+    return Drawn(figure, "Forward passes", f"Median time of a forward pass on {machine}, tree and root together.")
+
+
+def main() -> None:
+    import torch
+    from transformers.utils import logging
+
+    from experiments.records import surroundings, write_json
+    from experiments.report.page import write_figures
+
+    wanted = options.parse(Profile)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if wanted.threads:
+        torch.set_num_threads(wanted.threads)
+    times, where = measure(wanted), surroundings()
+    folder = Path(wanted.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
+    write_json(path, {"config": vars(wanted), **where, "times": times})
+    machine = where["machine"]
+    named = f"{machine['gpu'] or machine['cpu']}, {where['threads']} threads"
+    write_figures({"profile": draw(pd.DataFrame(times), named)}, folder)
+    print(path, folder / "profile.png", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
