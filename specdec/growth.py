@@ -8,6 +8,7 @@ Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes, C candid
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -212,41 +213,75 @@ def ranked(logits: Tensor, score: Score, state: State, depth: int, width: int, n
 def static(logits: Tensor, score: Score, state: State, shape: RankTree) -> Grown:
     """A tree whose ranks are fixed beforehand: each node takes the token of its rank at its parent (EAGLE-1 2401.15077, Medusa
     2401.10774). Only nodes with children are scored. Nothing is drawn: DET."""
-    device, laws = logits.device, Laws(state)
+    laws, plan = Laws(state), _plan(shape, logits.device)
     inner = TokenTree.root(state.roots)  # nodes with children, in the drafter's own numbers
-    rows = len(logits)
-    numbers: dict[tuple[int, ...], int] = {(): 0}
-    level: list[tuple[int, ...]]
-    first, level = 0, [()]  # the nodes of the level that have children
-    tokens, scored = [state.roots[:, None]], [0]
-    expanded = {path[:-1] for path in shape.paths}
-    for depth in range(1, shape.depth + 1):
-        children = [path for path in shape.paths if len(path) == depth]
-        best = top(laws(logits, inner, first).flatten(0, 1), shape.ranks_needed[depth - 1]).view(rows, len(level), -1)
-        above = torch.tensor([level.index(path[:-1]) for path in children], device=device)
-        drawn = best[:, above, torch.tensor([path[-1] for path in children], device=device)]
+    rows, first = len(logits), 0
+    tokens = [state.roots[:, None]]
+    for level in plan.levels:
+        q = laws(logits, inner, first)
+        best = top(q.flatten(0, 1), level.ranks_needed).view(*q.shape[:2], -1)
+        drawn = best[:, level.above, level.ranks]
         tokens.append(drawn)
-        scored += [-1] * len(children)
-        if depth == shape.depth:
+        if level is plan.levels[-1]:
             break
-        level = [path for path in children if path in expanded]
-        going_on = [index for index, path in enumerate(children) if path in expanded]
         first = inner.num_nodes
-        parents = torch.tensor([numbers[path[:-1]] for path in level], device=device).expand(rows, -1)
-        for offset, (path, index) in enumerate(zip(level, going_on, strict=True)):
-            numbers[path] = first + offset
-            scored[len(scored) - len(children) + index] = first + offset
-        inner = inner.grow(drawn[:, going_on], parents)
+        inner = inner.grow(drawn[:, level.going_on], level.parents.expand(rows, -1))
         logits = score(inner, first)
-    fits = (torch.tensor(shape.depths, device=device) < state.room[:, None]) & state.live[:, None]
-    below = torch.where(fits, torch.tensor(shape.parents, device=device), -1)
+    fits = (plan.depths < state.room[:, None]) & state.live[:, None]
     tree = TokenTree(
         torch.cat(tokens, 1),
-        torch.cat([torch.full_like(tokens[0], -1), below], 1),
+        torch.cat([torch.full_like(tokens[0], -1), torch.where(fits, plan.parents, -1)], 1),
         levels=shape.depth,
         shape_is_known=True,
     )
-    return Grown(tree, torch.tensor(scored, device=device).expand(rows, -1))
+    return Grown(tree, plan.scored.expand(rows, -1))
+
+
+class Level(NamedTuple):
+    """One level of a static tree: c children, of which e have children themselves."""
+
+    ranks_needed: int
+    above: Tensor  # (c,) each child's parent among the nodes of the level before that have children
+    ranks: Tensor  # (c,)
+    going_on: Tensor  # (e,) which of the children have children
+    parents: Tensor  # (e,) number of their parent in the drafter's own cache
+
+
+class Plan(NamedTuple):
+    """What a static tree asks for at each level, on the device: worked out once."""
+
+    levels: list[Level]
+    depths: Tensor  # (N - 1,) of each node
+    parents: Tensor  # (N - 1,)
+    scored: Tensor  # (N,) number in the drafter's cache, -1: not scored
+
+
+@lru_cache(16)
+def _plan(shape: RankTree, device: torch.device) -> Plan:
+    def put(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=device)
+
+    expanded = {path[:-1] for path in shape.paths}
+    numbers: dict[tuple[int, ...], int] = {(): 0}  # of the nodes that are scored
+    levels: list[Level] = []
+    before: list[tuple[int, ...]] = [()]
+    for depth in range(1, shape.depth + 1):
+        children = [path for path in shape.paths if len(path) == depth]
+        going_on = [path for path in children if path in expanded]
+        for path in going_on:
+            numbers[path] = len(numbers)
+        levels.append(
+            Level(
+                shape.ranks_needed[depth - 1],
+                put([before.index(path[:-1]) for path in children]),
+                put([path[-1] for path in children]),
+                put([children.index(path) for path in going_on]),
+                put([numbers[path[:-1]] for path in going_on]),
+            )
+        )
+        before = going_on
+    scored = [0, *(numbers.get(path, -1) for path in shape.paths)]
+    return Plan(levels, put(shape.depths), put(shape.parents), put(scored))
 
 
 class Candidates(NamedTuple):

@@ -16,12 +16,14 @@ Path = tuple[int, ...]
 class RankTree:
     """Paths of ranks, sorted by depth and then by rank; each path's parent is there too. The root is not counted.
 
-    Raises ValueError for a path without its parent, an empty path or a negative rank.
+    Raises ValueError for no paths, a path without its parent, an empty path or a negative rank.
     """
 
     paths: tuple[Path, ...]
 
     def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("a static tree needs at least one path of ranks, such as [0], the best token")
         known = set(self.paths)
         if len(known) != len(self.paths):
             raise ValueError("a static tree names each path once")
@@ -60,7 +62,7 @@ class RankTree:
         open_paths: list[tuple[float, int, Path]] = [(-float(accuracies[0][0]), 1, (0,))]
         while open_paths and len(chosen) < nodes:
             worth, depth, path = heapq.heappop(open_paths)
-            if worth == 0:
+            if worth == 0 and chosen:  # never right; a tree has one node at least
                 break
             chosen.append(path)
             rank = path[-1]
