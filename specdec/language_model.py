@@ -130,6 +130,20 @@ class TransformersLM:
                 f"state (they differ by {difference:.3g}), so a head that shares it would draft from another law"
             )
 
+    def tapped(self, hidden_states: tuple[Tensor, ...], taps: tuple[Tap, ...]) -> Tensor:
+        """(B, N, T, d) of what transformers hands out: the stream entering each layer, then the LM head's input.
+
+        Raises ValueError for layers that the model does not have.
+        """
+        layers = len(hidden_states) - 1
+        lacking = [str(tap) for tap in taps if tap != "head" and not (isinstance(tap, int) and 0 <= tap < layers)]
+        if lacking:
+            raise ValueError(
+                f"the states entering layers {', '.join(lacking)} of {self.name} were asked for, which has {layers} layers (0 to "
+                f'{layers - 1}, then "head"); heads read the layers of the target that they were trained for'
+            )
+        return torch.stack([hidden_states[-1 if tap == "head" else tap] for tap in taps], 2)  # type: ignore[index]
+
     # -------------------------------------------------------------------------------------------------- parts that draft
 
     @property
@@ -167,7 +181,7 @@ class TransformersLM:
             logits = logits[:, logits_to_keep]
         if not taps:
             return logits, None
-        return logits, torch.stack([out.hidden_states[-1 if tap == "head" else tap] for tap in taps], 2)
+        return logits, self.tapped(out.hidden_states, taps)
 
     def _resume(self, layer: int, states: Tensor, positions: Tensor, masks: Any) -> Tensor:
         """Logits (B, N, V) from the stream (B, N, d) that enters `layer`; the layers below have written their slots."""

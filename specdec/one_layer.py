@@ -77,7 +77,7 @@ def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
     """
     settings = copy.deepcopy(described)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings, **NO_TOKENS)
-    decoder = AutoModel.from_config(config, attn_implementation="sdpa")
+    decoder = AutoModel.from_config(config)  # with SDPA, or eager attention where the family knows no other
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or not hasattr(decoder, "norm"):
         raise ValueError(
             f"{type(decoder).__name__} has no `layers` and `norm`, so a single layer of it cannot be taken; heads of one "
@@ -122,7 +122,7 @@ class Unrolled(Cache):
         return sum(keys.shape[2] for keys in self.keys) + query_length, 0
 
     def mask(self, length: int, config: Any, device: torch.device) -> Tensor:
-        """(1, 1, length, S) bool, for the coming pass of `length` tokens."""
+        """(1, 1, length, S), for the coming pass of `length` tokens: bool, or additive for eager attention."""
         kind, passes = layer_kinds(config)[0], len(self.keys)
         sizes = [*(keys.shape[2] for keys in self.keys), length]
         query = torch.arange(length, device=device)[:, None]
@@ -133,4 +133,7 @@ class Unrolled(Cache):
             if kind.size is not None:
                 visible = visible & kind.reaches(query + passes, key + number)
             seen.append(visible)
-        return torch.cat(seen, 1)[None, None]
+        mask = torch.cat(seen, 1)[None, None]
+        if config._attn_implementation == "eager":
+            return torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
+        return mask
