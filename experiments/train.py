@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+from accelerate import PartialState
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -118,7 +119,7 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
     if config.target is None:
         raise ValueError("a head is trained for a target: give target=demo, a folder or a hub id")
     recipe, lm = config.drafter, load(config.target, device=device)
-    if config.samples.share and lm.tokenizer is None:
+    if lm.tokenizer is None:
         raise ValueError(f"{config.target} has no tokenizer, so there is no text to train on")
     _, training, held_out = text(config, lm.tokenizer)
     set_seed(config.seed)
@@ -128,11 +129,12 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
     head = instantiate(recipe.head, target=lm, **more).to(device)
     teacher = Teacher(lm, head.taps)
     windows = mixed(config, lm, training, folder)
-    lesson = (
-        Cached(teacher, windows, config.cache_batches, folder / "states")
-        if config.cache_batches
-        else teacher.on_the_fly(windows)
-    )
+    with processes(device).main_process_first():  # what one has put on disk, the others only read
+        lesson = (
+            Cached(teacher, windows, config.cache_batches, folder / "states")
+            if config.cache_batches
+            else teacher.on_the_fly(windows)
+        )
 
     def loss_of(step: int) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16):
@@ -149,9 +151,11 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
         lambda head: build("drafter", {"name": name, **settings(recipe), "heads": head}),
         device,
     )
-    fit_recipe(config, folder, head, loss_of, lambda: validation(head))
+    if not fit_recipe(config, folder, head, loss_of, lambda: validation(head)):
+        return
     # Measured once more on all windows: the table is what static trees are built from.
-    table = accuracies(head, teacher, validation.lessons(config.evaluate_windows), recipe.temperature, device)
+    lessons = validation.lessons(max(1, config.evaluate_windows // 8))
+    table = accuracies(head, teacher, lessons, recipe.temperature, device)
     head.to(torch.bfloat16).save(folder / "head", accuracies=table, temperature=recipe.temperature, trained_for=lm.name)
     console.print(f"written to {folder / 'head'}; drafter={name} drafter.heads={folder / 'head'}")
 
@@ -163,9 +167,18 @@ def mixed(config: DictConfig, lm: TransformersLM, training: Stream, folder: Path
     if not own:
         return lambda step: training.windows(recipe.context, recipe.batch, config.seed + 1, step)
     place = Path(chosen.folder) if chosen.folder else folder / "samples"
-    rows = sample(
-        lm, training, place, chosen.rows, recipe.context, chosen.prompt, chosen.temperatures, chosen.batch, config.seed
-    )
+    with processes(lm.device.type).main_process_first():  # what one has put on disk, the others only read
+        rows = sample(
+            lm,
+            training,
+            place,
+            chosen.rows,
+            recipe.context,
+            chosen.prompt,
+            chosen.temperatures,
+            chosen.batch,
+            config.seed,
+        )
 
     def windows(step: int) -> np.ndarray:
         parts = [rows.windows(recipe.context, own, config.seed, step)]
@@ -192,15 +205,23 @@ def settings(recipe: DictConfig) -> dict[str, Any]:
 
 
 def run(config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any) -> None:
-    fit_recipe(config, folder, model, loss_of, evaluate)
+    if not fit_recipe(config, folder, model, loss_of, evaluate):
+        return
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     console.print(f"written to {folder / 'model'}")
 
 
-def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any, evaluate: Any) -> None:
-    recipe = config.drafter
-    with logger(config) as report:
+def processes(device: str) -> PartialState:
+    """Who of the processes of a launcher this is. Asked before anything is put on a device, so that "cuda" is its own."""
+    return PartialState(cpu=torch.device(device).type == "cpu")
+
+
+def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any, evaluate: Any) -> bool:
+    """Train. True in the one process that writes results; others only share its work."""
+    recipe, device = config.drafter, next(model.parameters()).device
+    writes = processes(device.type).is_main_process
+    with logger(config if writes else None) as report:
         log = fit(
             model,
             loss_of,
@@ -214,7 +235,9 @@ def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any,
             title=config.title,
             report=report,
         )
-    curves(log, folder / "training.png", config.title)
+    if writes:
+        curves(log, folder / "training.png", config.title)
+    return writes
 
 
 RECIPES = {"target": train_target, "small_model": train_small_model}  # any other recipe says which `head` it trains
@@ -223,6 +246,7 @@ RECIPES = {"target": train_target, "small_model": train_small_model}  # any othe
 @hydra.main(version_base="1.3", config_path="../conf/train", config_name="train")
 def main(config: DictConfig) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    processes(device)
     RECIPES.get(config.title, train_head)(config, Path(config.output), device)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
@@ -62,7 +62,9 @@ def fit(
     existing checkpoint is continued from. Returns the log. Under `accelerate launch` each process takes its own batches, and
     gradients are averaged.
     """
-    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    # Layer dropout leaves some weights out of a step.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu", kwargs_handlers=[unused])
     # Wrapping moves nothing on one process; on several, gradients meet in the backward pass.
     objective = accelerator.prepare(Objective(model, loss_of))
     schedules = [get_linear_schedule_with_warmup(optimizer, warmup, steps) for optimizer in optimizers]
@@ -129,8 +131,8 @@ def checkpoint(model: nn.Module, optimizers: list[torch.optim.Optimizer], folder
     save_file(state, fresh / "optimizers.safetensors")
     (fresh / "log.json").write_text(json.dumps(log, indent=1))
     old = folder / "checkpoint.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
+    if place.exists():  # if not, a kill came between the two renames below, and the old one is all there is
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(place, old)
     os.replace(fresh, place)
     shutil.rmtree(old, ignore_errors=True)

@@ -5,6 +5,7 @@ Letters: B windows, T tokens, K taps, d hidden size, V vocabulary.
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,10 +42,12 @@ class Teacher:
 
     @torch.no_grad()
     def states(self, ids: Tensor) -> Tensor:
-        """(B, T, stored taps, d) in the target's own precision."""
+        """(B, T, stored taps, d) in the target's own precision, also where training autocasts: as decoding will see them,
+        and the same whether they are cached or not."""
         decoder = self.target.model.get_decoder()
-        hidden = decoder(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-        return torch.stack([hidden[-1 if tap == "head" else tap] for tap in self.stored], 2)
+        with torch.autocast(ids.device.type, enabled=False):
+            hidden = decoder(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        return self.target.tapped(hidden, self.stored)
 
     def lesson(self, ids: Tensor, states: Tensor) -> Lesson:
         return Lesson(ids, states[:, :, : len(self.taps)], states[:, :, self.stored.index("head")])
@@ -78,7 +81,12 @@ class Cached:
         console.print(f"states of {steps} batches of {first.shape} tokens: {size / 1e9:.2f} GB in {folder}")
         free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
         self.filled = folder / "filled.json"
-        described: dict[str, Any] = {"shape": list(shape), "taps": list(teacher.stored), "target": teacher.target.name}
+        described: dict[str, Any] = {
+            "shape": list(shape),
+            "taps": list(teacher.stored),
+            "target": teacher.target.name,
+            "text": zlib.crc32(first.tobytes()),  # of the first batch: another seed or text is seen by it
+        }
         done = 0
         if self.filled.exists():
             found = json.loads(self.filled.read_text())

@@ -10,9 +10,10 @@ Entry = dict[str, float]
 
 
 @contextmanager
-def logger(config: DictConfig) -> Iterator[Callable[[Entry], None]]:
-    """Hands out what takes each entry of the log. `config.wandb` names a project; null is off. WANDB_MODE=offline works."""
-    if not config.wandb:
+def logger(config: DictConfig | None) -> Iterator[Callable[[Entry], None]]:
+    """Hands out what takes each entry of the log. `config.wandb` names a project; null is off. WANDB_MODE=offline works.
+    None: of several processes, this one does not report."""
+    if config is None or not config.wandb:
         yield lambda entry: None
         return
     import wandb
