@@ -6,10 +6,18 @@ Each is built in well under a second and has no trained weights. V = 97 tokens, 
 import copy
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import transformers as hf
 from transformers import PreTrainedModel
+
+from drafters.eagle import EagleHead
+from drafters.eagle3 import Eagle3Head
+from drafters.hydra_heads import HydraHeads
+from drafters.medusa import MedusaHeads
+from specdec.heads import Head, random_head
+from specdec.language_model import TransformersLM
 
 VOCABULARY, CONTEXT, WINDOW = 97, 64, 5
 COMMON = {
@@ -137,6 +145,14 @@ def shared(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return build(name, dtype)
 
 
+def long_llama(context: int = 1024, **settings: Any) -> PreTrainedModel:
+    """Two layers, and room for long texts."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = {**GROUPED, "num_hidden_layers": 2, "max_position_embeddings": context, **settings}
+        return sharpened(hf.LlamaForCausalLM(hf.LlamaConfig(**config)))
+
+
 def similar(model: PreTrainedModel, noise: float = 0.1, seed: int = 1) -> PreTrainedModel:
     """A copy with noise on its weights: a draft model that is right about as often as it is wrong."""
     other, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
@@ -152,3 +168,33 @@ def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
     """Random token ids, one list per length."""
     random = torch.Generator().manual_seed(seed)
     return [torch.randint(VOCABULARY, (length,), generator=random).tolist() for length in lengths]
+
+
+@cache
+def lm(name: str, dtype: torch.dtype = torch.float32) -> TransformersLM:
+    """A shared model as a target."""
+    return TransformersLM(shared(name, dtype), name=name)
+
+
+def _eagle3(target: TransformersLM) -> Eagle3Head:
+    frequency = torch.randn(target.vocabulary, generator=torch.Generator().manual_seed(3))
+    return Eagle3Head.for_target(target, draft_vocabulary=target.vocabulary * 2 // 3, frequency=frequency)
+
+
+HEADS: dict[str, Callable[[TransformersLM], Head]] = {
+    "medusa": lambda target: MedusaHeads.for_target(target, heads=3, blocks=2),
+    "hydra_heads": lambda target: HydraHeads.for_target(target, heads=3),
+    "eagle": EagleHead.for_target,
+    "eagle3": _eagle3,  # two thirds of the target's tokens, not the first ones
+}
+CHAINS: dict[str, dict[str, Any]] = {  # of the best tokens
+    "medusa": {"branching": [1, 1, 1]},
+    "hydra_heads": {"depth": 3, "draw": "topk"},
+    "eagle": {"depth": 3, "draw": "topk"},
+    "eagle3": {"depth": 3, "draw": "topk"},
+}
+
+
+def head(kind: str, target: TransformersLM, spread: float = 0.2) -> Head:
+    """A fresh head with random weights, the same at every call."""
+    return random_head(lambda: HEADS[kind](target), target.dtype, spread)
