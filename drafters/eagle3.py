@@ -166,7 +166,7 @@ class Eagle3Head(FeatureHead):
             self.taps = default_taps(target)
             self.settings["taps"] = list(self.taps)
         layers = getattr(getattr(target, "config", None), "num_hidden_layers", None)
-        if layers is not None and any(isinstance(tap, int) and not 0 <= tap <= layers for tap in self.taps):
+        if layers is not None and any(isinstance(tap, int) and not 0 <= tap < layers for tap in self.taps):
             raise ValueError(f"the eagle3 head reads layers {list(self.taps)}, the target has {layers}")
 
     @property

@@ -263,9 +263,17 @@ def test_a_head_of_another_target_is_refused(kind):
 
 
 def test_layers_that_the_target_lacks_are_named():
+    """What leaves the last layer enters none: transformers hands it out with the final norm only."""
+    lm("llama_gqa").open(1, 8)
+    for tap in (3, -1, "tail"):
+        with (
+            torch.inference_mode(),
+            pytest.raises(ValueError, match=rf"entering layers {tap} of llama_gqa .* has 3 layers"),
+        ):
+            lm("llama_gqa").read(torch.tensor([[1, 2]]), torch.tensor([2]), taps=(1, tap))
     target = lm("llama_gqa")
     made = Eagle3(Eagle3Head.for_target(target, taps=(1, 5, 9)))
-    with pytest.raises(ValueError, match=r"layers? 5.*has 3"):
+    with pytest.raises(ValueError, match=r"layers \[1, 5, 9\], the target has 3"):
         specdec.generate(target, prompts(5), drafter=made, max_new_tokens=4)
 
 
@@ -432,6 +440,17 @@ def test_the_greedy_tree_is_the_best_of_all(seed):
         assert worth(accuracies, tree.paths) == pytest.approx(best_by_force(accuracies, nodes), abs=1e-12)
 
 
+def test_the_greedy_tree_is_made_of_what_training_measured():
+    """Without a table, of a usual one."""
+    head = models.head("medusa", lm("llama_gqa"))
+    usual: Any = build("drafter", {"name": "medusa", "heads": head, "nodes": 5})
+    assert usual.tree.nodes == 5
+    head.notes = {"accuracies": [[0.9, 0.01], [0.9, 0.01], [0.9, 0.01]]}
+    measured: Any = build("drafter", {"name": "medusa", "heads": head, "nodes": 3})
+    assert measured.tree.paths == ((0,), (0, 0), (0, 0, 0))
+    assert measured.chain
+
+
 def test_a_greedy_tree_stops_where_nothing_is_ever_right():
     assert RankTree.greedy([[0.5, 0.0], [0.4, 0.2]], 10).paths == ((0,), (0, 0), (0, 1))
     assert RankTree.greedy([[0.0, 0.0]], 3).paths == ((0,),)  # a head that is never right still drafts its best
@@ -471,12 +490,10 @@ def test_bad_static_trees(make, message):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("medusa", {}, "no table of accuracies"),
         ("medusa", {"tree": [[0]], "branching": [1]}, "not both"),
         ("medusa", {"branching": [1, 1, 1, 1]}, "4 deep, the medusa head guesses 3"),
         ("hydra_heads", {"depth": 4}, "depth is 4, and there are 3 heads"),
         ("eagle", {"draw": "ranked", "tree": [[0]]}, "draw='static'"),
-        ("eagle", {"draw": "static"}, "no table of accuracies"),
         ("eagle", {"depth": 2, "draw": "static", "tree": [[0], [0, 0], [0, 0, 0]]}, "3 deep"),
     ],
 )
