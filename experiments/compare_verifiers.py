@@ -4,6 +4,7 @@ python -m experiments.compare_verifiers
 python -m experiments.compare_verifiers folder=outputs/rules prompts=24
 """
 
+import itertools
 import math
 import sys
 from dataclasses import dataclass, field
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import options
+from experiments.intervals import pooled_interval
 
 SHAPES: dict[str, dict[str, Any]] = {
     "chain of 3": {"depth": 3, "draw": "wor"},
@@ -70,7 +73,8 @@ def on_tables() -> pd.DataFrame:
 
 
 def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
-    """Columns: temperature, drafts, rule, tau. Trees of five levels, two children on the first two."""
+    """Columns: temperature, drafts, rule, tau (all prompts pooled) and its 95% bootstrap interval over prompts. Trees of five
+    levels, two children on the first two."""
     import specdec
     from experiments.prompts import read
     from specdec.plugins import build
@@ -95,8 +99,35 @@ def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
                 except specdec.Refused:
                     continue
                 drafts = title.replace(" 2 x 2", "").replace(" of 3", "")
-                rows.append({"temperature": temperature, "drafts": drafts, "rule": rule, "tau": out.report.tau})
+                kept = np.sum([step.kept for step in out.steps], 0)
+                rounds = np.sum([step.live for step in out.steps], 0)
+                tau = pooled_interval(kept, rounds)
+                found = {"tau": tau.median, "low": tau.low, "high": tau.high}
+                rows.append({"temperature": temperature, "drafts": drafts, "rule": rule, **found})
     return pd.DataFrame(rows)
+
+
+ORDERS = (
+    ["naive", "rrs_wr", "traversal", "bound"],
+    ["naive", "rrs_wor", "traversal", "bound"],
+    ["token", "block", "bound"],
+)
+
+
+def out_of_order(exact: pd.DataFrame) -> list[str]:
+    """Where a rule that should accept no more than another accepts more: naive <= rrs <= traversal <= bound on sampled trees,
+    token <= block <= bound on chains. Deterministic siblings promise no such order."""
+    found = []
+    for (tables, drafts), part in exact.groupby(["tables", "drafts"], sort=False):
+        accepted = dict(zip(part["rule"], part["accepted"], strict=True))
+        for order in ORDERS:
+            present = [rule for rule in order if rule in accepted]
+            for weaker, stronger in itertools.pairwise(present):
+                if accepted[weaker] > accepted[stronger] + 1e-9 and "top" not in str(drafts):
+                    found.append(
+                        f"{tables}, {drafts}: {weaker} {accepted[weaker]:.6f} > {stronger} {accepted[stronger]:.6f}"
+                    )
+    return found
 
 
 def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
@@ -120,17 +151,23 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
                 left = place - 0.4 + (number + 0.5) * width
                 axes[0].bar(left, mean[shape, name], width, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
             axes[0].hlines(mean[shape, "bound"], place - 0.45, place + 0.45, color="black", linewidth=1.4)
-        axes[0].set_xticks(range(len(shapes)), [shape.replace(" 2 x 2", "\n2 x 2") for shape in shapes], fontsize=7)
+        axes[0].set_xticks(range(len(shapes)), [shape.replace(" ", "\n", 2) for shape in shapes], fontsize=6.5)
         axes[0].set(ylabel="accepted drafted tokens per round", title="exact, table models; line: bound for any rule")
         for axis, temperature in zip(axes[1:], panels, strict=True):
             part = measured[measured["temperature"] == temperature]  # type: ignore[index]
             shapes = list(dict.fromkeys(part["drafts"]))
-            for name in names:
-                points = part[part["rule"] == name]
-                places = [shapes.index(shape) for shape in points["drafts"]]
-                axis.plot(places, points["tau"], looks[name][2], color=looks[name][0], alpha=0.9)
+            for shape, points in part.groupby("drafts", sort=False):
+                for number, point in enumerate(points.itertuples()):
+                    place = shapes.index(shape) + 0.7 * ((number + 0.5) / len(points) - 0.5)  # side by side
+                    reach = None if point.low is None else [[point.tau - point.low], [point.high - point.tau]]
+                    colour, _, marker = looks[point.rule]
+                    axis.errorbar(
+                        place, point.tau, reach, fmt=marker, color=colour, markersize=4.5, elinewidth=0.8, capsize=1.5
+                    )
             axis.set_xticks(range(len(shapes)), [shape.replace(" ", "\n") for shape in shapes], fontsize=7)
-            axis.set(title=f"measured, T = {temperature:g}", ylabel="tau (bonus included)")
+            axis.set(title=f"measured, T = {temperature:g}")
+        if panels:
+            axes[1].set_ylabel("tau (bonus included), 95% bootstrap interval")
         handles = [axes[0].scatter([], [], color=looks[n][0], marker=looks[n][2], label=n) for n in names]
         figure.legend(handles=handles, fontsize=7, ncols=math.ceil(len(names) / 2), loc="outside lower center")
     return figure
@@ -146,6 +183,12 @@ def main() -> None:
     exact = on_tables()
     exact.to_csv(folder / "exact.csv", index=False)
     print(exact.pivot_table(index=["tables", "drafts"], columns="rule", values="accepted", sort=False).round(4))
+    wrong = out_of_order(exact)
+    print(
+        "\n".join(["out of order:", *wrong])
+        if wrong
+        else "naive <= rrs <= traversal <= bound, token <= block <= bound: all hold"
+    )
     try:
         measured = on_a_real_pair(wanted)
     except ValueError as error:
