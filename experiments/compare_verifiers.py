@@ -151,7 +151,11 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
                 left = place - 0.4 + (number + 0.5) * width
                 axes[0].bar(left, mean[shape, name], width, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
             axes[0].hlines(mean[shape, "bound"], place - 0.45, place + 0.45, color="black", linewidth=1.4)
-        axes[0].set_xticks(range(len(shapes)), [shape.replace(" 2 x 2", "\n2 x 2").replace("without ", "without\n") for shape in shapes], fontsize=6.5)
+        axes[0].set_xticks(
+            range(len(shapes)),
+            [shape.replace(" 2 x 2", "\n2 x 2").replace("without ", "without\n") for shape in shapes],
+            fontsize=6.5,
+        )
         axes[0].set(ylabel="accepted drafted tokens per round", title="exact, table models; line: bound for any rule")
         for axis, temperature in zip(axes[1:], panels, strict=True):
             part = measured[measured["temperature"] == temperature]  # type: ignore[index]
