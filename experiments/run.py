@@ -63,9 +63,9 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     from experiments import flops, measures, records, ways
     from experiments import prompts as prompt_files
     from experiments.certificates.certificate import attached
+    from experiments.play import Play
     from experiments.progress import bar
     from specdec import Refused
-    from specdec.requests import check_prompts
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -73,23 +73,17 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         torch.set_num_threads(settings["threads"])
     if settings["batch_size"] < 1:
         raise ValueError(f"batch_size must be >= 1, got {settings['batch_size']}")
-    prompts = prompt_files.read(**settings["prompts"])
+    chat = settings["prompts"].get("chat")
+    prompts = prompt_files.read(**{key: value for key, value in settings["prompts"].items() if key != "chat"})
     available = ways.make(settings)
-    target = available["method"].target
-    size = settings["batch_size"]
-    batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
-    encoded = [(ways.encode(target, batch), [prompt.index for prompt in batch]) for batch in batches]
-    check_prompts(
-        [ids for batch, _ in encoded for ids in batch], target.vocabulary, target.context, settings["max_new_tokens"]
-    )
+    play = Play(prompts, available["method"].target, chat, settings["batch_size"], settings["max_new_tokens"])
     head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
     played: list[measures.Played] = []
     title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
     try:
-        with bar(title, len(batches), settings["progress"]) as advance:
-            decoded = ways.interleaved(available, encoded, settings["max_new_tokens"], settings["warmup"])
-            for number, (batch, (ids, _), done) in enumerate(zip(batches, encoded, decoded, strict=True)):
-                played.append(measures.Played(batch, dict.fromkeys(available, ids), done, number))
+        with bar(title, play.turns, settings["progress"]) as advance:
+            for one in play(available, settings["warmup"]):
+                played.append(one)
                 advance()
     except Refused as reason:
         log.info("not applicable: %s", reason)
@@ -105,7 +99,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         "certificate": certificate,
         **measures.measured(played, available, settings["sampling"], frame),
     }
-    result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *encoded[0])
+    result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *play.first())
     records.write_rounds(folder / records.ROUNDS, frame)
     records.write_json(folder / records.RESULT, result)
     method = result["ways"]["method"]

@@ -34,10 +34,13 @@ class Sampling:
 
 @dataclass
 class Prompts:
-    format: str = MISSING  # jsonl | text
+    format: str = MISSING  # jsonl | text | folder | datasets
     path: str = MISSING  # "demo" for the bundled ones
-    field: str = "prompt"  # jsonl: where the text stands
-    category: str | None = "category"  # jsonl: where its category stands, if anywhere
+    field: str | None = None  # where the text or the turns stand; null finds turns, prompt or question
+    category: str | None = "category"  # where an entry's category stands, if anywhere
+    chat: bool | None = None  # through the tokenizer's chat template; null: where it has one
+    subset: str | None = None  # of a data set
+    split: str | None = None  # of a data set; null: test
     limit: int | None = None  # that many, taken in turn from each category
     seed: int | None = None  # shuffle before the limit; null keeps the file's order
 

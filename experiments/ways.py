@@ -1,7 +1,7 @@
 """Ways to decode a batch of prompts, all on the same weights: ours, and transformers' own as baselines."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,6 +17,7 @@ from specdec.metrics import Report
 from specdec.plugins import build
 
 AGAIN, COLD = "again", "cold"  # the first baseline, decoded twice; the method, its drafter forgetting between prompts
+Batch = tuple[Sequence[Sequence[int]], Sequence[int]]  # prompts and their request ids
 BASELINES = ("none", "transformers", "assisted", "prompt_lookup")
 
 
@@ -239,23 +240,37 @@ def encode(target: specdec.TransformersLM, prompts: Sequence[Prompt]) -> list[li
 
 def interleaved(
     ways: dict[str, Way],
-    batches: Sequence[tuple[Sequence[Sequence[int]], Sequence[int]]],
+    batches: Sequence[Batch],
     max_new_tokens: int,
     warmup: int = 0,
 ) -> Iterator[dict[str, Sample]]:
     """Decode batch after batch (prompts, request ids) in every way, in turn forwards and backwards, so that no way is
     always the first. `warmup` batches are decoded first and thrown away, and what a drafter learnt from them is forgotten."""
-    for prompts, ids in batches[:warmup]:
+    warm_up(ways, batches[:warmup], max_new_tokens)
+    for number, (prompts, ids) in enumerate(batches):
+        yield in_every_way(ways, dict.fromkeys(ways, prompts), ids, max_new_tokens, backwards=number % 2 == 1)
+
+
+def warm_up(ways: dict[str, Way], batches: Sequence[Batch], max_new_tokens: int) -> None:
+    for prompts, ids in batches:
         for way in ways.values():
             way(prompts, ids, min(max_new_tokens, 16))
     for way in ways.values():
         if isinstance(way, Ours):
             way.drafter.forget()
-    for number, (prompts, ids) in enumerate(batches):
-        order = list(ways)[:: 1 if number % 2 == 0 else -1]
-        done = {}
-        for name in order:
-            with peak(ways[name].target.device) as highest:
-                sample = ways[name](prompts, ids, max_new_tokens)
-            done[name] = replace(sample, peak=highest)
-        yield {name: done[name] for name in ways}
+
+
+def in_every_way(
+    ways: dict[str, Way],
+    given: Mapping[str, Sequence[Sequence[int]]],
+    request_ids: Sequence[int],
+    max_new_tokens: int,
+    backwards: bool,
+) -> dict[str, Sample]:
+    """One batch, given to each way as token ids."""
+    done = {}
+    for name in reversed(ways) if backwards else ways:
+        with peak(ways[name].target.device) as highest:
+            sample = ways[name](given[name], request_ids, max_new_tokens)
+        done[name] = replace(sample, peak=highest)
+    return {name: done[name] for name in ways}

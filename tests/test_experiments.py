@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from omegaconf import OmegaConf
 
 import specdec
-from experiments import collect, frames, measures, options, prompts, records, run, studies, ways
+from experiments import collect, frames, measures, options, records, run, studies, ways
 from experiments.certificates import certificate
 from experiments.certificates.tables import standard
 from experiments.divergence import divergence
@@ -381,24 +381,6 @@ def test_intervals_cover():
     covered = np.mean([low <= np.exp(0.5) <= high for _, low, high, _ in found])
     assert covered > 0.88
     assert median_interval([1.0, 2.0]).low is None
-
-
-def test_bad_prompt_lines_are_named(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a"}\n\n{"promt": "b"}\n')
-    with pytest.raises(ValueError, match=r"prompts\.jsonl, line 3: 'prompt' must hold a text"):
-        prompts.read("jsonl", str(path))
-
-
-def test_limit_takes_from_each_category(tiny):
-    found = prompts.read("jsonl", f"{tiny}/prompts.jsonl", category="category", limit=2)
-    assert [(prompt.index, prompt.category) for prompt in found] == [(0, "code"), (2, "prose")]
-
-
-def test_text_prompts(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text("one\ntwo\n\n\nthree\n")
-    assert [prompt.text for prompt in prompts.read("text", str(path))] == ["one\ntwo", "three"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,67 @@
+"""Playing a run's prompts: batch by batch, and within a batch turn by turn, in every way.
+
+Each way is given its own answers to the turns before, as in use; at temperature 0, up to ties, they are the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from experiments import ways as decoding
+from experiments.measures import Played
+from experiments.prompts import Prompt
+from experiments.prompts.conversation import Conversation, most_tokens, uses_chat
+from experiments.ways import Way
+from specdec.requests import check_prompts
+
+
+class Play:
+    """The prompts of a run, checked: raises ValueError for one that the target cannot take, before anything is decoded."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], target: Any, chat: bool | None, batch_size: int, max_new_tokens: int
+    ) -> None:
+        if target.tokenizer is None:
+            raise ValueError(f"the target {target.name} has no tokenizer, and prompts are texts")
+        self.target, self.chat, self.max_new_tokens = target, uses_chat(target.tokenizer, chat), max_new_tokens
+        self.batches = [list(prompts[first : first + batch_size]) for first in range(0, len(prompts), batch_size)]
+        self.turns = sum(max(len(prompt.turns) for prompt in batch) for batch in self.batches)
+        self._beyond = 1 + max(prompt.index for prompt in prompts)
+        check_prompts(
+            [self._begin(prompt).ids for prompt in prompts], target.vocabulary, target.context, max_new_tokens
+        )
+        for prompt in prompts:
+            longest = most_tokens(prompt, target.tokenizer, self.chat, max_new_tokens) if prompt.later else 0
+            if longest + max_new_tokens > target.context:
+                raise ValueError(
+                    f"prompt {prompt.index} has {len(prompt.turns)} turns; with answers of max_new_tokens={max_new_tokens} they are "
+                    f"{longest + max_new_tokens} tokens, over the target's context of {target.context}; ask for fewer"
+                )
+
+    def _begin(self, prompt: Prompt) -> Conversation:
+        return Conversation(prompt, self.target.tokenizer, self.chat, self.target.eos_ids)
+
+    def first(self) -> tuple[list[list[int]], list[int]]:
+        """Token ids and request ids of the first batch."""
+        return self._given(self.batches[0])
+
+    def _given(self, batch: Sequence[Prompt]) -> tuple[list[list[int]], list[int]]:
+        return [self._begin(prompt).ids for prompt in batch], [prompt.index for prompt in batch]
+
+    def __call__(self, ways: dict[str, Way], warmup: int) -> Iterator[Played]:
+        """One per batch and turn. A later turn holds the prompts that have one; its request ids are numbers of their own, so
+        that no random number serves twice."""
+        decoding.warm_up(ways, [self._given(batch) for batch in self.batches[:warmup]], self.max_new_tokens)
+        rounds = 0
+        for number, batch in enumerate(self.batches):
+            talks = {name: [self._begin(prompt) for prompt in batch] for name in ways}
+            for turn in range(max(len(prompt.turns) for prompt in batch)):
+                rows = [row for row, prompt in enumerate(batch) if len(prompt.turns) > turn]
+                given = {name: [talk[row].ids for row in rows] for name, talk in talks.items()}
+                ids = [batch[row].index + turn * self._beyond for row in rows]
+                samples = decoding.in_every_way(ways, given, ids, self.max_new_tokens, backwards=rounds % 2 == 1)
+                yield Played([batch[row] for row in rows], given, samples, number, turn)
+                for name, sample in samples.items():
+                    for row, tokens in zip(rows, sample.tokens, strict=True):
+                        if not talks[name][row].over:
+                            talks[name][row].answer(tokens)
+                rounds += 1

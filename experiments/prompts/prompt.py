@@ -1,0 +1,15 @@
+"""What a run decodes: a text, or several that are said one after the other."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prompt:
+    index: int  # its number in the source: it keys the prompt's random draws
+    text: str  # the first turn
+    category: str
+    later: tuple[str, ...] = ()  # the turns that follow the model's answers
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        return (self.text, *self.later)

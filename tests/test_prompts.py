@@ -1,0 +1,255 @@
+"""Prompts in the formats that people have, and conversations: what each turn is given."""
+
+import gzip
+import json
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from experiments import measures, ways
+from experiments.play import Play
+from experiments.prompts import Prompt, read
+from experiments.prompts.conversation import Conversation, uses_chat
+from specdec.load import load
+from specdec.plugins import build
+
+SPEC_BENCH = [
+    {"question_id": 1, "category": "writing", "turns": ["Describe a sunrise over the sea.", "Make it a limerick."]},
+    {"question_id": 2, "category": "qa", "turns": ["Who wrote the first published algorithm?"], "reference": ["Ada"]},
+]
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": 'def largest(a, b):\n    """The larger."""\n',
+    "entry_point": "largest",
+}
+GSM8K = {
+    "question": "A robe takes 2 bolts of blue fiber. How many do 3 robes take?",
+    "answer": "2*3=<<2*3=6>>6\n#### 6",
+}
+
+
+def jsonl(path, *entries):
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["file.jsonl", "file.jsonl.gz"])
+def test_json_lines_that_people_have(tmp_path, name):
+    path = jsonl(tmp_path / name, *SPEC_BENCH, HUMANEVAL, GSM8K, {"prompt": "Once\u2028upon", "category": "story"})
+    found = read("jsonl", path, category="category")
+    assert [prompt.turns for prompt in found] == [
+        ("Describe a sunrise over the sea.", "Make it a limerick."),
+        ("Who wrote the first published algorithm?",),
+        (HUMANEVAL["prompt"],),
+        (GSM8K["question"],),
+        ("Once\u2028upon",),
+    ]
+    assert [prompt.category for prompt in found] == ["writing", "qa", "all", "all", "story"]
+    assert [prompt.index for prompt in found] == [0, 1, 2, 3, 4]
+    assert [prompt.text for prompt in read("jsonl", jsonl(tmp_path / name, GSM8K), field="answer")] == [GSM8K["answer"]]
+
+
+def test_line_ends_inside_a_text_are_no_ends_of_lines(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\ufeff{"prompt": "one\u2028two\x85three"}\r\n', encoding="utf-8")
+    (found,) = read("jsonl", str(tmp_path / "a.jsonl"))
+    assert found.text == "one\u2028two\x85three"
+
+
+def test_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
+    assert [prompt.text for prompt in read("text", str(tmp_path / "a.txt"))] == ["one\ntwo", "three"]
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\r\n\r\ntwo"))
+    assert [prompt.text for prompt in read("text", str(tmp_path / "a.txt.gz"))] == ["one", "two"]
+
+
+def test_folder(tmp_path):
+    (tmp_path / "poems").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("no prompt")
+    (tmp_path / "poems" / "b.txt").write_text("roses\n\nviolets\n")
+    (tmp_path / "z.md").write_text("# Title\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    jsonl(tmp_path / "math.jsonl.gz", GSM8K, {**GSM8K, "category": "robes"})
+    found = read("folder", str(tmp_path), category="category")
+    assert [(prompt.category, prompt.text) for prompt in found] == [
+        ("math", GSM8K["question"]),
+        ("robes", GSM8K["question"]),
+        ("poems", "roses\n\nviolets"),
+        ("text", "# Title"),
+    ]
+
+
+def test_limit_takes_from_each_category_and_a_seed_shuffles(tmp_path):
+    kinds = ["code"] * 6 + ["prose"] * 6
+    path = jsonl(tmp_path / "a.jsonl", *({"prompt": str(n), "category": kind} for n, kind in enumerate(kinds)))
+    found = read("jsonl", path, category="category", limit=2)
+    assert [(prompt.index, prompt.category) for prompt in found] == [(0, "code"), (6, "prose")]
+    shuffled = [read("jsonl", path, category="category", seed=seed, limit=6) for seed in (1, 1, 2)]
+    assert shuffled[0] == shuffled[1] != shuffled[2]
+    assert [prompt.text for prompt in shuffled[0]] == [str(prompt.index) for prompt in shuffled[0]]
+    assert sorted(prompt.category for prompt in shuffled[0]) == ["code"] * 3 + ["prose"] * 3
+
+
+# ----------------------------------------------------------------------------------------------------------- bad files
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"promt": "b"}', r"line 3: none of turns, prompt, question \(found: promt\); set prompts.field"),
+        ('{"prompt": ""}', "line 3: 'prompt' must hold a text that is not empty.*got ''"),
+        ('{"turns": []}', "line 3: 'turns' must hold"),
+        ('{"turns": ["a", 1]}', "line 3: 'turns' must hold"),
+        ('["a"]', "line 3: expected an object .* got list"),
+        ('{"prompt": ', "line 3: not JSON"),
+        ('"\udcff"', "line 3: not UTF-8"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n\n' + line.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl, {message}"):
+        read("jsonl", str(path))
+
+
+def test_fields_and_files_that_are_not_there(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", GSM8K)
+    with pytest.raises(ValueError, match=r"line 1: 'text' is not there \(found: question, answer\)"):
+        read("jsonl", path, field="text")
+    with pytest.raises(ValueError, match="no file of prompts at"):
+        read("jsonl", str(tmp_path / "b.jsonl"))
+    with pytest.raises(ValueError, match=r"is a folder.*prompts=folder"):
+        read("text", str(tmp_path))
+    with pytest.raises(ValueError, match="no folder of prompts at"):
+        read("folder", path)
+    with pytest.raises(ValueError, match="holds no prompts"):
+        read("jsonl", jsonl(tmp_path / "empty.jsonl"))
+    with pytest.raises(ValueError, match="one of jsonl, text, folder, datasets, got 'json'"):
+        read("json", path)
+    with pytest.raises(ValueError, match="limit must be >= 1"):
+        read("jsonl", path, limit=0)
+
+
+def test_files_that_are_broken(tmp_path):
+    whole = gzip.compress(json.dumps(GSM8K).encode() * 50)
+    for content in (whole[:-12], b"plain text"):
+        (tmp_path / "a.jsonl.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.jsonl\.gz is no whole gzip file"):
+            read("jsonl", str(tmp_path / "a.jsonl.gz"))
+    (tmp_path / "a.txt").write_bytes(b"fine\n\nna\xefve\n")
+    with pytest.raises(ValueError, match=r"a\.txt, line 3: not UTF-8"):
+        read("text", str(tmp_path / "a.txt"))
+
+
+def test_data_sets_are_said_to_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r'pip install "specdec\[datasets\]"'):
+        read("datasets", "openai/gsm8k", subset="main")
+
+
+@pytest.mark.slow
+def test_data_sets(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    jsonl(tmp_path / "set" / "test.jsonl", *({**GSM8K, "category": kind} for kind in ("a", "b")))
+    found = read("datasets", str(tmp_path / "set"), category="category", split="test")
+    assert [(prompt.text, prompt.category) for prompt in found] == [(GSM8K["question"], "a"), (GSM8K["question"], "b")]
+    with pytest.raises(ValueError, match="row 0: 'text' is not there"):
+        read("datasets", str(tmp_path / "set"), field="text")
+    with pytest.raises(ValueError, match=r"datasets cannot load .*nowhere"):
+        read("datasets", str(tmp_path / "nowhere"))
+
+
+# ------------------------------------------------------------------------------------------------------- conversations
+
+WORDS = ["<end>", "<user>", "<model>", *"abcdefgh"]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<model> ' }}{{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<model>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def target():
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, eos_token_id=0, bos_token_id=None, initializer_range=0.5,
+    )  # fmt: skip
+    return load(
+        (LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>"))
+    )
+
+
+def ids(text):
+    return [WORDS.index(word) for word in text.split()]
+
+
+def test_a_conversation_without_a_template_grows_by_the_tokens(target):
+    talk = Conversation(Prompt(0, "a b", "all", ("c", "d")), target.tokenizer, False, target.eos_ids)
+    assert talk.ids == ids("a b")
+    talk.answer(ids("e f <end>"))
+    assert talk.ids == ids("a b e f c")
+    assert not talk.over
+    talk.answer(ids("g"))
+    assert talk.ids == ids("a b e f c g d")
+    assert talk.over
+
+
+def test_a_conversation_through_the_template(target, monkeypatch):
+    monkeypatch.setattr(target.tokenizer, "chat_template", TEMPLATE)
+    talk = Conversation(Prompt(0, "a b", "all", ("c",)), target.tokenizer, True, target.eos_ids)
+    assert talk.ids == ids("<user> a b <model>")
+    talk.answer(ids("e f <end>"))
+    assert talk.ids == ids("<user> a b <model> e f <user> c <model>")
+
+
+def test_who_uses_a_template(target, monkeypatch):
+    assert [uses_chat(target.tokenizer, chat) for chat in (None, False)] == [False, False]
+    with pytest.raises(ValueError, match=r"no chat template; set prompts\.chat=false"):
+        uses_chat(target.tokenizer, True)
+    monkeypatch.setattr(target.tokenizer, "chat_template", TEMPLATE)
+    assert [uses_chat(target.tokenizer, chat) for chat in (None, True, False)] == [True, True, False]
+
+
+PROMPTS = [Prompt(0, "a b", "x", ("c", "d")), Prompt(1, "e", "y"), Prompt(2, "f g", "x", ("h",))]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_turns_are_played_in_sequence_with_each_ways_own_answers(target, batch_size, temperature):
+    method = ways.Ours(target, build("drafter", "ngram"), sampling={"temperature": temperature}, ignore_eos=True)
+    available = {
+        "method": method,
+        "none": ways.Ours(target, build("drafter", "none"), sampling={"temperature": temperature}),
+    }
+    play = Play(PROMPTS, target, None, batch_size, 5)
+    played = list(play(available, warmup=1))
+    assert len(played) == play.turns
+    said = {}
+    for one in played:
+        for row, prompt in enumerate(one.prompts):
+            for way, sample in one.samples.items():
+                before = said.get((way, prompt.index), [])
+                assert one.given[way][row] == before + ids(prompt.turns[one.turn])
+                answer = sample.tokens[row]
+                said[way, prompt.index] = one.given[way][row] + (answer[:-1] if answer[-1] == 0 else answer)
+    turns = {(prompt.index, one.turn) for one in played for prompt in one.prompts}
+    assert turns == {(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)}
+    measured = measures.summary([one.samples["method"] for one in played])
+    assert measured["tokens"] == 6 * 5
+
+
+def test_a_conversation_that_cannot_fit_is_refused_before_anything_runs(target):
+    Play(PROMPTS, target, None, 1, 19)  # 4 + 3 * 19 tokens in a context of 64
+    with pytest.raises(ValueError, match=r"prompt 0 has 3 turns; .*max_new_tokens=21 .* 67 tokens, over .* 64"):
+        Play(PROMPTS, target, None, 1, 21)
+    with pytest.raises(ValueError, match="prompt 1 has 70 tokens"):
+        Play([PROMPTS[1], Prompt(1, "a " * 70, "x")], target, None, 1, 2)
