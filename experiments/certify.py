@@ -3,6 +3,7 @@
 python -m experiments.certify drafter=small_model verifier=traversal drafter.branching=2
 python -m experiments.certify -m drafter=none,ngram,small_model verifier=naive,block,traversal
 python -m experiments.certify cases=FILE.json
+python -m experiments.certify summary=FOLDER
 """
 
 import json
@@ -29,6 +30,7 @@ class Greedy:
 @dataclass
 class Certify:
     cases: str | None = None  # a case file; drafter and verifier are then those of each case
+    summary: str | None = None  # a folder of certificates: run none, judge all their sampled tests as one family
     folder: str = "certificates"
     checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
     outcomes: int = 200_000  # an enumeration gives up after as many
@@ -58,6 +60,8 @@ def main(config: DictConfig) -> None:
     try:
         if config.cases is not None:
             failures.extend(run_cases(config.cases, config.outcomes, config.progress))
+        elif config.summary is not None:
+            failures.extend(summarise(read_folder(config.summary)))
         else:
             certify_pair(config)
     except ValueError as error:
@@ -68,7 +72,7 @@ def main(config: DictConfig) -> None:
 def certify_pair(config: DictConfig) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from experiments.certificates.certificate import NOT_CERTIFIED, Pair, Plan, certify, write
+    from experiments.certificates.certificate import NOT_APPLICABLE, NOT_CERTIFIED, Pair, Plan, certify, write
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -86,10 +90,13 @@ def certify_pair(config: DictConfig) -> None:
 
     certificate = certify(Pair(settings["drafter"], settings["verifier"]), plan, bar, _say)
     certificates.append(certificate)
-    path = write(certificate, settings["folder"])
     title = " + ".join(certificate["pair"])
     for reason in certificate["reasons"]:
         _say(f"{title}: {reason}")
+    if certificate["verdict"] == NOT_APPLICABLE:  # nothing was found out, so nothing is written
+        _say(f"{title}: {NOT_APPLICABLE}")
+        return
+    path = write(certificate, settings["folder"])
     _say(f"{title}: {certificate['verdict']} ({certificate['seconds']:.0f} s, {path})")
     if certificate["verdict"] == NOT_CERTIFIED:
         failures.append(title)
@@ -146,23 +153,38 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def over_the_suite() -> list[str]:
-    """After several pairs: which sampled tests fall when all of them are one family (Holm)."""
+def read_folder(folder: str) -> list[dict[str, Any]]:
+    """The certificates of a folder. Raises ValueError where there are none."""
+    from experiments.certificates.certificate import read_certificates
+
+    found = [content for _, content in read_certificates(folder)]
+    if not found:
+        raise ValueError(
+            f"no certificates in {folder}; expected a folder that `python -m experiments.certify` wrote to"
+        )
+    return found
+
+
+def summarise(suite: list[dict[str, Any]]) -> list[str]:
+    """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one family (Holm). Returns what
+    keeps the suite from being certified."""
+    from experiments.certificates.certificate import NOT_CERTIFIED
     from experiments.certificates.statistics import holm
 
-    tests = [(one["pair"], test) for one in certificates for test in (one.get("sampled") or {}).get("tests", [])]
+    for one in suite:
+        _say(f"{one['pair'][0]:16} {one['pair'][1]:16} {one['verdict']}")
+    tests = [(one["pair"], test) for one in suite for test in (one.get("sampled") or {}).get("tests", [])]
     stands = holm([test["fit"]["p_value"] for _, test in tests])
-    return [
+    fallen = [
         f"{' + '.join(pair)}: {test['setting']}" for (pair, test), good in zip(tests, stands, strict=True) if not good
     ]
+    _say(f"{len(tests)} sampled tests as one family; those that fall: {', '.join(fallen) or 'none'}")
+    return [*fallen, *(" + ".join(one["pair"]) for one in suite if one["verdict"] == NOT_CERTIFIED)]
 
 
 if __name__ == "__main__":
     main()
     if len(certificates) > 1:
-        for one in certificates:
-            _say(f"{one['pair'][0]:16} {one['pair'][1]:16} {one['verdict']}")
-        fallen = over_the_suite()
-        _say(f"sampled tests that fall over the whole suite: {', '.join(fallen) or 'none'}")
+        summarise(certificates)
     if failures:
         sys.exit(1)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from experiments import certify as certify_command
 from experiments.certificates import certificate, exact, sampled, statistics
 from experiments.certificates.certificate import Pair, Plan, certify, find_certificate, write
 from experiments.certificates.enumeration import outcomes
@@ -158,6 +159,34 @@ def test_a_refused_pair_is_not_applicable():
     found = certify(Pair({"name": "ngram"}, {"name": "kseq"}), Plan(checks=["exact"], tables=SMALL[:1]), no_bar)
     assert found["verdict"] == "not applicable"
     assert "kseq" in found["reasons"][0]
+
+
+def test_what_is_too_large_is_left_out_and_said():
+    pair = Pair({"name": "small_model", "depth": 3}, {"name": "token"})
+    found, left_out = exact.suite(pair.on_tables, pair.rule(1.0), SMALL[:2], size=50)
+    assert {one.tables for one in found} == {"two tokens, zeros", "zeros"}
+    assert any("zeros: depth" in reason and "more than size=50" in reason for reason in left_out)
+    assert any("two rounds at depth" in reason for reason in left_out)
+
+
+def test_a_folder_of_certificates_is_one_family(tmp_path, capsys):
+    def certified(name, p_value):
+        tests = [{"setting": "temperature", "fit": {"p_value": p_value}}]
+        settings = {"drafter": {"_target_": "drafters.none.NoDrafter"}, "verifier": {"_target_": name}}
+        return {**settings, "pair": ["none", name], "verdict": "certified", "sampled": {"tests": tests}}
+
+    for name in ("a.b.C", "d.e.F"):  # 8e-7 falls alone and after one that fell, not beside one that stands
+        (tmp_path / f"{name}.json").write_text(json.dumps(certified(name, 8e-7 if name == "a.b.C" else 1e-9)))
+    (tmp_path / "other.json").write_text("[]")
+    suite = certify_command.read_folder(str(tmp_path))
+    assert [one["pair"][1] for one in suite] == ["a.b.C", "d.e.F"]
+    assert len(certify_command.summarise(suite)) == 2
+    assert certify_command.summarise(suite[:1]) == ["none + a.b.C: temperature"]
+    suite[1]["sampled"]["tests"][0]["fit"]["p_value"] = 0.5
+    assert certify_command.summarise(suite) == []
+    assert "2 sampled tests as one family" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no certificates in"):
+        certify_command.read_folder(str(tmp_path / "empty"))
 
 
 # -------------------------------------------------------------------------------------------------------------- case files

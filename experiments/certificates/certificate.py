@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -276,6 +276,17 @@ def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
     return path
 
 
+def read_certificates(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The certificates that lie in a folder, in the order of their names; what is no certificate is passed over."""
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if {"drafter", "verifier", "verdict", "pair"} <= content.keys():
+                yield path, content
+        except (OSError, ValueError, AttributeError):
+            continue
+
+
 def find_certificate(
     drafter: Settings, verifier: Settings, *folders: str | Path, temperature: float = 1.0
 ) -> dict[str, Any] | None:
@@ -286,18 +297,12 @@ def find_certificate(
     differs in numbers only. `verifier` may be that of `auto`, which then stands for its choice at `temperature`.
     """
     found: list[tuple[bool, dict[str, Any]]] = []
-    files = [path for folder in folders or (FOLDER, SHIPPED) for path in sorted(Path(folder).glob("*.json"))]
-    if files:
+    written = [entry for folder in folders or (FOLDER, SHIPPED) for entry in read_certificates(folder)]
+    if written:
         verifier = resolved(drafter, verifier, temperature)
-    for path in files:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            theirs = content["drafter"], content["verifier"]
-            content["verdict"], content["pair"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not one of ours, or half of one
+    for path, content in written:
         for kind in (False, True):
-            if _identity(*theirs, kind) == _identity(drafter, verifier, kind):
+            if _identity(content["drafter"], content["verifier"], kind) == _identity(drafter, verifier, kind):
                 found.append((kind, {**content, "file": str(path), "same_settings": not kind}))
                 break
     return min(found, key=lambda entry: entry[0])[1] if found else None

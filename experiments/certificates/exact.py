@@ -118,7 +118,7 @@ def suite(
     limit: int = OUTCOMES,
     advance: Callable[[int], None] = lambda outcomes: None,
 ) -> tuple[list[Exact], list[str]]:
-    """A pair on a set of tables, and why some were left out.
+    """A pair on a set of tables, and what was left out and why.
 
     On each, one round at every depth whose outcomes are estimated beforehand at `size` or fewer, depth 1 always; two rounds where
     one has at most 100. Raises specdec.Refused for a pair that the contract does not allow.
@@ -127,19 +127,27 @@ def suite(
     left_out: list[str] = []
     for tables in sets:
         shallower: Exact | None = None
+
+        def too_many(what: str, tokens: int, rounds: int, tables: Tables = tables) -> bool:
+            estimated = estimate(program(tables, drafter, verifier, tokens, rounds))
+            if estimated > size:
+                left_out.append(f"{tables.name}: {what}: about {estimated:.3g} outcomes, more than size={size}")
+            return estimated > size
+
         try:
             for depth in DEPTHS:
-                if depth > 1 and estimate(program(tables, drafter, verifier, depth + 1, 1)) > size:
+                if depth > 1 and too_many(f"depth {depth}", depth + 1, 1):
                     break
                 one = exact(tables, drafter, verifier, depth + 1, 1, limit, advance)
                 if shallower and (one.outcomes, one.accepted) == (shallower.outcomes, shallower.accepted):
                     break  # the drafter goes no deeper
                 shallower = one
                 found.append(one)
-                if one.complete and one.outcomes <= TWO_ROUNDS:
-                    twice = 2 * (depth + 1)
-                    if estimate(program(tables, drafter, verifier, twice, 2)) <= size:
-                        found.append(exact(tables, drafter, verifier, twice, 2, limit, advance))
+                title, twice = f"two rounds at depth {depth}", 2 * (depth + 1)
+                if one.outcomes > TWO_ROUNDS:
+                    left_out.append(f"{tables.name}: {title}: one round has more than {TWO_ROUNDS} outcomes")
+                elif one.complete and not too_many(title, twice, 2):
+                    found.append(exact(tables, drafter, verifier, twice, 2, limit, advance))
         except specdec.Refused:
             raise
         except ValueError as error:
