@@ -2,6 +2,7 @@
 
 python -m experiments.run drafter=ngram sampling=cool
 python -m experiments.run -m experiment=demo
+python -m experiments.run -m experiment=demo resume=true     only the jobs that left no result
 """
 
 import logging
@@ -17,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import schema
+from experiments.sweeps import of_the_job
 
 log = logging.getLogger(__name__)
 failures: list[str] = []
@@ -26,7 +28,7 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def main(config: DictConfig) -> float | None:
     """The speed-up over the first baseline (tau where there is none), for sweepers that optimise."""
-    from experiments.records import FAILED, ROUNDS, claim, write_json
+    from experiments.records import FAILED, RESULT, ROUNDS, abandon, claim, write_json
 
     hydra_config = HydraConfig.get()
     folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode is RunMode.MULTIRUN
@@ -36,9 +38,14 @@ def main(config: DictConfig) -> float | None:
     identity = {
         "study": settings["study"],
         "run": str(hydra_config.job.num) if sweeping else folder.name,
-        "overrides": list(hydra_config.overrides.task),
+        "overrides": of_the_job(list(hydra_config.overrides.task)),
         "choices": {str(k): v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")},
     }
+    if settings.pop("resume"):
+        if (folder / RESULT).exists():
+            log.info("job %s has a result", identity["run"])
+            return None
+        abandon(folder)
     claim(folder)
     try:
         return execute(settings, identity, folder)

@@ -72,6 +72,7 @@ class Run:
     allow_lossy: bool = False
     baselines: list[str] = field(default_factory=lambda: ["none"])  # none | transformers | assisted | prompt_lookup
     noise: bool = True  # decode the first baseline twice: how far a ratio strays on this machine with nothing changed
+    resume: bool = False  # go on in the study's latest sweep: jobs that have a result are left alone
     warmup: int = 1  # batches that every way decodes first, unrecorded
     threads: int | None = None  # of torch; null leaves its default
     progress: bool = True

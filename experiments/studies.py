@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from experiments import sweeps as plans
 from experiments.records import FAILED, RESULT, ROUNDS, SCHEMA_VERSION, STARTED
 
 Result = dict[str, Any]
@@ -74,7 +75,7 @@ def read(study: str, root: str = "multirun", sweep: str = "latest") -> Study:
     """sweep: "latest", "all", or the name of one sweep's folder. Raises ValueError where nothing has run, and for results of
     another schema version."""
     folder = Path(root) / study
-    sweeps = sorted(path.name for path in folder.glob("*") if any(path.glob("*/.hydra")) or _is_job(path))
+    sweeps = sorted(path.name for path in folder.glob("*") if _is_sweep(path) or _is_job(path))
     if not sweeps:
         there = ", ".join(sorted(path.name for path in Path(root).glob("*") if path.is_dir())) or "nothing"
         raise ValueError(
@@ -83,8 +84,24 @@ def read(study: str, root: str = "multirun", sweep: str = "latest") -> Study:
     if sweep not in ("all", "latest", *sweeps):
         raise ValueError(f"no sweep {sweep!r} in {folder}; there are: {', '.join(sweeps)}")
     wanted = sweeps if sweep == "all" else [sweeps[-1] if sweep == "latest" else sweep]
-    folders = [path for name in wanted for path in _jobs(folder / name)]
-    return Study(folder, wanted, [name for name in sweeps if name not in wanted], [_job(path) for path in folders])
+    jobs = [job for name in wanted for job in _jobs_of(folder / name)]
+    return Study(folder, wanted, [name for name in sweeps if name not in wanted], jobs)
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / plans.PLAN).exists() or any(path.glob("*/.hydra"))
+
+
+def _jobs_of(sweep: Path) -> list[Job]:
+    """Those that have a folder, then those that were planned and have none."""
+    found = [_job(path) for path in _jobs(sweep)]
+    there = {job.name for job in found}
+    missing = [
+        Job(sweep / str(number), overrides, None, "never started")
+        for number, overrides in enumerate(plans.read(sweep) or [])
+        if str(number) not in there
+    ]
+    return found + missing
 
 
 def _is_job(path: Path) -> bool:

@@ -1,6 +1,10 @@
 """Runs, sweeps, tables and figures, on a target small enough to be made here."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -146,6 +150,56 @@ def test_refused_pair_is_not_applicable(command):
     assert result["status"] == "not_applicable"
     assert "chains" in result["reason"]
     assert not (root / "here" / "failed.json").exists()
+
+
+def test_a_sweep_resumes(command, monkeypatch, tiny):
+    """One job finished, one killed with -9 amid decoding, one failing, one never reached."""
+    jobs = ["-m", "study=resumed", "drafter.length=4,5,0,6", "hydra.sweep.dir=multirun/resumed/first"]
+    usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
+    usual += ["max_new_tokens=12", "progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    script = (  # as -c, __main__ has no file: the configuration is found by --config-dir
+        "import os, signal\nfrom experiments import records, run\nwrite = records.write_json\n"
+        "def killed(path, content):\n"
+        "    if path.name == 'result.json' and path.parent.name == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    write(path, content)\n"
+        "records.write_json = killed\nrun.main()\n"
+    )
+    place = {**os.environ, "PYTHONPATH": str(CONF.parent)}
+    conf = [f"--config-dir={CONF}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *conf, *jobs, *usual], env=place, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    study = studies.read("resumed")
+    assert [job.name for job in study.jobs] == ["0", "1", "2", "3"]
+    assert [job.trouble for job in study.jobs] == ["", "no result: killed, or still running", *["never started"] * 2]
+    assert not (study.folder / "first" / "1" / "result.json").exists()
+    before = (study.folder / "first" / "0" / "result.json").stat().st_mtime_ns
+
+    command("-m", "study=resumed", "drafter.length=4,5,0,6", "resume=true")
+    assert run.failures == ["2"]
+    study = studies.read("resumed")
+    assert study.sweeps == ["first"]
+    assert [job.measured for job in study.jobs] == [True, True, False, True]
+    assert "length must be >= 1" in study.notes[0]
+    assert (study.folder / "first" / "0" / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match=r"its job 2 is .*drafter\.length=0.*this command's .*drafter\.length=7"):
+        command("-m", "study=resumed", "drafter.length=4,5,7,6", "resume=true")
+    with pytest.raises(SystemExit, match="no sweep in multirun/elsewhere"):
+        command("-m", "study=elsewhere", "drafter.length=4,5", "resume=true")
+
+
+def test_a_running_job_is_not_resumed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        held = {"host": socket.gethostname(), "process": process.pid, "time": 0.0}
+        (tmp_path / records.STARTED).write_text(json.dumps(held))
+        with pytest.raises(ValueError, match=f"process {process.pid}, which is still running"):
+            records.abandon(tmp_path)
+    finally:
+        process.communicate(b"\n")
+    records.abandon(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
