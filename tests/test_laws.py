@@ -76,7 +76,8 @@ def test_two_rounds_have_the_law_of_plain_sampling(drafter, rule):
     toy = Toy(table(2, 4, 5), table(2, 4, 6), (0, 1, 0))
     if not build("verifier", rule).lossless:
         return
-    shallow = {**drafter, "depth": 1, "branching": min(2, width(drafter))} if "depth" in drafter else drafter
+    levels = {"depth", "branching"} <= set(drafter)
+    shallow = {**drafter, "depth": 1, "branching": min(2, width(drafter))} if levels else drafter
     assert exact(toy, make(shallow, toy), rule, tokens=2).outcomes <= 100
     assert exact(toy, make(shallow, toy), rule, tokens=4, rounds=2).distance(toy.plain(4)) < EXACT
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws, Sites
 from specdec.descent import NOTHING, verdict_at
+from specdec.sampling import picked
 
 
 class Traversal(Verifier):
@@ -31,7 +32,7 @@ class Traversal(Verifier):
         pending = laws.state.live.clone()  # rows that have not accepted yet
         leaf, zero_residuals = torch.zeros_like(rows), torch.zeros_like(rows)
         stack = [Open.at(trees, laws, rows, leaf, torch.ones(trees.rows, dtype=torch.float64, device=rows.device))]
-        law = stack[0].p
+        law = stack[0].law()
         for place, node in itinerary(trees):
             parent = stack[place.depth - 1]
             token = trees.tokens[rows, node]
@@ -42,17 +43,20 @@ class Traversal(Verifier):
             standing = pending if place.everywhere else pending & (node > 0)
             won = chance.bernoulli(a, Sites(rows, node, rank, torch.full_like(node, place.depth), standing), "accept")
             if not on_host or bool(won.any()):
-                p = laws[rows, node] if place.leaf else stack[place.depth].p
+                p = laws[rows, node] if place.leaf else stack[place.depth].law()
                 law = torch.where(won[:, None], p, law)
                 leaf = torch.where(won, node, leaf)
                 pending = pending & ~won
                 if on_host and not bool(pending.any()):
                     break
-            zero_residuals += parent.reject(token, standing & ~won)
-        law = torch.where(pending[:, None], stack[0].p, law)  # the root stands where everything else fell
+            zero_residuals += parent.reject(token, standing & ~won, place.last)
+        law = torch.where(pending[:, None], stack[0].law(), law)  # the root stands where everything else fell
         depth = trees.depths[rows, leaf]
         bonus = chance.categorical(law, Sites(rows, leaf, rank, depth, laws.state.live), "bonus")
         return verdict_at(trees, leaf, bonus, zero_residuals=zero_residuals)
+
+
+SMALL = 1e-6  # a sum of p below which p is normalised
 
 
 @dataclass
@@ -60,7 +64,8 @@ class Open:
     """What is left of a node whose children are being visited, in every row. The tensors are its own."""
 
     a: Tensor  # (B,) the weight with which the node stands
-    p: Tensor  # (B, V) the law that it would emit from
+    p: Tensor  # (B, V) the law that it would emit from, not normalised
+    total: Tensor  # (B,) the sum of p
     q: Tensor | None  # (B, V) what its children were drawn from, not normalised; None: DET
     z: Tensor  # (B,) the sum of q
     shrinks: bool  # WOR: q loses every rejected token
@@ -68,41 +73,49 @@ class Open:
     @classmethod
     def at(cls, trees: TokenTree, laws: Laws, rows: Tensor, node: Tensor, a: Tensor) -> "Open":
         p = laws[rows, node]
-        q = None if trees.q is None else trees.q[rows, node].to(p.dtype)
-        return cls(a, p, q, torch.ones_like(a), trees.law is SiblingLaw.WOR)
+        q = None if trees.q is None else picked(trees.q, rows, node).to(p.dtype)
+        return cls(a, p, torch.ones_like(a), q, torch.ones_like(a), trees.law is SiblingLaw.WOR)
+
+    def law(self) -> Tensor:
+        """(B, V) p, normalised."""
+        return self.p / self.total.to(self.p.dtype)[:, None]
 
     def share(self, token: Tensor) -> Tensor:
         """(B,) min(1, a p(x) / q(x)): the weight with which the child x is entered."""
         x = token[:, None]
-        wanted = self.a * self.p.gather(1, x)[:, 0]
+        wanted = self.a * self.p.gather(1, x)[:, 0] / self.total
         if self.q is None:
             return wanted
         drawn = self.q.gather(1, x)[:, 0] / self.z
         return torch.where(drawn > 0, wanted / drawn, 0.0).clamp_(max=1)
 
-    def reject(self, token: Tensor, lost: Tensor) -> Tensor:
-        """`lost` rows keep what the rejected child leaves: m = (a p - q)+, a <- r / (1 - a + r), p <- norm(m). Returns where
-        nothing was left though the node stands for certain, which only rounding reaches."""
+    def reject(self, token: Tensor, lost: Tensor, last: bool) -> Tensor:
+        """`lost` rows keep what the rejected child leaves: m = (a p - q)+, a <- r / (1 - a + r), p <- norm(m). After the `last`
+        child q is not needed again. Returns where nothing was left though the node stands for certain, which only rounding reaches.
+
+        A pass over the vocabulary is what costs, so p is divided by its sum where it is used, not here."""
         x = token[:, None]
         lost = lost & (self.a > 0)
         if self.q is None:
             left = self.p.scatter(1, x, self.p.gather(1, x).masked_fill(lost[:, None], 0.0))
-        else:  # m / a, in rows that lost; p in the others
+        else:  # m / a, times the sum of p, in rows that lost; p in the others
             most = torch.finfo(self.p.dtype).max
-            scale = torch.where(lost, 1 / (self.a * self.z), 0.0).clamp_(max=most).to(self.p.dtype)
-            left = self.q * scale[:, None]
-            torch.sub(self.p, left, out=left).clamp_(min=0)
-        mass = left.sum(-1).double()
+            scale = torch.where(lost, self.total / (self.a * self.z), 0.0).clamp_(max=most).to(self.p.dtype)
+            left = torch.addcmul(self.p, self.q, scale[:, None], value=-1).clamp_(min=0)
+        total = left.sum(-1).double()
+        mass = total / self.total
         empty = lost & (mass <= NOTHING)
-        left *= torch.where(lost & ~empty, 1 / mass, 1.0).to(left.dtype)[:, None]
+        kept = lost & ~empty
         if empty.device.type != "cpu" or bool(empty.any()):
             left = torch.where(empty[:, None], self.p, left)
         zero_residual = empty & (self.a >= 1)
         r = self.a * mass
         rest = 1 - self.a + r
         self.a = torch.where(lost, torch.where(rest > 0, r / rest, 1.0), self.a)
-        self.p = left
-        if self.q is not None and self.shrinks:
+        self.p, self.total = left, torch.where(kept, total, self.total)
+        if left.device.type != "cpu" or bool((self.total < SMALL).any()):  # before float32 runs out of exponents
+            self.p, self.total = self.law(), torch.ones_like(self.total)
+        if self.q is not None and self.shrinks and not last:
             self.q.scatter_(1, x, self.q.gather(1, x).masked_fill(lost[:, None], 0.0))
             self.z = self.q.sum(-1).double()
         return zero_residual
@@ -115,6 +128,7 @@ class Place:
     depth: int
     opens: bool  # its children come next; otherwise it is judged, all of them having been rejected
     leaf: bool  # in no row does it have children
+    last: bool  # no row has a later sibling there
     everywhere: bool  # every row has a node there
 
 
@@ -134,16 +148,19 @@ def itinerary(trees: TokenTree) -> list[tuple[Place, Tensor]]:
         width = max(map(len, families))
         return [[family[rank] if rank < len(family) else -1 for family in families] for rank in range(width)]
 
+    def backwards(families: list[list[int]]) -> list[tuple[list[int], bool]]:
+        return [(family, rank == 0) for rank, family in enumerate(reversed(families))]
+
     places: list[Place] = []
     numbers: list[list[int]] = []
-    stack = [(nodes, 1, False) for nodes in reversed(below([0] * trees.rows))]
+    stack = [(nodes, 1, last, False) for nodes, last in backwards(below([0] * trees.rows))]
     while stack:
-        nodes, depth, visited = stack.pop()
+        nodes, depth, last, visited = stack.pop()
         families = [] if visited else below(nodes)
-        places.append(Place(depth, bool(families), not (visited or families), min(nodes) > 0))
+        places.append(Place(depth, bool(families), not (visited or families), last, min(nodes) > 0))
         numbers.append(nodes)
         if families:
-            stack.append((nodes, depth, True))
-            stack += [(family, depth + 1, False) for family in reversed(families)]
+            stack.append((nodes, depth, last, True))
+            stack += [(family, depth + 1, final, False) for family, final in backwards(families)]
     at = torch.tensor(numbers, device=trees.tokens.device).clamp_(min=0)
     return list(zip(places, at, strict=True)) if places else []
