@@ -43,7 +43,7 @@ class LayerSkip(Drafter):
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "LayerSkip":
-        return cls(**{**arguments, "skip": {"layers": 2, "attention": [1], "mlp": [0]}})
+        return cls(**{**arguments, "skip": {"layers": getattr(target, "layers", 2), "attention": [1], "mlp": [0]}})
 
     def begin(self, target: Any, state: State) -> None:
         self.law = self.shape.law(state.sampling.greedy)

@@ -33,7 +33,7 @@ from specdec.load import BUNDLED
 from specdec.metrics import Report, Step
 from specdec.plugins import CONF
 
-GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug")
+GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher")
 
 
 @contextmanager
@@ -246,7 +246,13 @@ def test_studies_open_with_their_command():
 
 
 @pytest.mark.skipif(not BUNDLED["demo"].exists(), reason="the bundled models are not there")
-@pytest.mark.parametrize("study", [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))])
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param(path.stem, marks=[] if path.stem in ("demo", "drafters_temperature") else pytest.mark.slow)
+        for path in sorted((CONF / "experiment").glob("*.yaml"))
+    ],
+)
 def test_studies_run_in_miniature(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
