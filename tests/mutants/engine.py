@@ -8,6 +8,7 @@ from torch import Tensor
 from specdec.chance import Keyed, KeyedDraws, Sites, _mix, _purpose_key, _unit
 from specdec.emission import Emission
 from specdec.language_model import TransformersLM
+from specdec.placement import Placement
 
 
 class OneNumberPerRound(KeyedDraws):
@@ -47,15 +48,21 @@ class Changed(Keyed):
         return self.draws(self.seed, state.request_ids, state.lengths)
 
 
-class MaskOffByOne(TransformersLM):
-    """A node does not see the last committed token before the root."""
-
+class OneTokenUnseen(Placement):
     def _visible(self, ancestors: Tensor, roots: list[int], slots: int) -> Tensor:
         visible = super()._visible(ancestors, roots, slots).clone()
         for row, root in enumerate(roots):
             if root > 1:
                 visible[row, :, root - 1] = False
         return visible
+
+
+class MaskOffByOne(TransformersLM):
+    """A node does not see the last committed token before the root."""
+
+    def _probe(self) -> Any:
+        self.place.__class__ = OneTokenUnseen
+        return super()._probe()
 
     def _prove(self) -> None:
         """The model is not tried out, or it would be refused here."""
@@ -68,11 +75,17 @@ class MaskOffByOneProved(MaskOffByOne):
         TransformersLM._prove(self)
 
 
+class RunsOn(Placement):
+    def _column(self, numbers: list[int], uniform: bool) -> Tensor:
+        return torch.tensor([number + 3 * (number > 7) for number in numbers], device=self.device)[:, None]
+
+
 class PositionsOfRejectedNodes(TransformersLM):
     """Once a round is over, positions run on as if rejected nodes were still there."""
 
-    def _column(self, numbers: list[int], uniform: bool) -> Tensor:
-        return torch.tensor([number + 3 * (number > 7) for number in numbers], device=self.device)[:, None]
+    def _probe(self) -> Any:
+        self.place.__class__ = RunsOn
+        return super()._probe()
 
 
 class KeepsTheWrongBranch(TransformersLM):
