@@ -19,6 +19,12 @@ from experiments.report.page import Section, render, write_figures, write_tables
 Result = dict[str, Any]
 
 
+HIDDEN = (
+    "study",
+    "progress",
+)  # settings that change no number; so do the classes and `auto`'s table, which the code has
+
+
 @dataclass
 class Report:
     """python -m experiments.report study=NAME: one HTML page, figures and tables of a study's runs."""
@@ -119,7 +125,9 @@ def setting(results: list[Result]) -> list[str]:
         f"Versions: {'; '.join(versions)}.",
         f"Code: {'; '.join(commits)}.",
         "Common to all runs: "
-        + ", ".join(f"{k}={v}" for k, v in common.items() if k not in ("study", "progress"))
+        + ", ".join(
+            f"{k}={v}" for k, v in common.items() if k not in HIDDEN and "._target_" not in k and ".table." not in k
+        )
         + ".",
     ]
 

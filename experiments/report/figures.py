@@ -15,6 +15,7 @@ from experiments.report.looks import (
     Drawn,
     bar_styles,
     called,
+    entitle,
     legend,
     line_styles,
     named,
@@ -39,7 +40,7 @@ def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
     for index, (name, look) in enumerate(bar_styles(baselines).items()):
         middle, low, high = _ends(table, f"speedup_{name}")
         places = np.arange(len(table)) + (index - (len(baselines) - 1) / 2) * height
-        error = [(middle - low).fillna(0), (high - middle).fillna(0)]
+        error = [middle - low, high - middle]
         axis.barh(places, middle, height=0.92 * height, xerr=error, label=f"over {called(name)}", **look, **ERROR)
     _one(axis, noise, vertical=True)
     axis.set_yticks(range(len(names)), names)
@@ -112,7 +113,7 @@ def heat_map(acceptance: Frame) -> Drawn:
                         fontsize=6.5,
                     )
         shown = axis.imshow(rate, cmap=GREYS, vmin=0, vmax=1, aspect="auto")
-        axis.set_title(wrapped(name, 26), fontsize=7.5)
+        entitle(axis, wrapped(name, 26))
         axis.grid(visible=False)
         axis.set_xticks(range(widest), range(1, widest + 1))
         axis.set_yticks(range(deepest), range(1, deepest + 1))
@@ -124,7 +125,14 @@ def heat_map(acceptance: Frame) -> Drawn:
         axis.set_axis_off()
     figure.supxlabel("sibling rank", fontsize=8.5)
     figure.supylabel("depth", fontsize=8.5)
-    figure.colorbar(shown, ax=axes, label="accepted / reached", shrink=0.9, pad=0.01, aspect=30)
+    figure.colorbar(
+        shown,
+        ax=axes,
+        label="accepted / reached",
+        shrink=min(1.0, 2.2 / (height * -(-len(runs) // columns))),
+        pad=0.01,
+        aspect=18,
+    )
     reached = acceptance.groupby("run")["reached"].sum()
     return Drawn(
         figure,
@@ -148,7 +156,7 @@ def acceptance_per_depth(groups: Frame) -> Drawn:
             axis.plot(rate.index[few], rate[few], **(looks[name] | {"linestyle": "", "markerfacecolor": "white"}))
         axis.set(xlabel="depth (drafted tokens)", ylim=(0, 1.02))
         if len(temperatures) > 1:
-            axis.set_title(f"T = {temperature:g}")
+            entitle(axis, f"T = {temperature:g}")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("accepted / reached")
     legend(figure, axes)
@@ -171,7 +179,7 @@ def accepted_lengths(lengths: Frame) -> Drawn:
         axis.bar(part["accepted"], share, color=COLOURS[0], width=0.85)
         mean = (part["accepted"] * part["rounds"]).sum() / part["rounds"].sum()
         axis.axvline(mean, color="black", linewidth=0.9, linestyle="--")
-        axis.set_title(wrapped(name, 28), fontsize=7.5)
+        entitle(axis, wrapped(name, 28))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(axis="x", visible=False)
     for axis in axes[len(runs) :]:
@@ -190,11 +198,11 @@ def accepted_lengths(lengths: Frame) -> Drawn:
 def tau_against_temperature(table: Frame) -> Drawn:
     """Left tau, right how repetitive the output was."""
     figure, (left, right) = panels(1, 2, 2.8)
-    names = named(table, without=("temperature", *(["verifier"] if _follows(table) else [])))
+    names = named(table, without=("temperature",))
     looks = line_styles(names)
     for name, part in table.groupby(names, sort=False):
         part = part.sort_values("temperature")
-        error = [(part["tau"] - part["tau_low"]).fillna(0), (part["tau_high"] - part["tau"]).fillna(0)]
+        error = [(part["tau"] - part["tau_low"]), (part["tau_high"] - part["tau"])]
         left.errorbar(
             part["temperature"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name]
         )
@@ -208,13 +216,6 @@ def tau_against_temperature(table: Frame) -> Drawn:
         f"Block efficiency, all prompts pooled with 95% bootstrap intervals, and the share of distinct 4-grams of the same outputs: loops "
         f"flatter every drafter, so that τ means little where the share is small. n = {_n(table)} prompts.",
     )
-
-
-def _follows(table: Frame) -> bool:
-    """Whether each method has one rule per temperature, such as `auto` picks, so that the rule need not tell lines apart."""
-    return not table.duplicated(
-        [column for column in ("target", "drafter", "settings", "temperature", "batch") if column in table]
-    ).any()
 
 
 def tau_by_position(parts: Frame, width: int) -> Drawn:
@@ -236,7 +237,8 @@ def tau_by_position(parts: Frame, width: int) -> Drawn:
 
 def time_by_phase(phases: Frame) -> Drawn:
     """Stacked bars of milliseconds per token."""
-    frame = phases.assign(bar=named(phases).map(wrapped))
+    plain_first = phases.sort_values("drafter", key=lambda names: names != "none", kind="stable")
+    frame = plain_first.assign(bar=named(plain_first).map(wrapped))
     wide = frame.pivot_table(index="bar", columns="phase", values="ms_per_token", sort=False)
     figure, (axis,) = panels(1, 1, 0.9 + 0.3 * len(wide))
     left = pd.Series(0.0, index=wide.index)
@@ -261,7 +263,7 @@ def predicted_and_measured(table: Frame) -> Drawn:
     """Predicted against measured speed-up while decoding; a marker per model of it."""
     models = {"speedup_formula": "closed form (Leviathan et al.)", "speedup_profile": "from the machine's profile"}
     models = {name: label for name, label in models.items() if name in table}
-    figure, axes = panels(1, len(models), 3.1, sharex=True, sharey=True)
+    figure, axes = panels(1, len(models), 3.4, sharex=True, sharey=True)
     names = named(table, without=("temperature",))
     looks, fills = line_styles(names), _fills(table["temperature"])
     whole = table[["speedup", *models]].to_numpy(dtype=float)
@@ -270,7 +272,8 @@ def predicted_and_measured(table: Frame) -> Drawn:
         axis.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=1)
         for name, temperature, x, y in zip(names, table["temperature"], table["speedup"], table[model], strict=True):
             _point(axis, x, y, looks[name], fills[temperature])
-        axis.set(xlim=(low, high), ylim=(low, high), xlabel="measured speed-up", title=label)
+        axis.set(xlim=(low, high), ylim=(low, high), xlabel="measured speed-up")
+        entitle(axis, label)
         axis.set_box_aspect(1)
     for name, look in looks.items():
         axes[0].plot([], [], look["marker"], color=look["color"], label=name)
@@ -299,7 +302,7 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
         axes[0].bar(places, part["tau"], 0.94 * width, label=str(name), **looks[name])
         if both:
             middle, low, high = _ends(part, column)
-            error = [(middle - low).fillna(0), (high - middle).fillna(0)]
+            error = [middle - low, high - middle]
             axes[1].bar(places, middle, 0.94 * width, yerr=error, **looks[name], **ERROR)
     axes[0].set_ylabel("τ (tokens per round)")
     if both:
@@ -364,9 +367,9 @@ def _fills(temperatures: pd.Series) -> dict[float, str]:
 def _fill_words(fills: dict[float, str]) -> str:
     if len(fills) < 2:
         return ""
-    words = {"full": "filled", "none": "open", "dot": "dotted"}
+    words = {"full": "Filled", "none": "open", "dot": "dotted"}
     told = {look: ", ".join(f"{t:g}" for t, own in fills.items() if own == look) for look in fills.values()}
-    return " T: " + "; ".join(f"{words[look]} {values}" for look, values in told.items()) + "."
+    return " " + "; ".join(f"{words[look]}: T = {values}" for look, values in told.items()) + "."
 
 
 def _first_runs(frame: Frame) -> tuple[list[tuple[str, Frame]], str]:

@@ -146,9 +146,9 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
     for _, part in table.groupby("line", sort=False):
         name = names[part.index[0]]
         middle, low, high = _ends(part, f"speedup_{baseline}")
-        error = [(middle - low).fillna(0), (high - middle).fillna(0)]
+        error = [middle - low, high - middle]
         left.errorbar(part["x"], middle, error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
-        error = [(part["tau"] - part["tau_low"]).fillna(0), (part["tau_high"] - part["tau"]).fillna(0)]
+        error = [part["tau"] - part["tau_low"], part["tau_high"] - part["tau"]]
         right.errorbar(part["x"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
     _one(left, noise)
     left.set_ylabel(f"speed-up over {called(baseline)}")

@@ -39,6 +39,7 @@ STYLE = {
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
+FIXED = "\N{NO-BREAK SPACE}"  # a line never breaks inside "T = 0"
 WIDTH = 6.4  # inches: a page's text
 
 
@@ -57,6 +58,11 @@ def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figu
         figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
+
+
+def entitle(axis: Axes, text: str) -> None:
+    """A panel's title; styles are read when text is set, so it says its size itself."""
+    axis.set_title(text, fontsize=7.5)
 
 
 def line_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
@@ -94,19 +100,21 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> 
 
 
 def named(frame: pd.DataFrame, without: Iterable[str] = ()) -> pd.Series:
-    """What a run is called in a figure: its drafter, with the target, verifier, batch and temperature that tell it apart from
-    others of that name."""
+    """What a run is called in a figure: its drafter, with the target, batch and temperature where the drafter has several, and
+    with the verifier where nothing else tells two runs apart (`auto` takes another one at T = 0)."""
     words = {
         "target": lambda value: f"on {value}",
         "verifier": str,
         "batch": lambda value: f"batch {value}",
-        "temperature": lambda value: f"T = {value:g}",
+        "temperature": lambda value: f"T = {value:g}".replace(" ", FIXED),
     }
     names = frame["drafter"].astype(str)
     for column, word in words.items():
         if column in without or column not in frame:
             continue
-        varying = frame.groupby("drafter")[column].transform("nunique") > 1
+        others = [other for other in words if other in frame and other != column]
+        same = ["drafter", *others] if column == "verifier" else ["drafter"]
+        varying = frame.groupby(same)[column].transform("nunique") > 1
         names = names.where(~varying, names + ", " + frame[column].map(word))
     return names
 
