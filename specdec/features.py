@@ -8,9 +8,9 @@ Letters: B rows, T tokens, N nodes, m nodes of a level, K taps, d hidden size, V
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ class FeatureHead(Head):
     def _build(self, layer: dict[str, Any]) -> None:
         self.decoder = decoder_of(layer)
         self.hidden_size = int(self.decoder.config.hidden_size)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As everywhere, for `to` and its like, but frequencies stay as exact as transformers keep them in the target: rounded
+        to 16 bits they would turn the 100th token by another angle."""
+        exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            module, _, own = name.rpartition(".")
+            setattr(self.get_submodule(module), own, buffer.to(fn(buffer).device))
+        return self
 
     @property
     def layer(self) -> Module:

@@ -178,6 +178,20 @@ def test_drafts_for_a_target_of_its_size(layout, tmp_path):
     assert out[0].report.tau == out[1].report.tau
 
 
+@pytest.mark.parametrize("layout", ["eagle", "eagle3", "speculators"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_rounded_head_turns_by_the_same_angles(layout, dtype, tmp_path):
+    """Files hold 16 bits and targets run in them; positions are as exact in the head as they are in the target."""
+    folder_of(tmp_path, layout)
+    head = LAYOUTS[layout][0].load(tmp_path).to(dtype)
+    rotary = head.decoder.get_submodule("rotary_emb")
+    frequencies = 500000.0 ** (-torch.arange(0, D // 4, 2) / (D // 4))  # RoFormer 2104.09864, section 3.2.2
+    assert {weight.dtype for weight in head.parameters()} == {dtype}
+    assert torch.allclose(rotary.inv_freq.double(), frequencies.double(), rtol=1e-6)
+    cosines, _ = rotary(torch.zeros(1, 1, 1), torch.tensor([[100]]))
+    assert torch.allclose(cosines[0, 0, : D // 8].double(), (100 * frequencies.double()).cos(), atol=1e-4)
+
+
 def test_a_medusa_file_without_measured_accuracies_gets_a_usual_tree(tmp_path):
     folder_of(tmp_path, "medusa")
     drafter = specdec.plugins.build("drafter", {"name": "medusa", "heads": tmp_path})
