@@ -34,25 +34,27 @@ class Residual(nn.Module):
 
 
 class MedusaHeads(Head, nn.ModuleList):
-    """K heads: residual blocks, then a linear map to the vocabulary. Keys are those of the published checkpoints."""
+    """K heads: residual blocks, then a linear map to the vocabulary, which is each head's own or (tied) the target's LM head.
+    Keys are those of the published checkpoints."""
 
     kind = "medusa"
     taps = ("head",)
 
-    def __init__(self, hidden_size: int, vocabulary: int, heads: int = 3, blocks: int = 1) -> None:
+    def __init__(self, hidden_size: int, vocabulary: int, heads: int = 3, blocks: int = 1, tied: bool = False) -> None:
         super().__init__()
-        self.settings = {"hidden_size": hidden_size, "vocabulary": vocabulary, "heads": heads, "blocks": blocks}
-        self.hidden_size, self.vocabulary, self.blocks = hidden_size, vocabulary, blocks
+        sizes = {"hidden_size": hidden_size, "vocabulary": vocabulary, "heads": heads, "blocks": blocks}
+        self.settings = {**sizes, "tied": tied}
+        self.hidden_size, self.vocabulary, self.blocks, self.tied = hidden_size, vocabulary, blocks, tied
         for _ in range(heads):
-            layers = [Residual(hidden_size) for _ in range(blocks)]
-            self.append(nn.Sequential(*layers, nn.Linear(hidden_size, vocabulary, bias=False)))
+            own = [] if tied else [nn.Linear(hidden_size, vocabulary, bias=False)]
+            self.append(nn.Sequential(*(Residual(hidden_size) for _ in range(blocks)), *own))
 
     @classmethod
-    def for_target(cls, target: Any, heads: int = 3, blocks: int = 1) -> "MedusaHeads":
-        """Untrained: each head begins as a copy of the target's LM head."""
-        made = cls(target.hidden_size, target.vocabulary, heads, blocks)
+    def for_target(cls, target: Any, heads: int = 3, blocks: int = 1, tied: bool = False) -> "MedusaHeads":
+        """Untrained: each head begins as the target's LM head."""
+        made = cls(target.hidden_size, target.vocabulary, heads, blocks, tied)
         with torch.no_grad():
-            for head in made:
+            for head in made if not tied else ():
                 head.get_parameter(f"{blocks}.weight").copy_(target.head_weight)
         return made
 
@@ -68,22 +70,15 @@ class MedusaHeads(Head, nn.ModuleList):
         sizes = {"hidden_size": out.shape[1], "vocabulary": out.shape[0]}
         return Published({**sizes, "heads": heads, "blocks": blocks}, weights)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """states (..., d) -> logits (K, ..., V)."""
-        return torch.stack([head(states) for head in self])
-
     def guesses(self, ids: Tensor, taps: Tensor, target: Any) -> list[Guess]:
-        states = taps[:, :, -1]
-        return [Guess(head(states[:, : -k - 1]), k + 1) for k, head in enumerate(self)]
-
-    def batched(self) -> "Batched":
-        return Batched(self)
+        states, read = taps[:, :, -1], target.head if self.tied else nn.Identity()
+        return [Guess(read(head(states[:, : -k - 1])), k + 1) for k, head in enumerate(self)]
 
 
 class Batched:
     """The heads as one product per layer, for drafting: the parameters become views of stacked memory, nothing is doubled."""
 
-    def __init__(self, heads: MedusaHeads) -> None:
+    def __init__(self, heads: MedusaHeads, target: Any) -> None:
         def stacked(name: str) -> Tensor:
             weights = [head.get_parameter(name) for head in heads]
             together = torch.stack([weight.data for weight in weights])
@@ -95,14 +90,19 @@ class Batched:
             (stacked(f"{block}.linear.weight").transpose(1, 2), stacked(f"{block}.linear.bias")[:, None])
             for block in range(heads.blocks)
         ]
-        self.out = stacked(f"{heads.blocks}.weight").transpose(1, 2)
+        self.heads = len(heads)
+        if heads.tied:
+            self.read = target.head
+        else:
+            out = stacked(f"{heads.blocks}.weight").transpose(1, 2)
+            self.read = lambda x: torch.bmm(x, out)
 
     def __call__(self, states: Tensor) -> Tensor:
         """(B, d) -> (K, B, V)."""
-        x = states.expand(len(self.out), -1, -1)
+        x = states.expand(self.heads, -1, -1)
         for weight, bias in self.blocks:
             x = x + F.silu(torch.baddbmm(bias, x, weight))
-        return torch.bmm(x, self.out)
+        return self.read(x)
 
 
 class Medusa(Drafter):
@@ -141,8 +141,10 @@ class Medusa(Drafter):
             raise ValueError(
                 f"the tree takes rank {max(self.tree.ranks_needed) - 1}, the vocabulary has {target.vocabulary} tokens"
             )
+        if self.heads.tied:
+            target.check_head()
         self.heads.to(device=target.device, dtype=target.dtype)
-        self._guess = self.heads.batched()
+        self._guess = Batched(self.heads, target)
         device = target.device
         self._depths = torch.tensor(self.tree.depths, device=device)
         self._cells = torch.tensor(

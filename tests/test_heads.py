@@ -15,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 import specdec
 from drafters.eagle import Eagle
 from drafters.eagle3 import Eagle3, Eagle3Head
+from drafters.medusa import Batched, MedusaHeads
 from specdec import Drafter, Sampling, TokenTree
 from specdec.features import FeatureDrafter, FeatureHead
-from specdec.heads import Head
+from specdec.heads import Head, random_head
 from specdec.interfaces import Last, OnHost, State
 from specdec.language_model import TransformersLM
 from specdec.plugins import build
@@ -381,17 +382,23 @@ def test_levels_copy_nothing_between_host_and_device(which):
 # ------------------------------------------------------------------------------------------------------------------- medusa
 
 
-def test_medusas_batched_product_is_its_heads_one_by_one(tmp_path):
+@pytest.mark.parametrize("tied", [False, True])
+def test_medusas_batched_product_is_its_heads_one_by_one(tied, tmp_path):
     target = lm("llama_gqa", torch.float64)
-    heads: Any = models.head("medusa", target)
+    heads = random_head(lambda: MedusaHeads.for_target(target, heads=3, blocks=2, tied=tied), target.dtype, 0.2)
     states = torch.randn(5, target.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def one_by_one(heads: MedusaHeads) -> torch.Tensor:
+        return torch.stack([target.head(head(states)) if tied else head(states) for head in heads])
+
     with torch.no_grad():
-        one_by_one = torch.stack([head(states) for head in heads])
-        torch.testing.assert_close(heads.batched()(states), one_by_one, rtol=EXACT, atol=EXACT)
-        torch.testing.assert_close(heads(states), one_by_one)  # its parameters are now views; they still mean the same
+        before = one_by_one(heads)
+        torch.testing.assert_close(Batched(heads, target)(states), before, rtol=EXACT, atol=EXACT)
+        torch.testing.assert_close(one_by_one(heads), before)  # its parameters are now views; they still mean the same
         heads.save(tmp_path / "head")
-        again = type(heads).load(tmp_path / "head")
-        torch.testing.assert_close(again(states), one_by_one)
+        again = MedusaHeads.load(tmp_path / "head")
+        torch.testing.assert_close(one_by_one(again), before)
+        assert (max(weight.shape[0] for weight in again.state_dict().values()) == target.vocabulary) is not tied
 
 
 def test_untrained_medusa_heads_say_what_the_target_says():
@@ -399,8 +406,8 @@ def test_untrained_medusa_heads_say_what_the_target_says():
     target = lm("llama_gqa")
     states = torch.randn(4, target.hidden_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for logits in HEADS["medusa"](target)(states):  # type: ignore[operator]
-            torch.testing.assert_close(logits, target.head(states))
+        for head in MedusaHeads.for_target(target, heads=3, blocks=2):
+            torch.testing.assert_close(head(states), target.head(states))
 
 
 # ------------------------------------------------------------------------------------------------------------- static trees
