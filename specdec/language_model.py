@@ -45,6 +45,7 @@ class TransformersLM:
         self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
         self.extra_layers = 0
         self._uppers: dict[int, PreTrainedModel] = {}  # the layers from E on, once proven
+        self._head_is_checked = False
         self.vocabulary, self._shapes = self._probe()
         self._prove()
 
@@ -120,6 +121,8 @@ class TransformersLM:
     @torch.inference_mode()
     def check_head(self) -> None:
         """Raise ValueError where the model does more between the tap "head" and its logits than `head` does."""
+        if self._head_is_checked:
+            return
         ids = torch.arange(min(4, self.vocabulary), device=self.device)[None]
         out = self.model(input_ids=ids, use_cache=False, output_hidden_states=True)
         difference = float((self.head(out.hidden_states[-1]) - out.logits).abs().max())
@@ -129,6 +132,7 @@ class TransformersLM:
                 f"{self.name}: the logits of {type(self.model).__name__} are not its LM head's product with its last hidden "
                 f"state (they differ by {difference:.3g}), so a head that shares it would draft from another law"
             )
+        self._head_is_checked = True
 
     def tapped(self, hidden_states: tuple[Tensor, ...], taps: tuple[Tap, ...]) -> Tensor:
         """(B, N, T, d) of what transformers hands out: the stream entering each layer, then the LM head's input.

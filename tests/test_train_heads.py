@@ -361,6 +361,16 @@ def test_interrupted_training_resumes_to_the_same_losses(recipe, texts, target, 
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
 
 
+def test_samples_of_other_settings_are_refused(texts, target, tmp_path):
+    config = settings("medusa", texts, target, tmp_path, "samples.share=0.5")
+    loaded = specdec.load(str(target))
+    _, training, _ = train.text(config, loaded.tokenizer)
+    train.mixed(config, loaded, training, tmp_path)
+    config = settings("medusa", texts, target, tmp_path, "samples.share=0.5", "samples.temperatures=[0.3]")
+    with pytest.raises(ValueError, match=r"temperatures \[.*\], now \[0.3\]\); give another samples.folder"):
+        train.mixed(config, loaded, training, tmp_path)
+
+
 def test_a_share_of_each_batch_is_samples(texts, target, tmp_path):
     config = settings("medusa", texts, target, tmp_path, "samples.share=0.5")
     loaded = specdec.load(str(target))

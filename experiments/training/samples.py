@@ -2,10 +2,12 @@
 people wrote (Medusa 2401.10774, section 2.3.2). Each row opens with a piece of real text and goes on with the target's own.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +18,19 @@ from experiments.training.text import Stream
 from specdec.language_model import TransformersLM
 
 console = Console(stderr=True)
+
+
+def _agree(place: Path, settings: dict[str, Any]) -> None:
+    """Write the settings that a folder of samples is made with, or compare them with those that it was begun with."""
+    if not place.exists():
+        place.write_text(json.dumps(settings, indent=1) + "\n")
+    elif (there := json.loads(place.read_text())) != settings:
+        differ = [
+            f"{key} {there.get(key)!r}, now {value!r}" for key, value in settings.items() if there.get(key) != value
+        ]
+        raise ValueError(
+            f"{place.parent} has samples of other settings ({'; '.join(differ)}); give another samples.folder"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,13 +62,18 @@ def sample(
     batch: int,
     seed: int,
 ) -> Rows:
-    """`rows` texts of `length` tokens, the first `prompt` of which are real. Each batch is a file; those there are kept."""
+    """`rows` texts of `length` tokens, the first `prompt` of which are real. Each batch is a file; those there are kept.
+
+    Raises ValueError for a folder whose files were made with other settings.
+    """
     if not 0 < prompt < length:
         raise ValueError(f"samples of {length} tokens cannot open with {prompt} of the text; give a prompt in between")
     folder.mkdir(parents=True, exist_ok=True)
     count = -(-rows // batch)
     console.print(f"samples: {count * batch} of {length} tokens, temperatures {list(temperatures)}, in {folder}")
-    files = [folder / f"{number:05d}_{batch}x{length}_{prompt}_{seed}.npy" for number in range(count)]
+    settings = {"target": target.name, "batch": batch, "length": length, "prompt": prompt, "seed": seed}
+    _agree(folder / "samples.json", {**settings, "temperatures": [float(each) for each in temperatures]})
+    files = [folder / f"{number:05d}.npy" for number in range(count)]
     with Progress(console=console) as progress:
         for number in progress.track(range(count), description="samples"):
             if files[number].exists():
