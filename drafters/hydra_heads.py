@@ -86,7 +86,8 @@ class Hydra(Drafter):
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Hydra":
-        return cls(**{**arguments, "heads": random_head(lambda: HydraHeads.for_target(target), target.dtype)})
+        depth = arguments.get("depth", 4)
+        return cls(**{**arguments, "heads": random_head(lambda: HydraHeads.for_target(target, depth), target.dtype)})
 
     def begin(self, target: Any, state: State) -> None:
         check_target(self.heads, target)

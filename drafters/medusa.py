@@ -133,46 +133,45 @@ class Medusa(Drafter):
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Medusa":
-        return cls(**{**arguments, "heads": random_head(lambda: MedusaHeads.for_target(target, 2), target.dtype)})
+        paths, widths = arguments.get("tree") or [], arguments.get("branching") or []
+        heads = max([len(widths), *map(len, paths)]) or 3  # as many as the tree is deep
+        return cls(**{**arguments, "heads": random_head(lambda: MedusaHeads.for_target(target, heads), target.dtype)})
 
     def begin(self, target: Any, state: State) -> None:
         check_target(self.heads, target)
-        if max(self.tree.ranks_needed) > target.vocabulary:
-            raise ValueError(
-                f"the tree takes rank {max(self.tree.ranks_needed) - 1}, the vocabulary has {target.vocabulary} tokens"
-            )
+        self._fitted = self.tree.within(target.vocabulary)
         if self.heads.tied:
             target.check_head()
         self.heads.to(device=target.device, dtype=target.dtype)
         self._guess = Batched(self.heads, target)
         device = target.device
-        self._depths = torch.tensor(self.tree.depths, device=device)
+        self._depths = torch.tensor(self._fitted.depths, device=device)
         self._cells = torch.tensor(
             [
-                (depth - 1) * max(self.tree.ranks_needed) + rank
-                for depth, rank in zip(self.tree.depths, self.tree.ranks, strict=True)
+                (depth - 1) * max(self._fitted.ranks_needed) + rank
+                for depth, rank in zip(self._fitted.depths, self._fitted.ranks, strict=True)
             ],
             device=device,
         )
         rows = len(state.on_host.lengths)
-        self._parents = torch.tensor([-1, *self.tree.parents], device=device).expand(rows, -1)
+        self._parents = torch.tensor([-1, *self._fitted.parents], device=device).expand(rows, -1)
         # The structure never changes, so who sees whom is worked out once.
-        self._full = TokenTree(torch.zeros_like(self._parents), self._parents, levels=self.tree.depth)
+        self._full = TokenTree(torch.zeros_like(self._parents), self._parents, levels=self._fitted.depth)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         newest = last_states(state)
         if newest is None or state.deepest < 1:
             return TokenTree.root(state.roots)
-        ranks = max(self.tree.ranks_needed)
+        ranks = max(self._fitted.ranks_needed)
         logits = self._guess(newest)
         heads, rows, vocabulary = logits.shape
         best = top(logits.view(-1, vocabulary), ranks).view(heads, rows, -1).transpose(0, 1)
         tokens = torch.cat([state.roots[:, None], best.flatten(1)[:, self._cells]], 1)
         live = [room for room, live in zip(state.on_host.room, state.on_host.live, strict=True) if live]
-        if len(live) == rows and min(live) > self.tree.depth and min(state.on_host.lengths) > 1:
+        if len(live) == rows and min(live) > self._fitted.depth and min(state.on_host.lengths) > 1:
             return self._full.with_tokens(tokens)
         fits = (self._depths < state.room[:, None]) & has_state(state).live[:, None]
         below = torch.where(fits, self._parents[:, 1:], -1)
         return TokenTree(
-            tokens, torch.cat([self._parents[:, :1], below], 1), levels=self.tree.depth, shape_is_known=True
+            tokens, torch.cat([self._parents[:, :1], below], 1), levels=self._fitted.depth, shape_is_known=True
         )

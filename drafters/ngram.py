@@ -12,6 +12,8 @@ import torch
 from specdec import Drafter, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 
+Draft = tuple[list[int], list[int]]  # tokens, and the node number of each one's parent
+
 
 class NGram(Drafter):
     """Siblings are DET: nothing is drawn.
@@ -36,27 +38,25 @@ class NGram(Drafter):
         self._rows = [_Index(self.max_ngram) for _ in state.on_host.lengths]
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        host = state.on_host
-        drafts: list[tuple[list[int], list[int]]] = []
+        host, root = state.on_host, state.roots
+        drafts: list[Draft] = []
+        known = min((len(index.tokens) for index, live in zip(self._rows, host.live, strict=True) if live), default=0)
+        texts = state.tokens[:, known : max(host.lengths)].tolist()  # one read for all rows
         for row, index in enumerate(self._rows):
             if not host.live[row]:
                 drafts.append(([], []))
                 continue
-            index.extend(state.tokens[row, len(index.tokens) : host.lengths[row]].tolist())
+            index.extend(texts[row][len(index.tokens) - known : host.lengths[row] - known])
             limit = min(self.length, host.room[row] - 1)
             drafts.append(index.trie(self.length, limit) if self.tree else index.chain(limit))
-        root = state.roots
-        widest = max(len(tokens) for tokens, _ in drafts)
+        widest = max(len(drafted) for drafted, _ in drafts)
         if widest == 0:
             return TokenTree.root(root)
-        tokens = torch.zeros(len(drafts), widest, dtype=torch.long)
-        parents = torch.full((len(drafts), widest + 1), -1)
-        for row, (drafted, above) in enumerate(drafts):
-            tokens[row, : len(drafted)] = torch.tensor(drafted, dtype=torch.long)
-            parents[row, 1 : len(above) + 1] = torch.tensor(above, dtype=torch.long)
+        tokens = torch.tensor([drafted + [0] * (widest - len(drafted)) for drafted, _ in drafts])
         nodes = torch.cat([root[:, None], tokens.to(root.device)], 1)
         if not self.tree:
-            return TokenTree.chain(nodes, (parents >= 0).sum(1).to(root.device))
+            return TokenTree.chain(nodes, torch.tensor([len(drafted) for drafted, _ in drafts], device=root.device))
+        parents = torch.tensor([[-1, *above, *[-1] * (widest - len(above))] for _, above in drafts])
         return TokenTree(nodes, parents.to(root.device), levels=min(widest, max(state.deepest, 1)))
 
 
@@ -85,7 +85,7 @@ class _Index:
                 return found
         return []
 
-    def chain(self, limit: int) -> tuple[list[int], list[int]]:
+    def chain(self, limit: int) -> Draft:
         """(tokens, parents) of the most recent continuation."""
         found = self.occurrences()
         drafted = self.continuation(found[-1], limit) if found else []
@@ -98,7 +98,7 @@ class _Index:
         once = self.tokens[end : end + length]
         return [once[i % period] for i in range(length)]
 
-    def trie(self, nodes: int, depth: int) -> tuple[list[int], list[int]]:
+    def trie(self, nodes: int, depth: int) -> Draft:
         """(tokens, parents) of the most frequent continuations, at most `nodes` of them. Ties go to the most recent."""
         weights: Counter[tuple[int, ...]] = Counter()
         recent: dict[tuple[int, ...], int] = {}

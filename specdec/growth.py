@@ -213,6 +213,7 @@ def ranked(logits: Tensor, score: Score, state: State, depth: int, width: int, n
 def static(logits: Tensor, score: Score, state: State, shape: RankTree) -> Grown:
     """A tree whose ranks are fixed beforehand: each node takes the token of its rank at its parent (EAGLE-1 2401.15077, Medusa
     2401.10774). Only nodes with children are scored. Nothing is drawn: DET."""
+    shape = shape.within(logits.shape[-1])
     laws, plan = Laws(state), _plan(shape, logits.device)
     inner = TokenTree.root(state.roots)  # nodes with children, in the drafter's own numbers
     rows, first = len(logits), 0

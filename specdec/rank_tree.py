@@ -73,6 +73,15 @@ class RankTree:
                 heapq.heappush(open_paths, (worth * accuracies[depth][0], depth + 1, (*path, 0)))
         return cls.given(chosen)
 
+    def within(self, vocabulary: int) -> "RankTree":
+        """The tree without the ranks that so few tokens do not have, and what hangs below them."""
+        if max(self.ranks) < vocabulary:
+            return self
+        kept = tuple(path for path in self.paths if max(path) < vocabulary)
+        if not kept:
+            raise ValueError(f"the tree takes no rank below {vocabulary}, and the vocabulary has {vocabulary} tokens")
+        return RankTree(kept)
+
     @property
     def depth(self) -> int:
         return max(map(len, self.paths))

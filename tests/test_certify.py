@@ -11,12 +11,12 @@ import pytest
 
 from experiments import certify as certify_command
 from experiments.certificates import certificate, exact, sampled, statistics
-from experiments.certificates.certificate import Pair, Plan, certify, find_certificate, write
+from experiments.certificates.certificate import Pair, Plan, certify, find_certificate, resolved, write
 from experiments.certificates.enumeration import outcomes
 from experiments.certificates.suite import make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
-from specdec.plugins import build
+from specdec.plugins import build, names
 from tests.exact import title
 
 STRENGTH = 0.05
@@ -44,6 +44,15 @@ def test_exact_certificates_of_all_pairs(drafter, rule):
     assert found, left_out
     if pair.rule(1.0).lossless:
         assert all(one.lossless for one in found), [str(one) for one in found if not one.lossless]
+
+
+@pytest.mark.parametrize("name", names("drafter"))
+def test_every_drafters_own_settings_can_be_certified(name):
+    chosen = resolved({"name": name}, {"name": "auto"}, 1.0)
+    pair = Pair({"name": name}, chosen)
+    found, left_out = exact.suite(pair.on_tables, pair.rule(1.0), SMALL[:2], size=30)
+    assert len(found) > 1, left_out
+    assert all(one.lossless for one in found), [str(one) for one in found if not one.lossless]
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ import specdec
 from drafters.eagle import Eagle
 from drafters.eagle3 import Eagle3, Eagle3Head
 from drafters.medusa import Batched, MedusaHeads
+from experiments.certificates import tiny
+from experiments.certificates.suite import make
 from specdec import Drafter, Sampling, TokenTree
 from specdec.features import FeatureDrafter, FeatureHead
 from specdec.heads import Head, random_head
@@ -475,6 +477,27 @@ def test_cartesian_and_given_trees():
     assert not tree.is_chain
 
 
+def test_a_static_tree_leaves_out_ranks_that_the_vocabulary_does_not_have():
+    tree = RankTree.given([[0], [1], [2], [0, 2], [2, 0], [1, 1], [1, 1, 0]])
+    assert tree.within(2).paths == ((0,), (1,), (1, 1), (1, 1, 0))
+    assert tree.within(3) is tree
+    with pytest.raises(ValueError, match="no rank below 2"):
+        RankTree.given([[2], [2, 0]]).within(2)
+
+
+@pytest.mark.parametrize("name", ["medusa", "hydra_heads", "eagle"])
+def test_a_static_tree_is_drafted_in_a_vocabulary_smaller_than_its_ranks(name):
+    target = tiny.target(3)
+    shape = {"tree": [[0], [4], [0, 1], [0, 3], [4, 0]]} | ({} if name == "medusa" else {"draw": "static", "depth": 2})
+    drafter = make({"name": name, **shape}, target, tiny.draft(3))
+    out = specdec.generate(target, [[0, 1, 2]], drafter=drafter, max_new_tokens=8)
+    assert (
+        out.tokens[0].tolist()
+        == specdec.generate(target, [[0, 1, 2]], drafter="none", max_new_tokens=8).tokens[0].tolist()
+    )
+    assert out.steps[0].parents[0].tolist() == [-1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -517,7 +540,7 @@ def test_a_static_tree_takes_each_rank_at_its_parent():
         state = standing(target, text, made.taps)
         made.begin(target, state)
         tree = made.propose(state, specdec.Keyed(0).round(state))
-        order = made.heads(state.last.taps[0, -1, -1]).argsort(dim=-1, descending=True, stable=True)
+        order = torch.stack([head(state.last.taps[0, -1, -1]) for head in made.heads]).argsort(dim=-1, descending=True, stable=True)
     first, second = order[0].tolist(), order[1].tolist()
     assert tree.tokens.tolist() == [[int(text[-1]), first[0], first[2], second[0], second[0], second[1]]]
     assert tree.parents.tolist() == [[-1, 0, 0, 1, 2, 2]]
