@@ -20,8 +20,8 @@ demo: $(INSTALLED)  ## decode with every drafter on the bundled models; print a 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
-test-all: $(INSTALLED)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+test-all: $(INSTALLED)  ## all tests; those that are skipped are named, with what they need
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -rs
 
 lint: $(INSTALLED)  ## format, lint and types, checked and left as they are
 	$(BIN)/ruff format --check .

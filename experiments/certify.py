@@ -17,6 +17,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from experiments.program import start
+
 
 @dataclass
 class Greedy:
@@ -183,7 +185,7 @@ def summarise(suite: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
     if len(certificates) > 1:
         summarise(certificates)
     if failures:

@@ -6,7 +6,6 @@ python -m experiments.run -m experiment=demo resume=true     only the jobs that 
 """
 
 import logging
-import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import schema
+from experiments.program import start
 from experiments.sweeps import of_the_job
 
 log = logging.getLogger(__name__)
-failures: list[str] = []
 schema.register()
 
 
@@ -58,7 +57,6 @@ def main(config: DictConfig) -> float | None:
         if not sweeping:
             raise
         log.error("job %s failed: %s: %s", identity["run"], type(error).__name__, error)
-        failures.append(identity["run"])
         return None  # the sweep goes on
 
 
@@ -67,13 +65,14 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from experiments import flops, measures, records, ways
+    from experiments import flops, logger, measures, records, ways
     from experiments import prompts as prompt_files
     from experiments.certificates.certificate import attached
     from experiments.play import Play
     from experiments.progress import bar
     from specdec import Refused
 
+    logger.check(settings["logger"])
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if settings["threads"]:
@@ -109,6 +108,8 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *play.first())
     records.write_rounds(folder / records.ROUNDS, frame)
     records.write_json(folder / records.RESULT, result)
+    if settings["logger"]:
+        logger.log_result(settings["logger"], folder, result, frame)
     method = result["ways"]["method"]
     log.info("%s: tau %.2f, %s", title, method["tau"], certificate["verdict"])
     return next((ratio["median"] for ratio in method["speedup"].values()), method["tau"])
@@ -137,8 +138,4 @@ def _short(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
-    if failures:
-        sys.exit(
-            f"{len(failures)} of the sweep's jobs failed: {', '.join(failures)} (failed.json in their folders says why)"
-        )
+    start(main)

@@ -63,6 +63,14 @@ class PromptLookup:
 
 
 @dataclass
+class Logger:
+    """Weights & Biases."""
+
+    project: str = "specdec"
+    entity: str | None = None
+
+
+@dataclass
 class Run:
     study: str = "default"  # the folder that results of one question share
     seed: int = 0
@@ -84,6 +92,7 @@ class Run:
     prompts: Prompts = MISSING
     assisted: Assisted = field(default_factory=Assisted)
     prompt_lookup: PromptLookup = field(default_factory=PromptLookup)
+    logger: Logger | None = None
 
 
 def register() -> None:

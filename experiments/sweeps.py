@@ -22,6 +22,16 @@ class Planned(Callback):
         except ValueError as error:
             sys.exit(str(error))
 
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Exits with the names of the jobs that failed, wherever they ran."""
+        from experiments.records import FAILED
+
+        failed = sorted(path.parent.name for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"))
+        if failed:
+            sys.exit(
+                f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)} ({FAILED} in their folders says why)"
+            )
+
     def _settle(self, config: DictConfig) -> None:
         jobs = planned(config)
         folder = Path(config.hydra.sweep.dir)

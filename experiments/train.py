@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from experiments.program import start
 from experiments.training import small_model, target
 from experiments.training.head import Decoding, Validation, accuracies
 from experiments.training.head import loss_of as head_loss
@@ -22,7 +23,7 @@ from experiments.training.loop import fit, optimisers
 from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, documents, encode, train_tokenizer
-from experiments.training.watch import curves, logger
+from experiments.training.watch import curves, reporting
 from specdec.language_model import TransformersLM
 from specdec.load import load
 from specdec.plugins import build
@@ -221,7 +222,7 @@ def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any,
     """Train. True in the one process that writes results; others only share its work."""
     recipe, device = config.drafter, next(model.parameters()).device
     writes = processes(device.type).is_main_process
-    with logger(config if writes else None) as report:
+    with reporting(config if writes else None) as report:
         log = fit(
             model,
             loss_of,
@@ -251,4 +252,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -58,7 +58,6 @@ def command(tiny, tmp_path, monkeypatch):
     """`command("drafter=ngram", ...)`: python -m experiments.run in a folder of its own, on the tiny target."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(run, "failures", [])
     handlers = list(logging.getLogger().handlers)
 
     def call(*overrides: str) -> Path:

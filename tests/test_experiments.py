@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,12 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import MissingConfigException
 from matplotlib.text import Text
 from omegaconf import OmegaConf
 
 import specdec
-from experiments import collect, frames, measures, options, records, run, studies, ways
+from experiments import collect, frames, logger, measures, options, program, records, run, studies, ways
 from experiments.certificates import certificate
 from experiments.certificates.tables import standard
 from experiments.divergence import divergence
@@ -33,7 +35,7 @@ from specdec.load import BUNDLED
 from specdec.metrics import Report, Step
 from specdec.plugins import CONF
 
-GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher")
+GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher", "logger")
 
 
 @contextmanager
@@ -176,8 +178,8 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
     assert not (study.folder / "first" / "1" / "result.json").exists()
     before = (study.folder / "first" / "0" / "result.json").stat().st_mtime_ns
 
-    command("-m", "study=resumed", "drafter.length=4,5,0,6", "resume=true")
-    assert run.failures == ["2"]
+    with pytest.raises(SystemExit, match="1 of the sweep's jobs failed: 2 "):
+        command("-m", "study=resumed", "drafter.length=4,5,0,6", "resume=true")
     study = studies.read("resumed")
     assert study.sweeps == ["first"]
     assert [job.measured for job in study.jobs] == [True, True, False, True]
@@ -203,8 +205,9 @@ def test_a_running_job_is_not_resumed(tmp_path):
 
 
 def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
-    root = command("-m", "study=mixed", "drafter=ngram", "drafter.length=0,4", "sampling=greedy,cool")
-    assert run.failures == ["0", "1"]
+    with pytest.raises(SystemExit, match="2 of the sweep's jobs failed: 0, 1 "):
+        command("-m", "study=mixed", "drafter=ngram", "drafter.length=0,4", "sampling=greedy,cool")
+    root = Path.cwd()
     study = studies.read("mixed", str(root / "multirun"))
     table, notes = collect.collect(study)
     assert list(table["run"]) == ["2", "3"]
@@ -227,10 +230,87 @@ def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
     assert "ngram length=4" in capsys.readouterr().out
 
 
+PLUGINS = {"joblib": "hydra_joblib_launcher", "ray": "hydra_ray_launcher", "slurm": "hydra_submitit_launcher"}
+
+
+def needs(launcher: str) -> None:
+    """Skip where the launcher's plug-in is not installed."""
+    plugin = PLUGINS.get(launcher)
+    if plugin is not None and find_spec(f"hydra_plugins.{plugin}") is None:
+        pytest.skip(f"launcher={launcher} needs its plug-in: pip install -e '.[{launcher}]'")
+
+
+def elsewhere(overrides: Sequence[str], tiny: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """python -m experiments.run on the tiny target, in a process of its own and in this folder."""
+    usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.run", *overrides, *usual, "max_new_tokens=12", "progress=false"],
+        env={**os.environ, "PYTHONPATH": str(CONF.parent), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "joblib", "slurm", "ray"])
+def test_launchers(launcher, tiny, tmp_path, monkeypatch):
+    """Each runs a sweep with a job that fails; the other has its result; and resuming runs nothing but the failed one."""
+    needs(launcher)
+    monkeypatch.chdir(tmp_path)
+    jobs = ["-m", "study=launched", "drafter=ngram", "drafter.length=0,3", f"launcher={launcher}"]
+    jobs += {"slurm": ["hydra/launcher=submitit_local"], "joblib": ["hydra.launcher.n_jobs=1"]}.get(launcher, [])
+    finished = []
+    for resume in ([], ["resume=true"]):
+        done = elsewhere([*jobs, *resume], tiny)
+        assert done.returncode == 1, done.stderr
+        assert "1 of the sweep's jobs failed: 0 (failed.json" in done.stderr
+        study = studies.read("launched")
+        assert [job.measured for job in study.jobs] == [False, True]
+        assert "length must be >= 1" in study.notes[0]
+        finished.append((study.jobs[1].folder / records.RESULT).stat().st_mtime_ns)
+    assert finished[0] == finished[1]
+    assert len(study.sweeps) == 1
+
+
+@pytest.mark.slow
+def test_wandb_offline(tiny, tmp_path, monkeypatch):
+    """What is logged lies in the run's folder: config, a point per round, tables and figures."""
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    done = elsewhere(["logger=wandb", "logger.project=rehearsal", "hydra.run.dir=here"], tiny, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    (run_folder,) = (tmp_path / "here" / "wandb").glob("offline-run-*")
+    written = b"".join(path.read_bytes() for path in run_folder.glob("*.wandb"))
+    assert all(word in written for word in (b"rehearsal", b"round_milliseconds", b"max_new_tokens", b"speedup_none"))
+    media = {
+        path.relative_to(run_folder / "files" / "media") for path in run_folder.rglob("*.*") if "media" in path.parts
+    }
+    assert any(path.match("images/figures/time_by_phase*.png") for path in media)
+    assert any(path.match("table/tables/results*.json") for path in media)
+
+
+def test_curves_have_a_point_per_round(command):
+    root = command("drafter=ngram", "hydra.run.dir=here")
+    result = json.loads((root / "here" / "result.json").read_text())
+    points = list(logger.curve(pd.read_parquet(root / "here" / "rounds.parquet")))
+    assert len(points) == result["ways"]["method"]["rounds"]
+    assert points[-1]["tau"] == pytest.approx(result["ways"]["method"]["tau"])
+    assert sum(point["kept"] for point in points) == result["ways"]["method"]["tokens"]
+    assert all(point["round_milliseconds"] > 0 for point in points)
+
+
+def test_a_logger_that_is_not_installed_says_what_to_install(command, monkeypatch):
+    monkeypatch.setattr(logger, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'specdec\[wandb\]'"):
+        command("logger=wandb")
+
+
 @pytest.mark.parametrize(
     ("group", "option"), [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 )
 def test_every_option_composes(group, option):
+    if group == "launcher":
+        needs(option)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = compose("run", [f"{group}={option}"])
     assert config.study
@@ -284,11 +364,48 @@ def test_labels_tell_settings_apart(command, overrides, label):
 
 
 @pytest.mark.parametrize(
-    "override", ["max_tokens=3", "sampling.temprature=1", "max_new_tokens=many", "drafter=ngramm", "target.nam=x"]
+    ("override", "said"),
+    [
+        ("max_tokens=3", "unknown key 'max_tokens' (did you mean 'max_new_tokens'?)"),
+        ("verfier=token", "unknown key 'verfier' (did you mean 'verifier'?)"),
+        ("experimnt=demo", "unknown key 'experimnt' (did you mean 'experiment'?)"),
+        ("sampling.temprature=1", "unknown key 'sampling.temprature' (did you mean 'temperature'?)"),
+        ("target.nam=x", "unknown key 'target.nam' (did you mean 'name'?)"),
+        ("drafter.lenght=3", "unknown key 'drafter.lenght' (did you mean 'length'?)"),
+        ("drafter=ngramm", "drafter has no option 'ngramm' (did you mean 'ngram'?). There are: eagle,"),
+        ("max_new_tokens=many", "Value 'many' of type 'str' could not be converted to Integer"),
+    ],
 )
-def test_misspelt_options_are_refused(override):
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)), pytest.raises(HydraException):
-        compose("run", [override])
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_misspelt_options_are_told_with_what_may_be_meant(override, said, mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(program.FULL, raising=False)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "run",
+            *mode,
+            override,
+            "hydra/hydra_logging=disabled",
+        ],
+    )
+    with pytest.raises(SystemExit) as refused:
+        program.start(run.main)
+    first, *rest = str(refused.value).splitlines()
+    assert said in first or said in rest[0]
+    assert len(rest) <= 2
+    assert program.FULL not in os.environ
+    assert not list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.parametrize(
+    ("override", "extra"), [("launcher=joblib", "joblib"), ("launcher=ray", "ray"), ("launcher=slurm", "slurm")]
+)
+def test_a_launcher_without_its_plug_in_says_what_to_install(override, extra):
+    choice = {"launcher=slurm": "submitit_slurm"}.get(override, extra)
+    missing = MissingConfigException("no", f"hydra/launcher/{choice}", ["basic"])
+    assert program.told(missing).endswith(f"pip install 'specdec[{extra}]'")
 
 
 def test_small_programs_refuse_misspelt_options():

@@ -540,7 +540,9 @@ def test_a_static_tree_takes_each_rank_at_its_parent():
         state = standing(target, text, made.taps)
         made.begin(target, state)
         tree = made.propose(state, specdec.Keyed(0).round(state))
-        order = torch.stack([head(state.last.taps[0, -1, -1]) for head in made.heads]).argsort(dim=-1, descending=True, stable=True)
+        order = torch.stack([head(state.last.taps[0, -1, -1]) for head in made.heads]).argsort(
+            dim=-1, descending=True, stable=True
+        )
     first, second = order[0].tolist(), order[1].tolist()
     assert tree.tokens.tolist() == [[int(text[-1]), first[0], first[2], second[0], second[0], second[1]]]
     assert tree.parents.tolist() == [[-1, 0, 0, 1, 2, 2]]

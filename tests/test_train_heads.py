@@ -575,7 +575,7 @@ def test_two_processes_average_their_gradients(tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_one_head_and_wandb_is_told_once(texts, target, tmp_path):
     pytest.importorskip("wandb")
-    more = ("samples.share=0.5", "cache_batches=3", "wandb=rehearsal")
+    more = ("samples.share=0.5", "cache_batches=3", "logger=wandb", "logger.project=rehearsal")
     arguments = overrides("medusa", texts, target, tmp_path, *more)
     finished(launch("-m", "experiments.train", *arguments, WANDB_MODE="offline", WANDB_SILENT="true"))
     assert [entry["step"] for entry in log_of(tmp_path)] == [2, 4]

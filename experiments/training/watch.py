@@ -1,26 +1,25 @@
-"""Watching a training run: wandb when it is asked for, and a picture of the log at the end."""
+"""Watching a training run: its logger, and a picture of the log at the end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from experiments import logger
 
 Entry = dict[str, float]
 
 
 @contextmanager
-def logger(config: DictConfig | None) -> Iterator[Callable[[Entry], None]]:
-    """Hands out what takes each entry of the log. `config.wandb` names a project; null is off. WANDB_MODE=offline works.
-    None: of several processes, this one does not report."""
-    if config is None or not config.wandb:
+def reporting(config: DictConfig | None) -> Iterator[Callable[[Entry], None]]:
+    """Hands out what takes each entry of the log. None: of several processes, this one does not report."""
+    if config is None or config.logger is None:
         yield lambda entry: None
         return
-    import wandb
-
-    with wandb.init(
-        project=config.wandb, name=config.title, dir=config.output, config=OmegaConf.to_container(config, resolve=True)
-    ) as run:
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    with logger.opened(whole["logger"], config.title, Path(config.output), whole) as run:
         yield lambda entry: run.log({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
 
 
