@@ -36,7 +36,7 @@ def attend(
     scale = size**-0.5 if scaling is None else scaling
     if attention_mask is None and queries > 1:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=groups > 1)
-        return out.transpose(1, 2), None
+        return out.transpose(1, 2).contiguous(), None
     folded = query.reshape(rows, kv_heads, groups * queries, size)
     if query.device.type != "cpu" or groups * queries <= FEW:
         out = F.scaled_dot_product_attention(folded, key, value, attn_mask=_fold(attention_mask, groups), scale=scale)
@@ -45,7 +45,9 @@ def attend(
         if attention_mask is not None:
             scores = scores.view(rows, heads, queries, -1).add_(attention_mask).view_as(scores)
         out = torch.matmul(scores.softmax(-1), value)
-    return out.reshape(rows, heads, queries, value.shape[-1]).transpose(1, 2), None
+    return out.reshape(rows, heads, queries, value.shape[-1]).transpose(
+        1, 2
+    ).contiguous(), None  # some families view it
 
 
 def _fold(mask: Tensor | None, groups: int) -> Tensor | None:
@@ -57,6 +59,15 @@ def _fold(mask: Tensor | None, groups: int) -> Tensor | None:
         folded = mask.repeat(1, 1, groups, 1)
         mask.folded = folded  # type: ignore[attr-defined]
     return folded
+
+
+def plain(model: PreTrainedModel) -> str:
+    """The attention for a pass as the user's model would make it: its own, unless that is one that not every device and dtype
+    has (flash attention), for which SDPA or eager stand in."""
+    current = str(model.config.get_text_config()._attn_implementation)
+    if current in ("eager", "sdpa"):
+        return current
+    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
 
 
 CHOICE = "_attn_implementation_internal"  # where a transformers config keeps its choice

@@ -21,8 +21,17 @@ from specdec.cache import LayerShape, ShapeProbe
 from specdec.interfaces import Scores, Tap
 from specdec.part import Exit, final_norm, lower, num_layers, upper, without
 from specdec.placement import Placement
-from specdec.support import layer_kinds, refuse_unsupported
+from specdec.support import Unsupported, layer_kinds, refuse_unsupported, usable_context
 from specdec.tree import TokenTree
+
+FOREIGN = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    KeyError,
+)  # what a model's own code may raise
 
 
 class TransformersLM:
@@ -38,16 +47,26 @@ class TransformersLM:
         refuse_unsupported(model, name)
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.config = model.config.get_text_config()
-        self.context = int(getattr(self.config, "max_position_embeddings", None) or 1 << 30)
+        self.context = usable_context(self.config)
         self.place = Placement(layer_kinds(self.config), attention.choose(model), name)
+        factor, divisor = (getattr(self.config, key, None) or 1.0 for key in ("logit_scale", "logits_scaling"))
+        self._logit_scale = float(factor / divisor)  # Cohere's factor, Granite's divisor
         self._takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.device, self.dtype = model.device, model.dtype  # asked often, and slow to ask a model for
         self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
         self.extra_layers = 0
         self._uppers: dict[int, PreTrainedModel] = {}  # the layers from E on, once proven
         self._head_is_checked = False
-        self.vocabulary, self._shapes = self._probe()
-        self._prove()
+        try:
+            self.vocabulary, self._shapes = self._probe()
+            self._prove()
+        except Unsupported:
+            raise
+        except FOREIGN as error:
+            raise Unsupported(
+                f"{name} ({type(model).__name__}) cannot score a token tree: its forward fails with a 4-D attention mask, position "
+                f"ids and a cache of ours ({type(error).__name__}: {error})"
+            ) from error
 
     # ------------------------------------------------------------------------------------------------------ properties
 
@@ -115,6 +134,8 @@ class TransformersLM:
     def head(self, states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d) as the tap "head" gives them. `check_head` tells whether they are the model's."""
         logits = self.model.get_output_embeddings()(states)
+        if self._logit_scale != 1:
+            logits = logits * self._logit_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -155,8 +176,22 @@ class TransformersLM:
         return num_layers(self.model)
 
     def without(self, attention: Collection[int], mlp: Collection[int]) -> "Part":
-        """The model without some sublayers. Raises ValueError for sets that leave nothing or name what is not there."""
-        return Part(self, without(self.model, attention, mlp))
+        """The model without some sublayers. Raises ValueError for sets that leave nothing or name what is not there, and for
+        models that cannot run without them."""
+        part, in_use = Part(self, without(self.model, attention, mlp)), self.place.cache
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        try:
+            with torch.inference_mode():
+                self.place.open(self._shapes, 1, 2, self.dtype, self.device)
+                part.score(TokenTree.chain(ids, None))
+        except FOREIGN as error:
+            raise ValueError(
+                f"{self.name} ({type(self.model).__name__}) does not run without single sublayers ({type(error).__name__}: {error}); "
+                "leave out whole layers (the same numbers for attention and mlp)"
+            ) from error
+        finally:
+            self.place.cache = in_use
+        return part
 
     def lower(self, layer: int, adapter: Module | None = None) -> "Part":
         """The first `layer` layers, perhaps an adapter, the final norm and the head. Trees that carry its states are scored from
@@ -221,7 +256,7 @@ class TransformersLM:
             ).logits
         layers = self.config.num_hidden_layers
         if sorted(probe.seen) != list(range(layers)):
-            raise ValueError(
+            raise Unsupported(
                 f"{self.name}: {layers - len(probe.seen)} of {layers} layers keep no keys and values (recurrent, or "
                 "sharing another layer's cache); a token tree cannot be scored this way"
             )
@@ -229,8 +264,8 @@ class TransformersLM:
 
     @torch.inference_mode()
     def _prove(self) -> None:
-        """Score a tree with two branches and compare with reading each branch: what a model that ignores masks or
-        positions cannot pass."""
+        """Score a tree with two branches and compare with what the model itself, without cache, mask and positions of ours, says
+        of each branch: what a model that ignores masks or positions, or that looks ahead, cannot pass."""
         random = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocabulary, (1, 8), generator=random).to(self.device)
         parents = torch.tensor([[-1, 0, 0, 1, 2]], device=self.device)
@@ -238,15 +273,19 @@ class TransformersLM:
         self.read(ids[:, :3], torch.tensor([3]))
         tree = TokenTree(ids[:, 3:], parents)
         in_tree = self.score(tree).logits[0, 3:]
-        alone = []
-        for leaf in (3, 4):
-            branch = torch.cat([ids[:, :4], tree.tokens[:, tree.path(0, leaf)]], 1)
-            self.open(1, 8)
-            alone.append(self.read(branch, torch.tensor([branch.shape[1]])).logits[0, -1])
         self.place.cache = None
-        difference, allowed = self._difference(in_tree, torch.stack(alone))
+        with attention.using(self.config, attention.plain(self.model)):
+            branches = [torch.cat([ids[:, :4], tree.tokens[:, tree.path(0, leaf)]], 1) for leaf in (3, 4)]
+            alone = self.model(input_ids=torch.cat(branches), use_cache=False).logits
+        ahead, allowed = self._difference(alone[0, :4], alone[1, :4])
+        if not ahead <= allowed:
+            raise Unsupported(
+                f"{self.name} ({type(self.model).__name__}) is not causal: its logits change by {ahead:.3g} with the tokens that "
+                "follow. An encoder (BERT and its like) decodes only with is_decoder=True in its config"
+            )
+        difference, allowed = self._difference(in_tree, alone[:, -1])
         if not difference <= allowed:
-            raise ValueError(
+            raise Unsupported(
                 f"{self.name}: logits at the nodes of a token tree differ from plain decoding by {difference:.3g} "
                 f"(allowed {allowed:.3g}); {type(self.model).__name__} does not follow a 4-D attention mask with position ids"
             )

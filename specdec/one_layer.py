@@ -89,11 +89,18 @@ def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
 
 
 def shape_of(run: Any, decoder: PreTrainedModel) -> LayerShape:
-    """What the layer writes into a cache, found by running `run(cache)`, one pass over one token."""
+    """What the layer writes into a cache, found by running `run(cache)`, one pass over one token. Raises ValueError for layers
+    that cannot run as a head does."""
     probe = ShapeProbe()
-    with torch.inference_mode(), attention.using(decoder.config, attention.choose(decoder)):
-        run(probe)
-    return probe.seen[0]
+    try:
+        with torch.inference_mode(), attention.using(decoder.config, attention.choose(decoder)):
+            run(probe)
+        return probe.seen[0]
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        raise ValueError(
+            f"a layer of {type(decoder).__name__} cannot serve as a head: fed with the head's states it fails "
+            f"({type(error).__name__}: {error}); heads of one decoder layer (eagle, eagle3) work for Llama-like families"
+        ) from error
 
 
 class Unrolled(Cache):

@@ -7,7 +7,8 @@ Letters: B rows, n nodes, d hidden size.
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,10 +46,18 @@ class NoAttention(nn.Module):
 
 
 class NoMLP(nn.Module):
-    """Adds nothing to the stream."""
+    """Adds nothing to the stream. In some families a mixture of experts gives its router's logits too."""
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return torch.zeros_like(hidden_states)
+    def __init__(self, original: nn.Module, hidden_size: int) -> None:
+        super().__init__()
+        one = next(original.parameters())
+        with torch.inference_mode():
+            given = original(torch.zeros(1, 1, hidden_size, dtype=one.dtype, device=one.device))
+        self.more = given[1:] if isinstance(given, tuple) else None
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        nothing = torch.zeros_like(hidden_states)
+        return nothing if self.more is None else (nothing, *self.more)
 
 
 def without(model: PreTrainedModel, no_attention: Collection[int], no_mlp: Collection[int]) -> PreTrainedModel:
@@ -63,14 +72,15 @@ def without(model: PreTrainedModel, no_attention: Collection[int], no_mlp: Colle
         raise ValueError(
             f"sublayers of layer {wrong[0]} were to be left out; {type(model).__name__} has layers 0 to {len(layers) - 1}"
         )
+    no_mlp_like = partial(NoMLP, hidden_size=model.config.get_text_config().hidden_size)
     kept: list[tuple[int, nn.Module]] = []
     for number, layer in enumerate(layers):
         if number in no_attention and number in no_mlp:
             continue
         if number in no_attention:
-            layer = _replaced(layer, ATTENTION, NoAttention(), model)
+            layer = _replaced(layer, ATTENTION, lambda _: NoAttention(), model)
         elif number in no_mlp:
-            layer = _replaced(layer, MLP, NoMLP(), model)
+            layer = _replaced(layer, MLP, no_mlp_like, model)
         kept.append((number, layer))
     if not kept:
         raise ValueError("every layer would be left out whole; a draft needs at least one sublayer")
@@ -149,7 +159,9 @@ def _with_layers(model: PreTrainedModel, kept: list[tuple[int, nn.Module]]) -> P
     return whole
 
 
-def _replaced(layer: nn.Module, names: tuple[str, ...], stand_in: nn.Module, model: PreTrainedModel) -> nn.Module:
+def _replaced(
+    layer: nn.Module, names: tuple[str, ...], stand_in: Callable[[nn.Module], nn.Module], model: PreTrainedModel
+) -> nn.Module:
     found = [name for name in names if isinstance(getattr(layer, name, None), nn.Module)]
     if len(found) != 1:
         raise ValueError(
@@ -157,7 +169,7 @@ def _replaced(layer: nn.Module, names: tuple[str, ...], stand_in: nn.Module, mod
             "out on its own; leave out whole layers (the same numbers for attention and mlp)"
         )
     layer = _shallow(layer)
-    layer.add_module(found[0], stand_in)
+    layer.add_module(found[0], stand_in(layer.get_submodule(found[0])))
     return layer
 
 

@@ -7,6 +7,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 
+class Unsupported(ValueError):
+    """A model that cannot score a tree; the message says why."""
+
+
 class LayerKind(NamedTuple):
     """One kind of attention layer: all positions, a sliding window, or chunks of positions."""
 
@@ -22,6 +26,7 @@ class LayerKind(NamedTuple):
 
 
 SLIDING, FULL, CHUNKED = "sliding_attention", "full_attention", "chunked_attention"
+RECURRENT = ("linear", "mamba", "conv", "recurrent", "delta", "hybrid")  # words in the names of other kinds
 
 
 def layer_kinds(config: Any) -> list[LayerKind]:
@@ -32,15 +37,33 @@ def layer_kinds(config: Any) -> list[LayerKind]:
     return [LayerKind(name, sizes[name]) for name in named]
 
 
+def usable_context(config: Any) -> int:
+    """How many positions a pass over a tree may name: those of the text config, or fewer where the model changes its ways
+    further on by something else than the position of each token.
+
+    LongRoPE (Phi-3) turns all positions of a pass by other angles as soon as one of them lies past the original context, so a
+    tree that reaches over the edge would change its nodes before it, and the cache holds keys of the old angles. Llama 4 tempers
+    attention by the number of cached tokens, which is not the position of a node, from `floor_scale` on.
+    """
+    most = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for settings in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        if settings.get("rope_type") == "longrope":
+            most = min(most, int(settings.get("original_max_position_embeddings") or most))
+    if getattr(config, "attn_temperature_tuning", False) and hasattr(config, "floor_scale"):
+        most = min(most, int(config.floor_scale) - 1)
+    return most
+
+
 def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
-    """Raise ValueError, with the reason, for models that cannot take a tree as a 4-D mask and position ids."""
+    """Raise Unsupported, with the reason, for models that cannot take a tree as a 4-D mask and position ids."""
 
     def refuse(reason: str) -> None:
-        raise ValueError(f"{name} ({type(model).__name__}) cannot score a token tree: {reason}")
+        raise Unsupported(f"{name} ({type(model).__name__}) cannot score a token tree: {reason}")
 
-    config = model.config.get_text_config()
     if not isinstance(model, PreTrainedModel):
         refuse("expected a transformers model (a PreTrainedModel with a language-model head)")
+    config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
         refuse("it is an encoder-decoder model; specdec decodes with decoder-only models")
     if model.get_output_embeddings() is None:
@@ -51,11 +74,21 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
             "its positions are ALiBi biases, made from the 2-D mask inside the model, so a node cannot be placed by its depth"
         )
     kinds = set(getattr(config, "layer_types", None) or ())
-    recurrent = kinds - {SLIDING, FULL, CHUNKED}
+    others = kinds - {SLIDING, FULL, CHUNKED}
+    recurrent = {kind for kind in others if any(word in kind for word in RECURRENT)}
     if recurrent or getattr(model, "_is_stateful", False):
         refuse(
             f"it is recurrent ({', '.join(sorted(recurrent)) or 'stateful'}), and a recurrent state follows one path, not a tree"
         )
+    if others:
+        refuse(
+            f"it has layers of {', '.join(sorted(others))}; masks for trees are made for {FULL}, {SLIDING} and {CHUNKED}"
+        )
+    unsized = [kind.name for kind in layer_kinds(config) if kind.name != FULL and not isinstance(kind.size, int)]
+    if unsized:
+        refuse(f"its config has {unsized[0]} layers and no one size of them in sliding_window or attention_chunk_size")
+    if model.config.model_type == "gpt_neo":
+        refuse("its attention masks by the place in the cache, where the nodes of a tree do not lie by their positions")
     parameters = inspect.signature(model.forward).parameters
     missing = [key for key in ("position_ids", "attention_mask", "past_key_values") if key not in parameters]
     if missing and "kwargs" not in parameters:

@@ -84,6 +84,25 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**SIZED, sliding_window=WINDOW, layer_types=HYBRID)),
     "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**GROUPED, num_local_experts=4)),
     "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**SIZED, **MOE)),
+    "gpt_oss": lambda: hf.GptOssForCausalLM(  # sinks in its softmax, windows in every other layer
+        hf.GptOssConfig(**SIZED, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW, layer_types=HYBRID)
+    ),
+    "llama4": lambda: hf.Llama4ForCausalLM(  # chunks of positions, layers without any, heads in pairs
+        hf.Llama4TextConfig(
+            **SIZED,
+            intermediate_size_mlp=48,
+            num_local_experts=4,
+            attention_chunk_size=WINDOW,
+            no_rope_layers=[1, 0, 1],
+            interleave_moe_layer_step=2,
+        )
+    ),
+    "afmoe": lambda: hf.AfmoeForCausalLM(  # gates what attention gives, as one contiguous block
+        hf.AfmoeConfig(**SIZED, **MOE, sliding_window=WINDOW, layer_types=HYBRID, num_dense_layers=1)
+    ),
+    "cohere2": lambda: hf.Cohere2ForCausalLM(  # attention and MLP side by side, no positions where there is no window
+        hf.Cohere2Config(**GROUPED, sliding_window=WINDOW, layer_types=HYBRID, tie_word_embeddings=False)
+    ),
     "deepseek_v3": lambda: hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**COMMON, **MLA)),
 }
 
@@ -95,6 +114,27 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     ),
     "falcon": (lambda: hf.FalconForCausalLM(hf.FalconConfig(**SMALL, num_attention_heads=4, alibi=True)), "ALiBi"),
     "mpt": (lambda: hf.MptForCausalLM(hf.MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4)), "ALiBi"),
+    "gpt_neo": (
+        lambda: hf.GPTNeoForCausalLM(
+            hf.GPTNeoConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=32,
+                num_layers=2,
+                num_heads=4,
+                attention_types=[[["global", "local"], 1]],
+            )
+        ),
+        "place in the cache",
+    ),
+    "bert": (
+        lambda: sharpened(hf.BertLMHeadModel(hf.BertConfig(**SMALL, intermediate_size=48, num_attention_heads=4))),
+        "not causal.*is_decoder",
+    ),
+    "doge": (lambda: hf.DogeForCausalLM(hf.DogeConfig(**GROUPED)), "its forward fails with a 4-D attention mask"),
+    "lfm2": (
+        lambda: hf.Lfm2ForCausalLM(hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "conv"])),
+        "recurrent",
+    ),
     "mamba": (lambda: hf.MambaForCausalLM(hf.MambaConfig(**SMALL)), "recurrent"),
     "rwkv": (lambda: hf.RwkvForCausalLM(hf.RwkvConfig(**SMALL)), "recurrent"),
     "jamba": (

@@ -37,6 +37,8 @@ NOT_EVERYWHERE = (
     "gpt_neox",
     "phi",
     "deepseek_v3",
+    "afmoe",
+    "cohere2",
 )  # families that some drafters refuse (test_heads, test_self_speculation)
 
 

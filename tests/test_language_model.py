@@ -8,6 +8,7 @@ import torch
 import specdec
 from specdec.language_model import TransformersLM
 from specdec.tree import TokenTree
+from tests import models
 from tests.models import ARCHITECTURES, CONTEXT, REFUSED, VOCABULARY, WINDOW, build, prompts, shared
 
 LENGTHS = [9, 12, 7]  # ragged, all longer than the sliding window
@@ -130,12 +131,42 @@ def test_a_model_that_ignores_positions_is_found_out():
     model = build("llama_gqa")
     forward = model.forward
 
-    def without_mask(input_ids, position_ids, attention_mask, past_key_values, use_cache):
+    def without_mask(input_ids, position_ids=None, attention_mask=None, past_key_values=None, use_cache=None):
         return forward(input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values)
 
     model.forward = without_mask
     with pytest.raises(ValueError, match="differ from plain decoding"):
         TransformersLM(model)
+
+
+def test_an_error_inside_a_foreign_forward_is_a_refusal():
+    model = build("llama_gqa")
+    model.forward = lambda input_ids, position_ids, attention_mask, past_key_values, use_cache: past_key_values.rows
+    with pytest.raises(ValueError, match=r"cannot score a token tree: its forward fails.*no attribute 'rows'"):
+        TransformersLM(model)
+
+
+def test_what_is_not_plain_attention_may_not_pass_for_it():
+    """A term that only the model's own attention adds is missed by all passes of ours alike; its own pass tells."""
+    model = build("llama_gqa")
+    attend = model.model.layers[0].self_attn
+    forward = attend.forward
+
+    def with_a_term(hidden_states, past_key_values=None, **options):
+        out, weights = forward(hidden_states, past_key_values=past_key_values, **options)
+        return (out + 1 if past_key_values is None else out), weights
+
+    attend.forward = with_a_term
+    with pytest.raises(ValueError, match="differ from plain decoding"):
+        TransformersLM(model)
+
+
+def test_longrope_is_used_up_to_the_original_context():
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+    rope["original_max_position_embeddings"] = 24
+    config = models.hf.Phi3Config(**models.GROUPED, original_max_position_embeddings=24, rope_parameters=rope)
+    lm = TransformersLM(models.sharpened(models.hf.Phi3ForCausalLM(config)))
+    assert lm.context == 24
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
