@@ -180,12 +180,12 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
+    wanted = options.parse(Benchmark)
     import torch
     from transformers.utils import logging
 
     from experiments.records import surroundings, write_json
 
-    wanted = options.parse(Benchmark)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if wanted.threads:

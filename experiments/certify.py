@@ -74,7 +74,8 @@ def main(config: DictConfig) -> None:
 def certify_pair(config: DictConfig) -> None:
     from transformers.utils import logging as transformers_logging
 
-    from experiments.certificates.certificate import NOT_APPLICABLE, NOT_CERTIFIED, Pair, Plan, certify, write
+    from experiments.certificates.certificate import Pair, Plan, certify
+    from experiments.certificates.kept import NOT_APPLICABLE, NOT_CERTIFIED, write
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -157,7 +158,7 @@ def _say(line: str) -> None:
 
 def read_folder(folder: str) -> list[dict[str, Any]]:
     """The certificates of a folder. Raises ValueError where there are none."""
-    from experiments.certificates.certificate import read_certificates
+    from experiments.certificates.kept import read_certificates
 
     found = [content for _, content in read_certificates(folder)]
     if not found:
@@ -170,7 +171,7 @@ def read_folder(folder: str) -> list[dict[str, Any]]:
 def summarise(suite: list[dict[str, Any]]) -> list[str]:
     """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one family (Holm). Returns what
     keeps the suite from being certified."""
-    from experiments.certificates.certificate import NOT_CERTIFIED
+    from experiments.certificates.kept import NOT_CERTIFIED
     from experiments.certificates.statistics import holm
 
     for one in suite:

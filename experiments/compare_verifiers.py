@@ -178,10 +178,10 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
 
 
 def main() -> None:
+    wanted = options.parse(Compare)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    wanted = options.parse(Compare)
     folder = Path(wanted.folder)
     folder.mkdir(parents=True, exist_ok=True)
     exact = on_tables()

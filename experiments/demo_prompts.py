@@ -21,6 +21,7 @@ from zlib import crc32
 
 from omegaconf import OmegaConf
 
+from experiments import options
 from experiments.training.text import Document, documents
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,11 @@ PER_KIND = 8
 SHORTEST, LONGEST = 200, 500  # characters of a prompt
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 REST = 120  # characters of the passage that at least come after the cut
+
+
+@dataclass
+class Demo:
+    """python -m experiments.demo_prompts: write the bundled prompts anew. It takes no options."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,7 @@ def parsed(document: Document) -> list[Module]:
 
 
 def main() -> None:
+    options.parse(Demo)
     recipe = OmegaConf.load(ROOT / "conf" / "train" / "text" / "stdlib.yaml")
     found = documents(recipe.source, recipe.patterns, recipe.exclude)
     unseen = [document for document in found if document.held_out(recipe.held_out)]

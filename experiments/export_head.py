@@ -10,12 +10,15 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
 from experiments import options
-from specdec.heads import CONFIG, Head, place_of, read_folder, write_folder
 from specdec.plugins import build, names
+
+if TYPE_CHECKING:  # it knows torch, and help does not need it
+    from specdec.heads import Head
 
 
 @dataclass
@@ -29,19 +32,23 @@ class Export:
     )
 
 
-def export(heads: str, output: str | Path, verifier: str) -> Head:
+def export(heads: str, output: str | Path, verifier: str) -> "Head":
     """Raises ValueError for a head, or something of it, that the layout has no place for."""
+    from specdec.heads import place_of, read_folder, write_folder
+
     config, _ = read_folder(place_of(heads))
     kind = config.get("specdec_head", "eagle3")
     if kind not in names("drafter"):
         raise ValueError(f"{heads} holds a head of the unknown kind {kind!r}")
-    head: Head = build("drafter", {"name": kind, "heads": heads}).heads
+    head = build("drafter", {"name": kind, "heads": heads}).heads
     write_folder(output, *head.to_speculators(verifier, architectures(verifier, head)))
     return head
 
 
-def architectures(verifier: str, head: Head) -> list[str]:
+def architectures(verifier: str, head: "Head") -> list[str]:
     """Those that the target's config names, where it is a folder here; then its sizes are compared too."""
+    from specdec.heads import CONFIG
+
     place = Path(verifier).expanduser() / CONFIG
     if not place.is_file():
         return []

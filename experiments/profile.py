@@ -86,13 +86,13 @@ def draw(times: pd.DataFrame, machine: str) -> Any:
 
 
 def main() -> None:
+    wanted = options.parse(Profile)
     import torch
     from transformers.utils import logging
 
     from experiments.records import surroundings, write_json
     from experiments.report.page import write_figures
 
-    wanted = options.parse(Profile)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if wanted.threads:

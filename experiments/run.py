@@ -67,7 +67,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
 
     from experiments import flops, logger, measures, records, ways
     from experiments import prompts as prompt_files
-    from experiments.certificates.certificate import attached
+    from experiments.certificates.kept import attached
     from experiments.play import Play
     from experiments.progress import bar
     from specdec import Refused

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from experiments import certify as certify_command
-from experiments.certificates import certificate, exact, sampled, statistics
-from experiments.certificates.certificate import Pair, Plan, certify, find_certificate, resolved, write
+from experiments.certificates import exact, kept, sampled, statistics
+from experiments.certificates.certificate import Pair, Plan, certify
 from experiments.certificates.enumeration import outcomes
+from experiments.certificates.kept import find_certificate, resolved, write
 from experiments.certificates.suite import make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
@@ -61,7 +62,7 @@ def test_certificates_of_all_pairs(drafter, rule):
     plan = Plan(strength=0.3, target="tiny", prompts=4, max_new_tokens=24)
     found = certify(Pair(drafter, {"name": rule}), plan, no_bar)
     lossless = build("verifier", rule).lossless
-    assert found["verdict"] == (certificate.CERTIFIED if lossless else certificate.LOSSY), found["reasons"]
+    assert found["verdict"] == (kept.CERTIFIED if lossless else kept.LOSSY), found["reasons"]
 
 
 PARTNER = {

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 import specdec
 from experiments import collect, frames, logger, measures, options, program, records, run, studies, ways
-from experiments.certificates import certificate
+from experiments.certificates import certificate, kept
 from experiments.certificates.tables import standard
 from experiments.divergence import divergence
 from experiments.intervals import median_interval
@@ -99,11 +99,11 @@ def test_assisted_generation_and_batches(command, tiny):
 
 def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
     """The certificate of the pair, if there is one; a lossy rule's name carries the word in every table and figure."""
-    monkeypatch.setattr(certificate, "SHIPPED", Path("nowhere"))
+    monkeypatch.setattr(kept, "SHIPPED", Path("nowhere"))
     cool = ["-m", "study=laws", "sampling=cool", "drafter=ngram", "allow_lossy=true", "max_new_tokens=4"]
     root = command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/before")
     pair = certificate.Pair({"name": "ngram", "length": 2}, {"name": "naive"})
-    certificate.write(certificate.certify(pair, certificate.Plan(checks=["exact"], tables=standard()[:1]), no_bar))
+    kept.write(certificate.certify(pair, certificate.Plan(checks=["exact"], tables=standard()[:1]), no_bar))
     command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/since")
     before, since = (studies.read("laws", str(root / "multirun"), sweep) for sweep in ("before", "since"))
     assert list(frames.table(before.results)["law"]) == ["not certified", "not certified", "lossy"]

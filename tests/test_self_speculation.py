@@ -8,7 +8,7 @@ import specdec
 from drafters.early_exit import EarlyExit
 from drafters.layer_skip import LayerSkip
 from experiments.certificates import tiny
-from experiments.search_layers import Calibration, Skip, search
+from experiments.training.calibration import Calibration, Skip, search
 from specdec import Enumerate, TokenTree
 from tests import models
 

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import specdec
-from experiments import train
+from experiments.training import recipes
 from experiments.training.text import Stream, clean, documents
 from specdec.plugins import CONF
 
@@ -55,9 +55,9 @@ def target_settings(texts: Path, output: Path):
 
 
 def test_a_target_and_its_draft_model_from_a_folder_of_text(texts: Path, tmp_path: Path) -> None:
-    train.train_target(target_settings(texts, tmp_path / "t"), tmp_path / "t", "cpu")
+    recipes.train_target(target_settings(texts, tmp_path / "t"), tmp_path / "t", "cpu")
     small = settings(texts, tmp_path / "d", "drafter=small_model", f"target={tmp_path / 't' / 'model'}")
-    train.train_small_model(small, tmp_path / "d", "cpu")
+    recipes.train_small_model(small, tmp_path / "d", "cpu")
     log = json.loads((tmp_path / "d" / "checkpoint" / "log.json").read_text())
     assert [entry["step"] for entry in log] == [2, 4]
     assert {"agreement", "overlap", "kl"} <= set(log[-1])
@@ -72,9 +72,9 @@ def test_a_target_and_its_draft_model_from_a_folder_of_text(texts: Path, tmp_pat
 
 def test_an_interrupted_training_resumes_to_the_same_losses(texts: Path, tmp_path: Path, monkeypatch) -> None:
     whole = target_settings(texts, tmp_path / "whole")
-    train.train_target(whole, tmp_path / "whole", "cpu")
+    recipes.train_target(whole, tmp_path / "whole", "cpu")
 
-    sound, seen = train.target.loss, []
+    sound, seen = recipes.target.loss, []
 
     def killed(*arguments):
         seen.append(1)
@@ -83,11 +83,11 @@ def test_an_interrupted_training_resumes_to_the_same_losses(texts: Path, tmp_pat
         return sound(*arguments)
 
     broken = target_settings(texts, tmp_path / "broken")
-    monkeypatch.setattr(train.target, "loss", killed)
+    monkeypatch.setattr(recipes.target, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        train.train_target(broken, tmp_path / "broken", "cpu")
-    monkeypatch.setattr(train.target, "loss", sound)
-    train.train_target(broken, tmp_path / "broken", "cpu")
+        recipes.train_target(broken, tmp_path / "broken", "cpu")
+    monkeypatch.setattr(recipes.target, "loss", sound)
+    recipes.train_target(broken, tmp_path / "broken", "cpu")
 
     first, second = (
         json.loads((tmp_path / name / "checkpoint" / "log.json").read_text()) for name in ("whole", "broken")
@@ -97,7 +97,7 @@ def test_an_interrupted_training_resumes_to_the_same_losses(texts: Path, tmp_pat
 
 def test_a_drafter_needs_a_target(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="target=demo"):
-        train.train_small_model(settings(texts, tmp_path, "drafter=small_model"), tmp_path, "cpu")
+        recipes.train_small_model(settings(texts, tmp_path, "drafter=small_model"), tmp_path, "cpu")
 
 
 def test_bad_lines_of_a_jsonl_are_named(tmp_path: Path) -> None:

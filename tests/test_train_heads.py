@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import specdec
-from experiments import train
-from experiments.training import samples
+from experiments.training import recipes, samples
 from experiments.training.head import accuracies, loss_of
 from experiments.training.loop import checkpoint, fit, optimisers, resume
 from experiments.training.losses import LOSSES, distance, mass_by_rank
@@ -322,7 +321,7 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(recipe, texts, target, tmp_path):
     config = settings(recipe, texts, target, tmp_path)
-    train.RECIPES.get(config.title, train.train_head)(config, tmp_path, "cpu")
+    recipes.RECIPES.get(config.title, recipes.train_head)(config, tmp_path, "cpu")
     log = log_of(tmp_path)
     assert [entry["step"] for entry in log] == [2, 4]
     assert {"loss", "tau", "top1_depth1", "top5_depth1"} <= set(log[-1])
@@ -342,8 +341,8 @@ def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(recipe, te
 def test_interrupted_training_resumes_to_the_same_losses(recipe, texts, target, tmp_path, monkeypatch):
     """Killed in the fourth step, two after the checkpoint; half of each batch are samples, kept from the first time."""
     more = ("samples.share=0.5",)
-    train.train_head(settings(recipe, texts, target, tmp_path / "whole", *more), tmp_path / "whole", "cpu")
-    sound, steps = train.head_loss, []
+    recipes.train_head(settings(recipe, texts, target, tmp_path / "whole", *more), tmp_path / "whole", "cpu")
+    sound, steps = recipes.head_loss, []
 
     def killed(*arguments: Any) -> Tensor:
         steps.append(1)
@@ -352,11 +351,11 @@ def test_interrupted_training_resumes_to_the_same_losses(recipe, texts, target, 
         return sound(*arguments)
 
     broken = settings(recipe, texts, target, tmp_path / "broken", *more)
-    monkeypatch.setattr(train, "head_loss", killed)
+    monkeypatch.setattr(recipes, "head_loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        train.train_head(broken, tmp_path / "broken", "cpu")
+        recipes.train_head(broken, tmp_path / "broken", "cpu")
     assert [entry["step"] for entry in log_of(tmp_path / "broken")] == [2]
-    train.train_head(broken, tmp_path / "broken", "cpu")
+    recipes.train_head(broken, tmp_path / "broken", "cpu")
     assert len(steps) == 4 + 2
     assert log_of(tmp_path / "broken") == log_of(tmp_path / "whole")
 
@@ -364,18 +363,18 @@ def test_interrupted_training_resumes_to_the_same_losses(recipe, texts, target, 
 def test_samples_of_other_settings_are_refused(texts, target, tmp_path):
     config = settings("medusa", texts, target, tmp_path, "samples.share=0.5")
     loaded = specdec.load(str(target))
-    _, training, _ = train.text(config, loaded.tokenizer)
-    train.mixed(config, loaded, training, tmp_path)
+    _, training, _ = recipes.text(config, loaded.tokenizer)
+    recipes.mixed(config, loaded, training, tmp_path)
     config = settings("medusa", texts, target, tmp_path, "samples.share=0.5", "samples.temperatures=[0.3]")
     with pytest.raises(ValueError, match=r"temperatures \[.*\], now \[0.3\]\); give another samples.folder"):
-        train.mixed(config, loaded, training, tmp_path)
+        recipes.mixed(config, loaded, training, tmp_path)
 
 
 def test_a_share_of_each_batch_is_samples(texts, target, tmp_path):
     config = settings("medusa", texts, target, tmp_path, "samples.share=0.5")
     loaded = specdec.load(str(target))
-    _, training, _ = train.text(config, loaded.tokenizer)
-    batches = train.mixed(config, loaded, training, tmp_path)
+    _, training, _ = recipes.text(config, loaded.tokenizer)
+    batches = recipes.mixed(config, loaded, training, tmp_path)
     written = {tuple(row) for file in (tmp_path / "samples").glob("*.npy") for row in np.load(file).tolist()}
     assert sum(len(np.load(file)) for file in (tmp_path / "samples").glob("*.npy")) == 4
     for step in (0, 1, 5):
@@ -384,13 +383,13 @@ def test_a_share_of_each_batch_is_samples(texts, target, tmp_path):
         assert {tuple(row) for row in batch[:2].tolist()} <= written
         assert np.array_equal(batch[2:], training.windows(16, 2, config.seed + 1, step))
     only = settings("medusa", texts, target, tmp_path, "samples.share=1.0")
-    assert {tuple(row) for row in train.mixed(only, loaded, training, tmp_path)(0).tolist()} == written
+    assert {tuple(row) for row in recipes.mixed(only, loaded, training, tmp_path)(0).tolist()} == written
 
 
 def test_states_on_disk_train_to_the_same_losses(texts, target, tmp_path):
     """As many batches as steps: nothing is read twice. The target's float32 states are rounded to bfloat16 on disk."""
     for name, more in (("live", ()), ("cached", ("cache_batches=4",))):
-        train.train_head(settings("eagle", texts, target, tmp_path / name, *more), tmp_path / name, "cpu")
+        recipes.train_head(settings("eagle", texts, target, tmp_path / name, *more), tmp_path / name, "cpu")
     assert (tmp_path / "cached" / "states" / "states.npy").exists()
     for ours, theirs in zip(log_of(tmp_path / "cached"), log_of(tmp_path / "live"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
@@ -398,7 +397,7 @@ def test_states_on_disk_train_to_the_same_losses(texts, target, tmp_path):
 
 def test_a_head_needs_a_target(texts, tmp_path):
     with pytest.raises(ValueError, match="target=demo"):
-        train.train_head(settings("medusa", texts, "null", tmp_path), tmp_path, "cpu")
+        recipes.train_head(settings("medusa", texts, "null", tmp_path), tmp_path, "cpu")
 
 
 # ------------------------------------------------------------------------------------------------------------- overfitting

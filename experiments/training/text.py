@@ -13,10 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END = "<|end|>"
 
@@ -84,8 +87,10 @@ def _from_file(path: Path) -> Iterator[Document]:
             yield Document(f"{path.name}:{number}", clean(text))
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
     """A byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2): any text goes in and comes back unchanged."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -135,7 +140,7 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return _orders[key]
 
 
-def encode(found: list[Document], tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Stream:
+def encode(found: list[Document], tokenizer: "PreTrainedTokenizerFast", seed: int = 0) -> Stream:
     """Documents in shuffled order as one stream."""
     order = np.random.default_rng(seed).permutation(len(found))
     texts = [found[index].text for index in order]

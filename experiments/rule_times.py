@@ -1,0 +1,87 @@
+"""What verification takes: everything between logits and commit, per rule, at batch 1 over a vocabulary of any size."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from specdec import Keyed, Laws, Sampling, SiblingLaw, State, TokenTree, Verifier
+from specdec.growth import levels
+from specdec.interfaces import Last, OnHost
+from specdec.plugins import build
+from specdec.reading import Reading
+
+TREE, CHAIN = [4, 3, 2, 1], [1] * 8  # 4 + 12 + 24 + 24 = 64 nodes
+RULES = {
+    "greedy": (SiblingLaw.DET, TREE, 0.0),
+    "naive": (SiblingLaw.WOR, TREE, 1.0),
+    "token": (SiblingLaw.WOR, CHAIN, 1.0),
+    "block": (SiblingLaw.WOR, CHAIN, 1.0),
+    "rrs_wor": (SiblingLaw.WOR, TREE, 1.0),
+    "rrs_wr": (SiblingLaw.WR, TREE, 1.0),
+    "traversal": (SiblingLaw.WOR, TREE, 1.0),
+    "kseq": (SiblingLaw.WR, TREE, 1.0),
+    "hub": (SiblingLaw.HUB, TREE, 1.0),
+    "typical": (SiblingLaw.DET, TREE, 1.0),
+    "lenient": (SiblingLaw.WOR, CHAIN, 1.0),
+}
+
+
+def case(
+    vocabulary: int, agreement: float, seed: int, law: SiblingLaw, branching: list[int], temperature: float
+) -> tuple[State, Any, torch.Tensor]:
+    """A state, a tree drawn from correlated draft logits, and the target's logits at its nodes."""
+    random = torch.Generator().manual_seed(seed)
+    common = torch.randn(1, 1, vocabulary, generator=random)
+
+    def logits(nodes: int) -> torch.Tensor:
+        own = torch.randn(1, nodes, vocabulary, generator=random)
+        return 4 * (agreement * common + (1 - agreement**2) ** 0.5 * own)
+
+    tokens = torch.zeros(1, 300, dtype=torch.long)
+    sampling = Sampling(temperature=temperature)
+    state = State(OnHost([200], [True], [100]), tokens, torch.tensor([0]), sampling, Last(None, None, None))
+    tree = levels(
+        logits(1), lambda grown, start: logits(grown.num_nodes - start), state, Keyed(0).round(state), branching, law
+    ).tree
+    return state, tree, logits(tree.num_nodes)
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - began))
+    return median(times)
+
+
+@torch.inference_mode()
+def measure(vocabulary: int, agreement: float, repeats: int, seed: int) -> pd.DataFrame:
+    """One row per rule: its tree, its milliseconds per round, those of building 64 laws once, and their ratio."""
+    rows = []
+    for name, (law, branching, temperature) in track(RULES.items(), "rules", console=Console(stderr=True)):
+        state, tree, logits = case(
+            vocabulary, agreement, seed, SiblingLaw.DET if temperature == 0 else law, branching, temperature
+        )
+        wide = torch.cat([logits[0]] * -(-64 // logits.shape[1]))[:64]
+        took = milliseconds(partial(verify, build("verifier", name), tree, logits, state, count()), repeats)
+        laws = milliseconds(lambda wide=wide: (wide.float() / 0.9).softmax(-1), repeats)
+        nodes = "chain of 8" if branching == CHAIN else f"{tree.num_nodes - 1} nodes"
+        title = name if build("verifier", name).lossless else f"{name} (lossy)"
+        rows.append({"rule": title, "tree": nodes, "ms": took, "64 laws, ms": laws, "ratio": took / laws})
+    return pd.DataFrame(rows)
+
+
+def verify(rule: Verifier, tree: TokenTree, logits: torch.Tensor, state: State, seeds: Iterator[int]) -> None:
+    """One round's verification, with fresh chance at every call."""
+    laws = Laws(logits, tree, state)
+    Reading(rule.verify(tree, laws, Keyed(next(seeds)).round(state)), tree, laws, state)
