@@ -51,8 +51,6 @@ def _paired(first: Sequence[float], second: Sequence[float]) -> list[np.ndarray]
 
 
 def _interval(statistic: Callable[..., Any], samples: Sequence[Any], confidence: float) -> Interval:
-    from scipy.stats import bootstrap
-
     samples = [np.asarray(sample, dtype=float) for sample in samples]
     count = len(samples[0])
     if count == 0:
@@ -60,6 +58,8 @@ def _interval(statistic: Callable[..., Any], samples: Sequence[Any], confidence:
     middle = float(statistic(*samples))
     if count < FEWEST:
         return Interval(middle, None, None, count)
+    from scipy.stats import bootstrap  # it takes as long to import as a small run to decode
+
     found = bootstrap(
         samples,
         statistic,

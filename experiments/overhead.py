@@ -1,0 +1,161 @@
+"""What it costs to start and to record, each in proportion to what cannot be spared.
+
+python -m experiments.overhead
+python -m experiments.overhead repeats=9 prompts=16
+
+Starting: each command in fresh processes, taking turns; seconds of the clock and of the processors (user + system, which a busy
+machine stretches less). Recording: a run decoded, measured and written in this process; recording is the making
+of steps, what happens between calls (memory is read), the numbers and intervals of the result, and both files.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import options
+
+TORCH = ("-c", "import torch")
+COMMANDS = {
+    "import torch": TORCH,
+    "import specdec": ("-c", "import specdec"),
+    "import models": ("-c", "import torch, transformers.modeling_utils"),
+    "run --help": ("-m", "experiments.run", "--help"),
+    "run --cfg job": ("-m", "experiments.run", "--cfg", "job"),
+    "run debug=tiny": ("-m", "experiments.run", "debug=tiny", "progress=false", "hydra.run.dir={folder}"),
+}
+WANTED = {"import specdec": "< 1.5x", "run debug=tiny": "< 8 s"}  # of the clock, on two free cores
+
+
+@dataclass
+class Overhead:
+    """python -m experiments.overhead: seconds to start, and the share of a run's time that its records take."""
+
+    repeats: int = 5
+    prompts: int = 8
+    max_new_tokens: int = 64
+    drafter: str = "ngram"
+
+
+def started(arguments: tuple[str, ...]) -> tuple[float, float]:
+    """Seconds of a fresh process: of the clock, and of the processors."""
+    with tempfile.TemporaryDirectory() as folder:
+        line = [sys.executable, *(part.format(folder=Path(folder) / "run") for part in arguments)]
+        began = time.perf_counter()
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(line)} ended with {process.returncode}")
+    return wall, used.ru_utime + used.ru_stime
+
+
+def starts(repeats: int) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
+    for _ in range(repeats):
+        for name, arguments in COMMANDS.items():
+            found[name].append(started(arguments))
+    return found
+
+
+@contextmanager
+def timed(owner: type, name: str) -> Iterator[list[float]]:
+    """While inside, the seconds of every call of the method `name`."""
+    method, seconds = getattr(owner, name), []
+
+    def call(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        found = method(*arguments)
+        seconds.append(time.perf_counter() - began)
+        return found
+
+    setattr(owner, name, call)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, method)
+
+
+class Recording:
+    """A run in this process, part by part."""
+
+    def __init__(self, wanted: Overhead) -> None:
+        from hydra import compose, initialize_config_dir
+        from omegaconf import OmegaConf
+
+        from experiments import prompts, schema, ways
+        from experiments.play import Play
+        from specdec.plugins import CONF
+
+        schema.register()
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = compose("run", [f"drafter={wanted.drafter}", f"prompts.limit={wanted.prompts}"])
+        self.settings: Any = OmegaConf.to_container(composed, resolve=True)
+        source = {key: value for key, value in self.settings["prompts"].items() if key != "chat"}
+        self.ways = ways.make(self.settings)
+        target = self.ways["method"].target
+        self.play = Play(prompts.read(**source), target, False, self.settings["batch_size"], wanted.max_new_tokens)
+
+    def shares(self) -> dict[str, float]:
+        """Of the whole time, from the first prompt to the last file."""
+        from experiments import measures, records
+        from specdec.generate import Run
+
+        began = time.perf_counter()
+        with timed(Run, "_step") as steps:
+            played = list(self.play(self.ways, 0))
+        decoded = time.perf_counter()
+        frame = measures.rounds("overhead", "0", "overhead", played)
+        result = measures.measured(played, self.ways, self.settings["sampling"], frame)
+        with tempfile.TemporaryDirectory() as folder:
+            records.write_rounds(Path(folder) / records.ROUNDS, frame)
+            records.write_json(Path(folder) / records.RESULT, {**result, "config": self.settings})
+        whole = time.perf_counter() - began
+        samples = [sample for one in played for sample in one.samples.values()]
+        around = decoded - began - sum(sample.wall_seconds for sample in samples)
+        parts = {
+            "recording: steps, inside generate": sum(steps),
+            "recording: memory, between calls": around,
+            "recording: numbers and files": began + whole - decoded,
+        }
+        return {name: seconds / whole for name, seconds in {**parts, "recording, in all": sum(parts.values())}.items()}
+
+
+def main() -> None:
+    wanted = options.parse(Overhead)
+    times = starts(wanted.repeats)
+    torch = times["import torch"]
+    table = Table("command", "s", "CPU s", "/ torch", "/ torch, CPU", "asked", title="Starting")
+    for name, each in times.items():
+        ratios = [median(one[clock] / base[clock] for one, base in zip(each, torch, strict=True)) for clock in (0, 1)]
+        seconds = [median(one[clock] for one in each) for clock in (0, 1)]
+        cells = [f"{number:.2f}" for number in seconds] + [f"{ratio:.2f}x" for ratio in ratios]
+        table.add_row(name, *cells, WANTED.get(name, ""))
+    console = Console()
+    console.print(table)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    recording = Recording(wanted)
+    recording.shares()  # imports, and first calls
+    shares = [recording.shares() for _ in range(wanted.repeats)]
+    table = Table("what", "share of the run's time", "asked", title=f"Recording {wanted.prompts} prompts")
+    for name in shares[0]:
+        table.add_row(name, f"{median(one[name] for one in shares):.2%}", "< 2%" if name.endswith("all") else "")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
