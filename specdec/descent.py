@@ -1,15 +1,19 @@
-"""Walking down trees, all rows at once: what most rules of acceptance share. It draws nothing and decides nothing.
+"""Walking down trees, all rows at once: what most rules of acceptance share. It decides nothing.
 
 Every level has a fixed shape (B, V); rows that have come to rest are masked by `open`, so that no device has to be asked.
 
 Letters: B rows, N nodes, D levels.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from specdec.chance import Sites
+from specdec.chance import Draws, Sites
 from specdec.interfaces import Verdict
+from specdec.sampling import Laws
 from specdec.tree import TokenTree
 
 
@@ -60,6 +64,45 @@ class Descent:
     def verdict(self, bonus: Tensor, **counts: Tensor) -> Verdict:
         path = torch.stack(self.path, 1) if self.path else self.rows.new_empty(len(self.rows), 0)
         return Verdict(path, (path >= 0).sum(1), bonus, counts)
+
+
+class Judged(NamedTuple):
+    """What a rule says of the children of the nodes where rows stand."""
+
+    child: Tensor  # (B,) the accepted child, 0: none
+    left: Tensor  # (B, V) the law of the extra token where none is accepted; p itself below a node without children
+    empty: Tensor  # (B,) how often nothing was left of a law but rounding
+
+
+Judge = Callable[[Descent, Tensor, Tensor | None, Draws], Judged]
+
+
+def descend(trees: TokenTree, laws: Laws, chance: Draws, judge: Judge, matching: bool = False) -> Verdict:
+    """From the root down, `judge(walk, p, q, chance)` accepts one child of each row's node or none; with none the target adds a
+    token and the row rests. p (B, V) is the target's law there, q (B, V) the drafter's, None for DET.
+
+    matching  the target's token may be a child, which is then accepted (children that were never tested)
+    """
+    walk = Descent(trees, laws.state.live)
+    nobody = torch.zeros_like(walk.node)
+    bonus, zero_residuals = nobody, nobody
+    for level in range(trees.levels + 1):
+        p = laws[walk.rows, walk.node]
+        judged = Judged(nobody, p, nobody)
+        if level < trees.levels:
+            q = None if trees.q is None else trees.q[walk.rows, walk.node]
+            judged = judge(walk, p, q, chance)
+        child, left, empty = judged
+        ending = walk.open & (child == 0)
+        token = chance.categorical(left, walk.sites(live=ending), "bonus")
+        bonus, zero_residuals = torch.where(ending, token, bonus), zero_residuals + empty
+        if level < trees.levels:
+            if matching:
+                child = torch.where(ending, walk.find(token), child)
+            walk.step(child, walk.open & (child > 0))
+        if walk.over:
+            break
+    return walk.verdict(bonus, zero_residuals=zero_residuals)
 
 
 def verdict_at(trees: TokenTree, node: Tensor, bonus: Tensor, **counts: Tensor) -> Verdict:

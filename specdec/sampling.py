@@ -179,11 +179,15 @@ def picked(values: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
 
 def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> list[Tensor]:
     """The committed tokens of each row followed by the drafted path to the node."""
-    found = []
-    for row, node in zip(rows.tolist(), nodes.tolist(), strict=True):
-        committed = state.tokens[row, : state.on_host.lengths[row]]
-        found.append(torch.cat([committed, trees.tokens[row, trees.path(row, node)]]))
-    return found
+    numbers = torch.arange(trees.num_nodes, device=nodes.device)
+    on_path = trees.ancestors[rows, nodes] & (numbers > 0)
+    path = torch.where(on_path, numbers, trees.num_nodes).sort(1).values[:, : trees.levels]  # (n, D), parents come first
+    drafted = trees.tokens[rows[:, None], path.clamp(max=trees.num_nodes - 1)]
+    lengths, steps = state.lengths[rows], torch.arange(path.shape[1], device=nodes.device)
+    texts = torch.cat([state.tokens[rows], torch.zeros_like(drafted)], 1)
+    texts.scatter_(1, lengths[:, None] + steps, drafted)
+    ends = (lengths + on_path.sum(1)).tolist()
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
 
 def top(values: Tensor, k: int) -> Tensor:

@@ -9,7 +9,7 @@ Letters: B rows, N nodes, V vocabulary, L tokens, T taps, d hidden size.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -88,11 +88,7 @@ class TableModel:
     def _hidden(self, paths: Sequence[Sequence[int]], taps: tuple[Tap, ...]) -> Tensor:
         """(paths, T, d)"""
         layers = [-1 if isinstance(tap, str) else tap for tap in taps]
-        states = [
-            torch.randn(self.hidden_size, generator=_seeded(layer, *path), dtype=self.dtype)
-            for path in paths
-            for layer in layers
-        ]
+        states = [_state(layer, tuple(path), self.hidden_size, self.dtype) for path in paths for layer in layers]
         return torch.stack(states).view(len(paths), len(taps), self.hidden_size)
 
     def open(self, rows: int, slots: int) -> None:
@@ -155,6 +151,11 @@ class TablePart:
 
     def rearrange(self, source: Tensor) -> None:
         """A table has no slots."""
+
+
+@lru_cache(1 << 16)
+def _state(layer: int, path: Prefix, size: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(size, generator=_seeded(layer, *path), dtype=dtype)
 
 
 def _seeded(*numbers: int) -> torch.Generator:

@@ -6,10 +6,11 @@ fixed width. Expected: p(T) + sum_{x not in T} min(p, q_{-T}). Cost: O(V) per vi
 """
 
 import torch
+from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, ratio, residual
+from specdec.descent import Descent, Judged, descend, ratio, residual
 
 
 class Hub(Verifier):
@@ -19,37 +20,23 @@ class Hub(Verifier):
     needs_fixed_width = True
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        walk = Descent(trees, laws.state.live)
-        bonus, zero_residuals = torch.zeros_like(walk.node), torch.zeros_like(walk.node)
-        for level in range(trees.levels + 1):
-            p = laws[walk.rows, walk.node]
-            children = trees.parents == walk.node[:, None]  # (B, N)
-            count = children.sum(1)
-            parent = walk.open & (count > 0)
-            if trees.q is None or not trees.width or level == trees.levels:
-                parent = torch.zeros_like(parent)
-            left, chosen, kept = p, torch.zeros_like(walk.node), torch.zeros_like(parent)
-            if level < trees.levels and trees.q is not None:
-                last = (children.long() * torch.arange(trees.num_nodes, device=p.device)).argmax(1)
-                rest = trees.q[walk.rows, walk.node].to(p.dtype)
-                for rank in range(trees.width - 1):
-                    fixed = walk.child(rank)
-                    inside = parent & (fixed > 0) & (fixed != last)
-                    rest = torch.where(inside[:, None], rest.scatter(1, walk.token(fixed)[:, None], 0.0), rest)
-                rest = rest / rest.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
-                coin = walk.sites(last, live=parent)
-                kept = chance.bernoulli(ratio(p, rest, walk.token(last)).clamp(max=1), coin, "accept") & parent
-                chosen = torch.where(kept, last, chosen)
-                remainder, empty = residual(p, rest)
-                left = torch.where((parent & ~kept)[:, None], remainder, p)
-                zero_residuals += (parent & ~kept & empty).long()
-            drawing = walk.open & ~kept
-            token = chance.categorical(left, walk.sites(live=drawing), "bonus")
-            bonus = torch.where(drawing, token, bonus)
-            if level < trees.levels:
-                found = walk.find(token)
-                chosen = torch.where(drawing & parent, found, chosen)
-                walk.step(chosen, walk.open & (chosen > 0))
-            if walk.over:
-                break
-        return walk.verdict(bonus, zero_residuals=zero_residuals)
+        return descend(trees, laws, chance, judge, matching=True)
+
+
+def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+    """Of the sampled child; the fixed ones are found by the token that the target then draws."""
+    assert q is not None
+    children = walk.trees.parents == walk.node[:, None]  # (B, N)
+    parent = walk.open & children.any(1)
+    last = (children.long() * torch.arange(walk.trees.num_nodes, device=p.device)).argmax(1)
+    rest = q.to(p.dtype)
+    for rank in range(walk.trees.width - 1):
+        fixed = walk.child(rank)
+        inside = parent & (fixed > 0) & (fixed != last)
+        rest = torch.where(inside[:, None], rest.scatter(1, walk.token(fixed)[:, None], 0.0), rest)
+    rest = rest / rest.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    coin = walk.sites(last, live=parent)
+    kept = chance.bernoulli(ratio(p, rest, walk.token(last)).clamp(max=1), coin, "accept") & parent
+    remainder, empty = residual(p, rest)
+    rejected = parent & ~kept
+    return Judged(last * kept, torch.where(rejected[:, None], remainder, p), rejected & empty)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, ratio, residual
+from specdec.descent import Descent, Judged, descend, ratio, residual
 
 
 class ImportanceSampling(Verifier):
@@ -22,40 +22,27 @@ class ImportanceSampling(Verifier):
     max_vocabulary = 16
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        walk, bonus = Descent(trees, laws.state.live), torch.zeros_like(laws.state.lengths)
-        zero_residuals = torch.zeros_like(walk.node)
-        for level in range(trees.levels + 1):
-            p = laws[walk.rows, walk.node].double()
-            chosen, kept, left = torch.zeros_like(walk.node), torch.zeros_like(walk.open), p
-            if level < trees.levels and trees.q is not None:
-                q = trees.q[walk.rows, walk.node].double()
-                children = torch.stack([walk.child(rank) for rank in range(trees.width)], 1)  # (B, k)
-                there = children > 0
-                count = there.sum(1)
-                parent = walk.open & (count > 0)
-                weights = slot_weights(p, q)
-                tokens = trees.tokens.gather(1, children)
-                slots = torch.where(there, weights.gather(1, tokens), 0.0)
-                slots = torch.where((slots.sum(1, keepdim=True) > 0), slots, there.double())
-                slots = torch.where(parent[:, None], slots, 1.0)  # a row at rest draws nothing
-                pick = chance.categorical(slots, walk.sites(live=parent), "pick")
-                chosen = children.gather(1, pick[:, None])[:, 0]
-                token = walk.token(chosen)
-                proposal = torch.stack(
-                    [picked_law(w, law, int(k)) for w, law, k in zip(weights, q, count, strict=True)]
-                )
-                coin = walk.sites(chosen, live=parent)
-                kept = chance.bernoulli(ratio(p, proposal, token).clamp(max=1), coin, "accept") & parent
-                remainder, empty = residual(p, proposal)
-                left = torch.where(parent[:, None], remainder, p)
-                zero_residuals += (parent & ~kept & empty).long()
-            ending = walk.open & ~kept
-            bonus = torch.where(ending, chance.categorical(left, walk.sites(live=ending), "bonus"), bonus)
-            if level < trees.levels:
-                walk.step(chosen, kept)
-            if walk.over:
-                break
-        return walk.verdict(bonus, zero_residuals=zero_residuals)
+        return descend(trees, laws, chance, judge)
+
+
+def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+    assert q is not None
+    p, q = p.double(), q.double()
+    children = torch.stack([walk.child(rank) for rank in range(walk.trees.width)], 1)  # (B, k)
+    there = children > 0
+    count = there.sum(1)
+    parent = walk.open & (count > 0)
+    weights = slot_weights(p, q)
+    slots = torch.where(there, weights.gather(1, walk.trees.tokens.gather(1, children)), 0.0)
+    slots = torch.where((slots.sum(1, keepdim=True) > 0), slots, there.double())
+    slots = torch.where(parent[:, None], slots, 1.0)  # a row at rest draws nothing
+    pick = chance.categorical(slots, walk.sites(live=parent), "pick")
+    picked = children.gather(1, pick[:, None])[:, 0]
+    proposal = torch.stack([picked_law(w, law, int(k)) for w, law, k in zip(weights, q, count, strict=True)])
+    odds = ratio(p, proposal, walk.token(picked)).clamp(max=1)
+    kept = chance.bernoulli(odds, walk.sites(picked, live=parent), "accept") & parent
+    remainder, empty = residual(p, proposal)
+    return Judged(picked * kept, torch.where(parent[:, None], remainder, p), parent & ~kept & empty)
 
 
 def slot_weights(p: Tensor, q: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, ratio, residual
+from specdec.descent import Descent, Judged, descend, ratio, residual
 
 STEP = 1e-6  # gamma is a multiple of this
 
@@ -23,38 +23,29 @@ class KSeq(Verifier):
     needs_fixed_width = True
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        walk = Descent(trees, laws.state.live)
-        bonus, zero_residuals = torch.zeros_like(walk.node), torch.zeros_like(walk.node)
-        for level in range(trees.levels + 1):
-            p = laws[walk.rows, walk.node].double()
-            chosen, left = torch.zeros_like(walk.node), p
-            undecided = walk.open
-            if level < trees.levels and trees.q is not None:
-                q = trees.q[walk.rows, walk.node].double()
-                count = (trees.parents == walk.node[:, None]).sum(1)
-                gamma = smallest_gamma(p, q, count.clamp(min=1))
-                scaled = p / gamma[:, None]
-                for rank in range(trees.width):
-                    child = walk.child(rank)
-                    trying = undecided & (child > 0)
-                    odds = ratio(scaled, q, walk.token(child)).clamp(max=1)
-                    accepted = chance.bernoulli(odds, walk.sites(child, live=trying), "accept") & trying
-                    chosen = torch.where(accepted, child, chosen)
-                    undecided = undecided & ~accepted
-                overlap = torch.minimum(scaled, q)
-                beta = overlap.sum(-1)
-                some = torch.where(beta > 0, (1 - (1 - beta) ** count) / beta.clamp(min=1e-300), 0.0)
-                remainder, empty = residual(p, overlap * some[:, None])
-                rejected = undecided & (count > 0)
-                left = torch.where(rejected[:, None], remainder, p)
-                zero_residuals += (rejected & empty).long()
-            token = chance.categorical(left, walk.sites(live=undecided), "bonus")
-            bonus = torch.where(undecided, token, bonus)
-            if level < trees.levels:
-                walk.step(chosen, walk.open & (chosen > 0))
-            if walk.over:
-                break
-        return walk.verdict(bonus, zero_residuals=zero_residuals)
+        return descend(trees, laws, chance, judge)
+
+
+def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+    assert q is not None
+    p, q = p.double(), q.double()
+    count = (walk.trees.parents == walk.node[:, None]).sum(1)
+    gamma = smallest_gamma(p, q, count.clamp(min=1))
+    scaled = p / gamma[:, None]
+    undecided, chosen = walk.open, torch.zeros_like(walk.node)
+    for rank in range(walk.trees.width):
+        child = walk.child(rank)
+        trying = undecided & (child > 0)
+        odds = ratio(scaled, q, walk.token(child)).clamp(max=1)
+        accepted = chance.bernoulli(odds, walk.sites(child, live=trying), "accept") & trying
+        chosen = torch.where(accepted, child, chosen)
+        undecided = undecided & ~accepted
+    overlap = torch.minimum(scaled, q)
+    beta = overlap.sum(-1)
+    some = torch.where(beta > 0, (1 - (1 - beta) ** count) / beta.clamp(min=1e-300), 0.0)
+    remainder, empty = residual(p, overlap * some[:, None])
+    rejected = undecided & (count > 0)
+    return Judged(chosen, torch.where(rejected[:, None], remainder, p), rejected & empty)
 
 
 def smallest_gamma(p: Tensor, q: Tensor, k: Tensor) -> Tensor:

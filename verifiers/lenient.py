@@ -5,11 +5,14 @@ norm((p - min(q, p / l))+). l = 1 is the lossless token-wise rule. For DET, WOR 
 emitted, averaged over the draft, is known: its total variation and KL from p are reported. Cost: O(V) per visited node.
 """
 
+from dataclasses import replace
+
 import torch
+from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, one_hot, ratio, residual
+from specdec.descent import Descent, Judged, descend, one_hot, ratio, residual
 from specdec.deviation import Deviation
 
 
@@ -26,24 +29,18 @@ class Lenient(Verifier):
         self.lenience = lenience
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        walk, bonus = Descent(trees, laws.state.live), torch.zeros_like(laws.state.lengths)
-        deviation = Deviation(walk.rows)
-        for level in range(trees.levels + 1):
-            p = laws[walk.rows, walk.node]
-            child = walk.child(0) if level < trees.levels else torch.zeros_like(walk.node)
+        deviation = Deviation(torch.arange(trees.rows, device=trees.tokens.device))
+
+        def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+            child = walk.child(0)
             trying = walk.open & (child > 0)
             token = walk.token(child)
-            q = one_hot(token, p) if trees.q is None else trees.q[walk.rows, walk.node].to(p.dtype)
+            q = one_hot(token, p) if q is None else q.to(p.dtype)
             eased = torch.minimum(q, p / self.lenience)
-            left, _ = residual(p, eased)
+            left, empty = residual(p, eased)
             kept = chance.bernoulli(ratio(eased, q, token), walk.sites(child, live=trying), "accept") & trying
-            emitted = eased + (1 - eased.sum(-1, keepdim=True)).clamp(min=0) * left
-            deviation.add(emitted, p, trying)
-            ending = walk.open & ~kept
-            law = torch.where(trying[:, None], left, p)
-            bonus = torch.where(ending, chance.categorical(law, walk.sites(live=ending), "bonus"), bonus)
-            if level < trees.levels:
-                walk.step(child, kept)
-            if walk.over:
-                break
-        return walk.verdict(bonus, **deviation.counts)
+            deviation.add(eased + (1 - eased.sum(-1, keepdim=True)).clamp(min=0) * left, p, trying)
+            return Judged(child * kept, torch.where(trying[:, None], left, p), trying & ~kept & empty)
+
+        verdict = descend(trees, laws, chance, judge)
+        return replace(verdict, counts=deviation.counts)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import NOTHING, Descent
+from specdec.descent import NOTHING, Descent, Judged, descend
 
 
 class OptimalTransport(Verifier):
@@ -28,52 +28,42 @@ class OptimalTransport(Verifier):
     max_vocabulary = 16
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        walk, bonus = Descent(trees, laws.state.live), torch.zeros_like(laws.state.lengths)
-        zero_residuals = torch.zeros_like(walk.node)
-        for level in range(trees.levels + 1):
-            p = laws[walk.rows, walk.node].double()
-            chosen, kept, left = torch.zeros_like(walk.node), torch.zeros_like(walk.open), p
-            if level < trees.levels and trees.q is not None:
-                q = trees.q[walk.rows, walk.node].double()
-                accept, left, parent = self._plan(walk, trees, p, q)
-                law = torch.where(parent[:, None], accept, torch.ones_like(accept))
-                token = chance.categorical(law, walk.sites(live=parent), "accept")
-                kept = parent & (token < p.shape[1])
-                chosen = walk.find(token)
-                empty = left.sum(-1) <= NOTHING
-                zero_residuals += (parent & ~kept & empty).long()
-                left = torch.where((parent & ~empty)[:, None], left, p)
-            ending = walk.open & ~kept
-            bonus = torch.where(ending, chance.categorical(left, walk.sites(live=ending), "bonus"), bonus)
-            if level < trees.levels:
-                walk.step(chosen, kept)
-            if walk.over:
-                break
-        return walk.verdict(bonus, zero_residuals=zero_residuals)
+        return descend(trees, laws, chance, judge)
 
-    @staticmethod
-    def _plan(walk: Descent, trees: TokenTree, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Per row: acceptance of each token, and in column V of none (B, V + 1); what is left of p (B, V); rows with children."""
-        rows, vocabulary = p.shape
-        accept = torch.zeros(rows, vocabulary + 1, dtype=torch.float64)
-        left, parent = p.cpu().clone(), torch.zeros(rows, dtype=torch.bool)
-        for row in range(rows):
-            drafted = trees.tokens[row, trees.parents[row] == walk.node[row]].tolist()
-            if not drafted or not bool(walk.open[row]):
-                continue
-            wr = trees.law is SiblingLaw.WR
-            sets, flow = plan(tuple(q[row].tolist()), tuple(p[row].tolist()), len(drafted), wr)
-            mine = frozenset(drafted)
-            taken = np.zeros(vocabulary)
-            for (members, x), amount in flow.items():
-                left[row, x] -= amount
-                if members == mine:
-                    taken[x] = amount / sets[members]
-            accept[row, :vocabulary] = torch.from_numpy(taken)
-            accept[row, vocabulary] = max(0.0, 1.0 - taken.sum())
-            parent[row] = True
-        device = p.device
-        return accept.to(device), left.clamp(min=0).to(device), parent.to(device)
+
+def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+    assert q is not None
+    p = p.double()
+    accept, left, parent = plans(walk, p, q.double())
+    law = torch.where(parent[:, None], accept, torch.ones_like(accept))
+    token = chance.categorical(law, walk.sites(live=parent), "accept")
+    kept = parent & (token < p.shape[1])
+    empty = left.sum(-1) <= NOTHING
+    return Judged(walk.find(token) * kept, torch.where((parent & ~empty)[:, None], left, p), parent & ~kept & empty)
+
+
+def plans(walk: Descent, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: acceptance of each token, and in column V of none (B, V + 1); what is left of p (B, V); rows with children."""
+    trees, (rows, vocabulary) = walk.trees, p.shape
+    accept = torch.zeros(rows, vocabulary + 1, dtype=torch.float64)
+    left, parent = p.cpu().clone(), torch.zeros(rows, dtype=torch.bool)
+    for row in range(rows):
+        drafted = trees.tokens[row, trees.parents[row] == walk.node[row]].tolist()
+        if not drafted or not bool(walk.open[row]):
+            continue
+        wr = trees.law is SiblingLaw.WR
+        sets, flow = plan(tuple(q[row].tolist()), tuple(p[row].tolist()), len(drafted), wr)
+        mine = frozenset(drafted)
+        taken = np.zeros(vocabulary)
+        for (members, x), amount in flow.items():
+            left[row, x] -= amount
+            if members == mine:
+                taken[x] = amount / sets[members]
+        accept[row, :vocabulary] = torch.from_numpy(taken)
+        accept[row, vocabulary] = max(0.0, 1.0 - taken.sum())
+        parent[row] = True
+    device = p.device
+    return accept.to(device), left.clamp(min=0).to(device), parent.to(device)
 
 
 Sets = dict[frozenset[int], float]
