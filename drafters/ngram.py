@@ -11,6 +11,7 @@ import torch
 
 from specdec import Drafter, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
+from specdec.checks import integer, switch
 
 Draft = tuple[list[int], list[int]]  # tokens, and the node number of each one's parent
 
@@ -27,8 +28,8 @@ class NGram(Drafter):
     variants = ({"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True})
 
     def __init__(self, max_ngram: int = 3, length: int = 10, tree: bool = False) -> None:
-        if max_ngram < 1 or length < 1:
-            raise ValueError(f"max_ngram and length must be >= 1, got {max_ngram} and {length}")
+        max_ngram, length = integer("max_ngram", max_ngram, 1), integer("length", length, 1)
+        switch("tree", tree)
         self.max_ngram, self.length, self.tree = max_ngram, length, tree
         self.chain = not tree
         self.max_nodes = length + 1

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from specdec.checks import integer
 from specdec.language_model import TransformersLM
 
 DEMO = Path(__file__).resolve().parent / "demo"
@@ -39,11 +40,25 @@ def load(
         return name
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
+    integer("extra_layers", extra_layers, 0)
+    given = {"device": device, "dtype": dtype, "revision": revision, "attn_implementation": attn_implementation}
+    if unused := [key for key, value in given.items() if value is not None and not isinstance(name, (str, Path))]:
+        raise ValueError(
+            f"{', '.join(unused)}: for models that are loaded by name; this one is in memory, change it there"
+        )
     if isinstance(name, tuple):
+        if len(name) != 2 or not (name[1] is None or callable(name[1])):
+            raise ValueError(
+                f"a target of two parts is (model, tokenizer), got {tuple(type(part).__name__ for part in name)}"
+            )
         model, tokenizer, title = name[0], name[1], type(name[0]).__name__
     elif isinstance(name, (str, Path)):
         model, tokenizer = _from_disk(str(name), dtype, revision, attn_implementation, trust_remote_code)
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            model = model.to(device)  # type: ignore[arg-type]
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"the model cannot be moved to device {device!r}: {error}") from error
         title = str(name)
     else:
         model, tokenizer, title = name, None, type(name).__name__
@@ -82,6 +97,8 @@ def _from_disk(
         )
     except OSError as error:
         raise ValueError(f"cannot load {name!r}, neither a local folder nor a reachable hub id: {error}") from error
+    except ImportError as error:  # a quantisation or an attention whose package is not installed
+        raise ValueError(f"cannot load {name!r}: {error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     except (OSError, ValueError, KeyError):
@@ -108,8 +125,6 @@ def deepen(model: PreTrainedModel, extra_layers: int) -> PreTrainedModel:
 
     Raises ValueError for families whose layers do not end in o_proj and down_proj.
     """
-    if extra_layers < 0:
-        raise ValueError(f"extra_layers must be >= 0, got {extra_layers}")
     model = copy.deepcopy(model)
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)

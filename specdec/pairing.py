@@ -42,7 +42,10 @@ def pair(
     if isinstance(verifier, Verifier):
         rule = verifier
     else:
-        rule = build("verifier", choose(drafter, sampling, chance) if verifier == "auto" else verifier)
+        by_table = verifier in ("auto", {"name": "auto"})
+        rule = build("verifier", choose(drafter, sampling, chance) if by_table else verifier)
+        if not isinstance(rule, Verifier):
+            raise ValueError(f"verifier {verifier!r} makes a {type(rule).__name__}, which is no specdec.Verifier")
     ours, theirs = name_of(rule), name_of(drafter)
 
     def refuse(reason: str) -> None:

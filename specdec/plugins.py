@@ -47,6 +47,8 @@ def find(group: str, choice: str | Mapping[str, Any]) -> tuple[Callable[..., Any
     project's packages or those listed in SPECDEC_ALLOW (comma-separated). Raises ValueError for an unknown name (with the
     nearest one) or a package that is not allowed.
     """
+    if not isinstance(choice, (str, Mapping)):
+        raise ValueError(f"a {group} is a name or {{'name': ..., ...}}, got {choice!r}")
     settings = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = settings.pop("name", None)
     if name is not None:
@@ -57,10 +59,13 @@ def find(group: str, choice: str | Mapping[str, Any]) -> tuple[Callable[..., Any
         settings = {**described(group, name), **settings}
     if "_target_" not in settings:
         raise ValueError(f"a {group} is given by name or by _target_, got {choice!r}")
-    package, _, attribute = settings.pop("_target_").rpartition(".")
+    package, _, attribute = str(settings.pop("_target_")).rpartition(".")
     allowed = (*TRUSTED, *filter(None, os.environ.get("SPECDEC_ALLOW", "").split(",")))
     if not any(package == root or package.startswith(root + ".") for root in allowed):
         raise ValueError(
             f"_target_ {package}.{attribute} lies outside {allowed}; name its package in SPECDEC_ALLOW to allow it"
         )
-    return getattr(importlib.import_module(package), attribute), settings
+    try:
+        return getattr(importlib.import_module(package), attribute), settings
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_ {package}.{attribute} of {group} {choice!r} cannot be imported: {error}") from error

@@ -1,13 +1,15 @@
 """What the caller asked for, checked before anything is computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from specdec.chance import Chance, Keyed
+from specdec.checks import integer, switch
 from specdec.interfaces import Drafter, Verifier
 from specdec.load import Loadable, load
 from specdec.plugins import build
@@ -16,6 +18,7 @@ from specdec.sampling import Sampling
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
 VerifierChoice = str | dict[str, Any] | Verifier
+INT64 = (-(1 << 63), (1 << 63) - 1)
 
 
 @dataclass(frozen=True)
@@ -60,22 +63,23 @@ def prepare(
     allow_lossy: bool = False,
 ) -> Request:
     """Raises ValueError, naming what came and what to do, for anything that cannot be served."""
+    if not isinstance(logits_processors, Sequence):
+        raise ValueError(f"logits_processors must be a list of callables, got {logits_processors!r}")
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tuple(logits_processors))
     model: Any = target if hasattr(target, "score") else load(target)
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
+    max_new_tokens, seed = integer("max_new_tokens", max_new_tokens, 1), integer("seed", seed, *INT64)
     ids = encode(model, prompts)
     check_prompts(ids, model.vocabulary, model.context, max_new_tokens)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Sequence) else tuple(stop)
     if not all(isinstance(text, str) and text for text in stops):
         raise ValueError(f"stop must be non-empty strings, got {stop!r}")
     if stops and getattr(model, "tokenizer", None) is None:
         raise ValueError(
             "stop strings need a tokenizer, and this target has none; load (model, tokenizer), or use EOS ids"
         )
-    keys = list(range(len(ids))) if request_ids is None else [int(key) for key in request_ids]
-    if len(keys) != len(ids):
-        raise ValueError(f"request_ids must give one integer per prompt: {len(ids)} prompts, {len(keys)} ids")
+    keys = list(range(len(ids))) if request_ids is None else check_keys(request_ids, len(ids))
+    if chance is not None and not isinstance(chance, Chance):
+        raise ValueError(f"chance must be a specdec.Chance such as Keyed(0) or Coupled(0), or None, got {chance!r}")
     return Request(
         model,
         ids,
@@ -86,17 +90,33 @@ def prepare(
         max_new_tokens,
         keys,
         stops,
-        frozenset() if ignore_eos else frozenset(model.eos_ids),
-        allow_lossy,
+        frozenset() if switch("ignore_eos", ignore_eos) else frozenset(model.eos_ids),
+        switch("allow_lossy", allow_lossy),
     )
+
+
+def check_keys(request_ids: Any, rows: int) -> list[int]:
+    given = request_ids.tolist() if hasattr(request_ids, "tolist") else request_ids
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != rows:
+        count = f"{len(given)} ids" if isinstance(given, Sequence) and not isinstance(given, str) else repr(given)
+        raise ValueError(f"request_ids must give one integer per prompt: {rows} prompts, {count}")
+    return [integer(f"request_ids[{place}]", key, *INT64) for place, key in enumerate(given)]
 
 
 def make_drafter(drafter: DrafterChoice) -> Drafter:
     """A drafter from its name, its settings, a class or factory, or itself."""
     if isinstance(drafter, (str, dict)):
         drafter = build("drafter", drafter)
+    elif isinstance(drafter, Module):
+        raise ValueError(
+            f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got the model {type(drafter).__name__}; to draft "
+            "with it, give {'name': 'small_model', 'model': it}"
+        )
     elif not isinstance(drafter, Drafter) and callable(drafter):
-        drafter = drafter()
+        try:
+            drafter = drafter()
+        except TypeError as error:
+            raise ValueError(f"drafter {drafter!r} cannot be made without arguments: {error}") from error
     if not isinstance(drafter, Drafter):
         raise ValueError(
             f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got {type(drafter).__name__}"
@@ -107,7 +127,8 @@ def make_drafter(drafter: DrafterChoice) -> Drafter:
 def encode(model: Any, prompts: Prompts) -> list[list[int]]:
     """Prompts in any of the accepted forms as lists of token ids."""
     if isinstance(prompts, Tensor):
-        if prompts.ndim not in (1, 2) or prompts.is_floating_point():
+        whole = not (prompts.is_floating_point() or prompts.is_complex() or prompts.dtype == torch.bool)
+        if prompts.ndim not in (1, 2) or not whole:
             shape = tuple(prompts.shape)
             raise ValueError(
                 f"a tensor of prompts holds integer ids, (tokens,) or (rows, tokens); got {prompts.dtype}, {shape}"
@@ -115,7 +136,14 @@ def encode(model: Any, prompts: Prompts) -> list[list[int]]:
         prompts = prompts.tolist()
     if isinstance(prompts, str):
         prompts = [prompts]
-    rows = list(prompts)
+    if isinstance(prompts, (Mapping, bytes)) or not isinstance(prompts, Iterable):
+        raise ValueError(
+            f"prompts must be a string, a list of strings, token ids, or lists of token ids; got {type(prompts).__name__}"
+            + (', of which the "input_ids" may be what you mean' if isinstance(prompts, Mapping) else "")
+        )
+    rows: list[Any] = [
+        row.tolist() if hasattr(row, "tolist") else row for row in prompts
+    ]  # arrays, tensors and their numbers
     if not rows:
         raise ValueError("no prompts: give a string, a list of strings, token ids, or lists of token ids")
     if all(isinstance(row, int) and not isinstance(row, bool) for row in rows):
@@ -130,9 +158,10 @@ def encode(model: Any, prompts: Prompts) -> list[list[int]]:
         return [list(tokenizer(row)["input_ids"]) for row in rows]
     found = []
     for number, row in enumerate(rows):
-        row = row.tolist() if isinstance(row, Tensor) else row
-        if isinstance(row, (str, int)) or not all(
-            isinstance(token, int) and not isinstance(token, bool) for token in row
+        if (
+            not isinstance(row, Sequence)
+            or isinstance(row, str)
+            or not all(isinstance(token, int) and not isinstance(token, bool) for token in row)
         ):
             raise ValueError(
                 f"prompt {number} mixes kinds: give all prompts as strings, or all as lists of integer ids"

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specdec.checks import integer
 from specdec.interfaces import State
 from specdec.tree import TokenTree
 
 Processor = Callable[..., Tensor]
+COLDEST = 1e-6  # lowest temperature other than 0
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, lambda t: t >= 0, "a finite number >= 0")
-        if self.top_k is not None and (isinstance(self.top_k, bool) or int(self.top_k) != self.top_k or self.top_k < 1):
-            raise ValueError(f"top_k must be an integer >= 1 or None (off), got {self.top_k!r}")
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"temperature must be 0 (greedy) or at least {COLDEST}, got {self.temperature!r}: logits divided by less overflow"
+            )
+        if self.top_k is not None:
+            integer("top_k (None is off)", self.top_k, 1)
         if self.top_p is not None:
             _number("top_p", self.top_p, lambda p: 0 < p <= 1, "in (0, 1] or None (off)")
         if self.min_p is not None:
             _number("min_p", self.min_p, lambda p: 0 <= p <= 1, "in [0, 1] or None (off)")
         _number("repetition_penalty", self.repetition_penalty, lambda r: r > 0, "a finite number > 0; 1 is off")
         if not all(callable(processor) for processor in self.logits_processors):
-            raise ValueError("logits_processors must be callables (input_ids, scores) -> scores, as in transformers")
+            raise ValueError(
+                "logits_processors must be callables (input_ids, scores) -> scores, as in transformers, got "
+                f"{', '.join(repr(one) for one in self.logits_processors if not callable(one))}"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -89,7 +98,13 @@ class Sampling:
         for places in by_length.values():
             ids, scores = torch.stack([tokens[place] for place in places]), out[places]
             for processor in self.penalties:
-                scores = processor(ids, scores)
+                given = processor(ids, scores)
+                if not isinstance(given, Tensor) or given.shape != scores.shape:
+                    raise ValueError(
+                        f"the logits processor {processor!r} must return scores of the shape that it was given, "
+                        f"{tuple(scores.shape)}; it returned {tuple(given.shape) if isinstance(given, Tensor) else given!r}"
+                    )
+                scores = given
             out[places] = scores
         return out
 
@@ -108,7 +123,7 @@ class Sampling:
 def _number(name: str, value: Any, fine: Callable[[float], bool], wanted: str) -> None:
     try:
         good = not isinstance(value, bool) and math.isfinite(value) and fine(value)
-    except TypeError:
+    except (TypeError, OverflowError):
         good = False
     if not good:
         raise ValueError(f"{name} must be {wanted}, got {value!r}")

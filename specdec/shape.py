@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from specdec.chance import Draws
+from specdec.checks import integer
 from specdec.growth import Grown, Score, adaptive, levels, ranked, static
 from specdec.interfaces import State
 from specdec.rank_tree import RankTree
@@ -62,8 +63,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         depth, branching, draw, nodes = self.depth, self.branching, self.draw, self.nodes
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise ValueError(f"depth must be an integer >= 1, got {depth!r}")
+        integer("depth", depth, 1)
         if self.tree is not None:
             if draw != "static" or self.tree.depth > depth:
                 raise ValueError(
@@ -72,11 +72,13 @@ class Shape:
             return
         if draw not in ("auto", *BY_VALUE, *LAWS):
             raise ValueError(f"draw must be auto, wor, wr, hub, topk, ranked or adaptive, got {draw!r}")
-        widths = [branching] * depth if isinstance(branching, int) else list(branching)
+        widths = list(branching) if isinstance(branching, Sequence) else [branching] * depth
         if len(widths) != depth or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in widths):
             raise ValueError(
                 f"branching must be one integer >= 1, or one for each of {depth} depths; got {branching!r}"
             )
+        if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int)):
+            raise ValueError(f"nodes must be an integer >= depth ({depth}), or null; got {nodes!r}")
         if self.by_value and (nodes is None or nodes < depth):
             raise ValueError(f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}")
         if not self.by_value and nodes is not None:

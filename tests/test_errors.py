@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,11 +102,93 @@ def test_a_tensor_of_floats():
         ("request_ids", [1, 2], "one integer per prompt"),
         ("stop", ["", "x"], "non-empty"),
         ("drafter", 7, "a drafter is a name"),
+        ("drafter", Drafter, "abstract"),
+        ("verifier", 7, "a verifier is a name"),
+        ("verifier", None, "a verifier is a name"),
+        ("verifier", {"_target_": "drafters.ngram.NGram"}, "no specdec.Verifier"),
+        ("temperature", 10**400, "finite"),
+        ("temperature", 1e-40, "0 (greedy) or at least"),
+        ("top_k", "5", ">= 1"),
+        ("top_k", float("nan"), ">= 1"),
+        ("top_k", float("inf"), ">= 1"),
+        ("logits_processors", None, "list of callables"),
+        ("logits_processors", abs, "list of callables"),
+        ("stop", None, "non-empty strings"),
+        ("stop", 5, "non-empty strings"),
+        ("seed", "x", "must be an integer"),
+        ("seed", 1.5, "must be an integer"),
+        ("seed", 2**64, "must be an integer"),
+        ("request_ids", 5, "one integer per prompt"),
+        ("request_ids", "a", "one integer per prompt"),
+        ("request_ids", [1.5], "[0] must be an integer"),
+        ("request_ids", [2**70], "[0] must be an integer"),
+        ("chance", "keyed", "Keyed(0)"),
+        ("chance", Keyed, "Keyed(0)"),
+        ("ignore_eos", "no", "True or False"),
+        ("allow_lossy", "no", "True or False"),
     ],
 )
 def test_options_outside_their_range(option, value, expected):
-    shown = () if option in ("logits_processors", "request_ids", "drafter") else (repr(value),)
+    shown = () if option in ("logits_processors", "request_ids", "drafter", "verifier") else (repr(value),)
     refused(option, expected, *shown, **{option: value})
+
+
+@pytest.mark.parametrize("given", [lambda ids, scores: scores[:, :3], lambda ids, scores: None])
+def test_a_processor_that_returns_something_else(given):
+    refused("logits processor", "must return scores", f"(1, {VOCABULARY})", logits_processors=[given])
+
+
+def test_a_model_where_a_drafter_is_expected():
+    refused("the model LlamaForCausalLM", "'small_model', 'model'", drafter=shared("llama_gqa"))
+
+
+@pytest.mark.parametrize("target", ["drafters.nothing.X", "drafters.ngram.X"])
+def test_a_target_that_cannot_be_imported(target):
+    refused(f"_target_ {target}", "cannot be imported", drafter={"_target_": target})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (None, ("prompts must be", "NoneType")),
+        (5, ("prompts must be", "int")),
+        (b"abc", ("prompts must be", "bytes")),
+        ({"input_ids": [[1, 2]]}, ("prompts must be", '"input_ids"')),
+        ([None], ("prompt 0",)),
+        (torch.ones(1, 3, dtype=torch.bool), ("torch.bool", "integer ids")),
+        (torch.ones(1, 3, dtype=torch.complex64), ("torch.complex64", "integer ids")),
+        (np.ones(3), ("prompt 0", "integer ids")),
+    ],
+)
+def test_prompts_of_other_kinds(prompts, words):
+    refused(*words, prompts=prompts)
+
+
+@pytest.mark.parametrize(
+    "prompts", [np.array(ROW), [np.array(ROW)], [np.int64(token) for token in ROW], torch.tensor(ROW), tuple(ROW)]
+)
+def test_ids_as_arrays(prompts):
+    plain, ours = (specdec.generate(shared("llama_gqa"), form, max_new_tokens=4).tokens for form in (ROW, prompts))
+    assert torch.equal(plain[0], ours[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("model", {"dtype": "float16"}, ("dtype", "in memory")),
+        ("model", {"device": "cpu"}, ("device", "in memory")),
+        ("model", {"extra_layers": 1.5}, ("extra_layers", ">= 0", "1.5")),
+        ("model", {"extra_layers": True}, ("extra_layers", ">= 0", "True")),
+        ("demo-draft", {"device": "nowhere"}, ("cannot be moved", "'nowhere'")),
+        ("tuple of one", {}, ("(model, tokenizer)", "LlamaForCausalLM")),
+        ("tuple of text", {}, ("(model, tokenizer)", "str")),
+    ],
+)
+def test_loading_with_what_does_not_fit(name, options, words):
+    model = shared("llama_gqa")
+    what = {"model": model, "tuple of one": (model,), "tuple of text": (model, "tokenizer")}.get(name, name)
+    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
+        specdec.load(what, **options)
 
 
 def test_stop_strings_without_a_tokenizer():
@@ -147,15 +230,26 @@ def test_targets_outside_the_allowed_packages():
         ({"draw": "wur"}, ("draw", "wor", "'wur'")),
         ({"draw": "ranked"}, ("nodes >= depth", "None")),
         ({"nodes": 5}, ("nodes is for", "ranked")),
+        ({"nodes": "9", "draw": "ranked"}, ("nodes must be an integer", "'9'")),
+        ({"nodes": 9.5, "draw": "ranked"}, ("nodes must be an integer", "9.5")),
+        ({"branching": 1.5}, ("branching", "1.5")),
+        ({"branching": None}, ("branching", "None")),
     ],
 )
 def test_settings_of_small_model(settings, words):
     refused(*words, drafter={"name": "small_model", "model": shared("llama_gqa"), **settings})
 
 
-@pytest.mark.parametrize("settings", [{"max_ngram": 0}, {"length": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"max_ngram": 0}, {"length": 0}, {"length": "3"}, {"length": 2.5}, {"max_ngram": None}]
+)
 def test_settings_of_ngram(settings):
-    refused("must be >= 1", "0", drafter={"name": "ngram", **settings})
+    ((name, value),) = settings.items()
+    refused(f"{name} must be an integer >= 1", repr(value), drafter={"name": "ngram", **settings})
+
+
+def test_a_switch_of_ngram():
+    refused("tree must be True or False", "'no'", drafter={"name": "ngram", "tree": "no"})
 
 
 def test_greedy_above_temperature_0():
@@ -402,7 +496,7 @@ def test_an_unknown_dtype(tmp_path):
 
 
 def test_negative_extra_layers():
-    with pytest.raises(ValueError, match="extra_layers must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="extra_layers must be an integer >= 0, got -1"):
         specdec.load(shared("llama_gqa"), extra_layers=-1)
 
 
