@@ -102,7 +102,7 @@ class Recording:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             composed = compose("run", [f"drafter={wanted.drafter}", f"prompts.limit={wanted.prompts}"])
         self.settings: Any = OmegaConf.to_container(composed, resolve=True)
-        source = {key: value for key, value in self.settings["prompts"].items() if key != "chat"}
+        source = {key: value for key, value in self.settings["prompts"].items() if key not in ("chat", "too_long")}
         self.ways = ways.make(self.settings)
         target = self.ways["method"].target
         self.play = Play(prompts.read(**source), target, False, self.settings["batch_size"], wanted.max_new_tokens)

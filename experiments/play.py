@@ -15,14 +15,28 @@ from specdec.requests import check_prompts
 
 
 class Play:
-    """The prompts of a run, checked: raises ValueError for one that the target cannot take, before anything is decoded."""
+    """The prompts of a run, checked: raises ValueError for one that the target cannot take, before anything is decoded.
+
+    too_long: "refuse", or "skip" for leaving out prompts that do not fit the target's context; `skipped` names them.
+    """
 
     def __init__(
-        self, prompts: Sequence[Prompt], target: Any, chat: bool | None, batch_size: int, max_new_tokens: int
+        self,
+        prompts: Sequence[Prompt],
+        target: Any,
+        chat: bool | None,
+        batch_size: int,
+        max_new_tokens: int,
+        too_long: str = "refuse",
     ) -> None:
+        if too_long not in ("refuse", "skip"):
+            raise ValueError(f"prompts.too_long must be refuse or skip, got {too_long!r}")
         if target.tokenizer is None:
             raise ValueError(f"the target {target.name} has no tokenizer, and prompts are texts")
         self.target, self.chat, self.max_new_tokens = target, uses_chat(target.tokenizer, chat), max_new_tokens
+        self.skipped: list[dict[str, int]] = []
+        if too_long == "skip":
+            prompts = self._fitting(prompts)
         self.batches = [list(prompts[first : first + batch_size]) for first in range(0, len(prompts), batch_size)]
         self.turns = sum(max(len(prompt.turns) for prompt in batch) for batch in self.batches)
         self._beyond = 1 + max(prompt.index for prompt in prompts)
@@ -30,12 +44,28 @@ class Play:
             [self._begin(prompt).ids for prompt in prompts], target.vocabulary, target.context, max_new_tokens
         )
         for prompt in prompts:
-            longest = most_tokens(prompt, target.tokenizer, self.chat, max_new_tokens) if prompt.later else 0
-            if longest + max_new_tokens > target.context:
+            if prompt.later and (longest := self._longest(prompt)) > target.context:
                 raise ValueError(
                     f"prompt {prompt.index} has {len(prompt.turns)} turns; with answers of max_new_tokens={max_new_tokens} they are "
-                    f"{longest + max_new_tokens} tokens, over the target's context of {target.context}; ask for fewer"
+                    f"{longest} tokens, over the target's context of {target.context}; ask for fewer, or leave such prompts out "
+                    "with prompts.too_long=skip"
                 )
+
+    def _longest(self, prompt: Prompt) -> int:
+        """Tokens of the prompt with all its turns and answers, when every answer is as long as it may be."""
+        return most_tokens(prompt, self.target.tokenizer, self.chat, self.max_new_tokens) + self.max_new_tokens
+
+    def _fitting(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        longest = {prompt.index: self._longest(prompt) for prompt in prompts}
+        context = self.target.context
+        self.skipped = [{"prompt": index, "tokens": tokens} for index, tokens in longest.items() if tokens > context]
+        fitting = [prompt for prompt in prompts if longest[prompt.index] <= context]
+        if not fitting:
+            raise ValueError(
+                f"none of {len(prompts)} prompts fits the target's context of {context} tokens with answers of "
+                f"max_new_tokens={self.max_new_tokens}; the shortest takes {min(longest.values())}"
+            )
+        return fitting
 
     def _begin(self, prompt: Prompt) -> Conversation:
         return Conversation(prompt, self.target.tokenizer, self.chat, self.target.eos_ids)

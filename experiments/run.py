@@ -79,10 +79,18 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         torch.set_num_threads(settings["threads"])
     if settings["batch_size"] < 1:
         raise ValueError(f"batch_size must be >= 1, got {settings['batch_size']}")
-    chat = settings["prompts"].get("chat")
-    prompts = prompt_files.read(**{key: value for key, value in settings["prompts"].items() if key != "chat"})
+    source = dict(settings["prompts"])
+    chat, too_long = source.pop("chat", None), source.pop("too_long", "refuse")
+    prompts = prompt_files.read(**source)
     available = ways.make(settings)
-    play = Play(prompts, available["method"].target, chat, settings["batch_size"], settings["max_new_tokens"])
+    play = Play(prompts, available["method"].target, chat, settings["batch_size"], settings["max_new_tokens"], too_long)
+    if play.skipped:
+        log.info(
+            "skipped %d of %d prompts, too long for the target's context: %s",
+            len(play.skipped),
+            len(prompts),
+            ", ".join(str(one["prompt"]) for one in play.skipped),
+        )
     head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
     played: list[measures.Played] = []
     title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
@@ -103,6 +111,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         **head,
         "status": "ok",
         "certificate": certificate,
+        "skipped": play.skipped,
         **measures.measured(played, available, settings["sampling"], frame),
     }
     result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *play.first())

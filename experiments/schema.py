@@ -43,6 +43,8 @@ class Prompts:
     split: str | None = None  # of a data set; null: test
     limit: int | None = None  # that many, taken in turn from each category
     seed: int | None = None  # shuffle before the limit; null keeps the file's order
+    tokens: int | None = None  # cut or fill each prompt up to so many (by the source's other texts, put before it)
+    too_long: str = "refuse"  # | skip: prompts that do not fit the target's context are left out, counted and told
 
 
 @dataclass

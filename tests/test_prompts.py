@@ -253,3 +253,40 @@ def test_a_conversation_that_cannot_fit_is_refused_before_anything_runs(target):
         Play(PROMPTS, target, None, 1, 21)
     with pytest.raises(ValueError, match="prompt 1 has 70 tokens"):
         Play([PROMPTS[1], Prompt(1, "a " * 70, "x")], target, None, 1, 2)
+
+
+def test_prompts_of_a_length_keep_their_ending(target, tmp_path):
+    """Longer ones lose their beginning, shorter ones stand behind the source's other texts, each of which is there at most once."""
+    path = tmp_path / "four.txt"
+    path.write_text("a b c\n\nd\n\ne f\n\ng h a b c d")
+    found = read("text", str(path), limit=2, tokens=4)
+    openings = [Conversation(prompt, target.tokenizer, False, target.eos_ids).ids for prompt in found]
+    assert openings == [ids("d a b c"), ids("a b c d")]
+    (longest,) = read("text", str(path), limit=1, tokens=12)
+    assert Conversation(longest, target.tokenizer, False, ()).ids == ids("d e f g h a b c d a b c")
+    with pytest.raises(ValueError, match="all texts of the source together are 12 tokens"):
+        Conversation(read("text", str(path), limit=1, tokens=13)[0], target.tokenizer, False, ())
+    with pytest.raises(ValueError, match=r"prompts\.tokens must be >= 1, or null"):
+        read("text", str(path), tokens=0)
+
+
+def test_prompts_of_a_length_are_refused_with_a_template(target, monkeypatch):
+    monkeypatch.setattr(target.tokenizer, "chat_template", TEMPLATE)
+    with pytest.raises(ValueError, match=r"cuts through a chat template; set prompts\.chat=false"):
+        Conversation(Prompt(0, "a b", "all", tokens=1), target.tokenizer, True, ())
+
+
+def test_prompts_that_do_not_fit_can_be_skipped(target):
+    prompts = [
+        Prompt(0, "a", "all"),
+        Prompt(1, "a " * 61, "all"),
+        Prompt(2, "b", "all", ("c " * 56,)),
+        Prompt(3, "c d", "all"),
+    ]
+    play = Play(prompts, target, False, 2, 4, too_long="skip")
+    assert play.skipped == [{"prompt": 1, "tokens": 65}, {"prompt": 2, "tokens": 65}]
+    assert [prompt.index for batch in play.batches for prompt in batch] == [0, 3]
+    with pytest.raises(ValueError, match="none of 1 prompts fits the target's context of 64 .* takes 65"):
+        Play(prompts[1:2], target, False, 1, 4, too_long="skip")
+    with pytest.raises(ValueError, match="must be refuse or skip, got 'drop'"):
+        Play(prompts, target, False, 1, 4, too_long="drop")

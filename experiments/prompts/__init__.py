@@ -8,6 +8,7 @@ conversation.py  turns -> token ids: chat templates, and the model's own answers
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 from experiments.prompts.prompt import Prompt
 from experiments.prompts.sources import SOURCES
@@ -24,10 +25,12 @@ def read(
     seed: int | None = None,
     subset: str | None = None,
     split: str | None = None,
+    tokens: int | None = None,
 ) -> list[Prompt]:
     """format: "text" (paragraphs), "folder", "jsonl" or "datasets", which alone takes `subset` and `split`. field, category: the
     keys of an entry that hold its text or turns, and its kind; null finds the former. limit: that many, taken in turn from each
-    category. seed: shuffle before that.
+    category. seed: shuffle before that. tokens: each prompt becomes so many: the last ones of a longer text, and a shorter one
+    stands behind the other texts of the source, so that what is continued stays the same.
 
     Raises ValueError, with file and line, for an entry that is no prompt; then nothing has run.
     """
@@ -35,6 +38,8 @@ def read(
         raise ValueError(f"prompts.format must be one of {', '.join(SOURCES)}, got {format!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"prompts.limit must be >= 1, or null for all, got {limit}")
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"prompts.tokens must be >= 1, or null to leave prompts as they are, got {tokens}")
     options = {"subset": subset, "split": split} if format == "datasets" else {}
     found = [
         Prompt(index, turns[0], kind, tuple(turns[1:]))
@@ -44,7 +49,14 @@ def read(
         raise ValueError(f"{path} holds no prompts")
     if seed is not None:
         random.Random(seed).shuffle(found)
-    return found if limit is None else _in_turn(found)[:limit]
+    chosen = found if limit is None else _in_turn(found)[:limit]
+    return chosen if tokens is None else [_filled(prompt, found, tokens) for prompt in chosen]
+
+
+def _filled(prompt: Prompt, source: list[Prompt], tokens: int) -> Prompt:
+    place = source.index(prompt)
+    others = (*source[place + 1 :], *source[:place])  # round the source once, so that no text stands there twice
+    return replace(prompt, tokens=tokens, before=tuple(other.text for other in others))
 
 
 def _in_turn(prompts: list[Prompt]) -> list[Prompt]:

@@ -29,6 +29,8 @@ class Conversation:
         self._said: list[dict[str, str]] = []
         self.ids: list[int] = []
         self._say(prompt.text)
+        if prompt.tokens is not None:
+            self.ids = self._of_length(prompt, prompt.tokens)
 
     @property
     def over(self) -> bool:
@@ -51,6 +53,26 @@ class Conversation:
             self.ids = self._encode(whole)  # special tokens stand in the template
         else:
             self.ids = list(self.tokenizer(text)["input_ids"]) if first else self.ids + self._encode(text)
+
+    def _of_length(self, prompt: Prompt, tokens: int) -> list[int]:
+        """The opening's last tokens, behind special ones and, where it is short, other texts. Raises ValueError where there are
+        too few of those, and with a chat template, which leaves no place for them."""
+        if self.chat:
+            raise ValueError(
+                "prompts.tokens cuts through a chat template; set prompts.chat=false, or prompts.tokens=null"
+            )
+        special = list(self.tokenizer("")["input_ids"])
+        ids = self.ids[len(special) :]
+        for text in reversed(prompt.before):
+            if len(special) + len(ids) >= tokens:
+                break
+            ids = self._encode(text + BETWEEN) + ids
+        if len(special) + len(ids) < tokens:
+            raise ValueError(
+                f"prompts.tokens={tokens}, and all texts of the source together are {len(special) + len(ids)} tokens; "
+                "ask for fewer, or give more prompts"
+            )
+        return [*special, *ids[len(ids) - (tokens - len(special)) :]]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -9,6 +9,8 @@ class Prompt:
     text: str  # the first turn
     category: str
     later: tuple[str, ...] = ()  # the turns that follow the model's answers
+    tokens: int | None = None  # cut or filled up to that many, if given
+    before: tuple[str, ...] = ()  # what fills it up: the source's other texts, the nearest last
 
     @property
     def turns(self) -> tuple[str, ...]:

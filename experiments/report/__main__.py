@@ -106,6 +106,12 @@ def _trust(study: studies.Study, results: list[Result]) -> Section:
     if different is not None:
         section.tables["divergence"] = different
     measured = f"{len(results)} of {len(study.jobs)} jobs have a measurement."
+    left_out = sorted({one["prompt"] for result in results for one in result.get("skipped", [])})
+    if left_out:
+        notes.append(
+            f"Prompts left out of at least one run because they do not fit the target's context: {len(left_out)} "
+            f"({', '.join(map(str, left_out))})."
+        )
     section.notes = [*notes, measured, *study.notes]
     return section
 
