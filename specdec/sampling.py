@@ -196,7 +196,9 @@ def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> lis
     """The committed tokens of each row followed by the drafted path to the node."""
     numbers = torch.arange(trees.num_nodes, device=nodes.device)
     on_path = trees.ancestors[rows, nodes] & (numbers > 0)
-    path = torch.where(on_path, numbers, trees.num_nodes).sort(1).values[:, : trees.levels]  # (n, D), parents come first
+    path = (
+        torch.where(on_path, numbers, trees.num_nodes).sort(1).values[:, : trees.levels]
+    )  # (n, D), parents come first
     drafted = trees.tokens[rows[:, None], path.clamp(max=trees.num_nodes - 1)]
     lengths, steps = state.lengths[rows], torch.arange(path.shape[1], device=nodes.device)
     texts = torch.cat([state.tokens[rows], torch.zeros_like(drafted)], 1)

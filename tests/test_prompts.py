@@ -286,7 +286,7 @@ def test_prompts_that_do_not_fit_can_be_skipped(target):
     play = Play(prompts, target, False, 2, 4, too_long="skip")
     assert play.skipped == [{"prompt": 1, "tokens": 65}, {"prompt": 2, "tokens": 65}]
     assert [prompt.index for batch in play.batches for prompt in batch] == [0, 3]
-    with pytest.raises(ValueError, match="none of 1 prompts fits the target's context of 64 .* takes 65"):
+    with pytest.raises(ValueError, match=r"none of 1 prompts fits the target's context of 64 .* takes 65"):
         Play(prompts[1:2], target, False, 1, 4, too_long="skip")
     with pytest.raises(ValueError, match="must be refuse or skip, got 'drop'"):
         Play(prompts, target, False, 1, 4, too_long="drop")

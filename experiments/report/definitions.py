@@ -19,6 +19,8 @@ DEFINITIONS = {
     "Noise": "The first baseline decoded twice and divided by itself. A speed-up within it is none.",
     "Certified, lossless, lossy": "lossless: the acceptance rule gives exactly the target's law by its contract. certified: besides, this pair of drafter and rule "
     "has a certificate (computed law, sampled law, greedy tokens) in this code. lossy: the output does not follow the target's law.",
+    "Cold, warm": "A drafter that learns across prompts is warm when it has met the earlier prompts of its run, in their order, and cold when it forgets "
+    "before each. Headline numbers are warm; their intervals cover the choice of prompts, not their order.",
     "Distinct 4-grams": "Different / all 4-grams of the output tokens. Loops flatter every drafter.",
     "Plain decoding": "The drafter `none` in the same loop: one token per pass.",
     "Closed form": "Leviathan et al. (2023): (1 − α^(γ+1)) / (1 − α) tokens per round for drafts of γ tokens, and that / (γc + 1) as speed-up, where a draft "
