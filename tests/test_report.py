@@ -108,6 +108,26 @@ def test_page_says_everything(study, tmp_path):
     assert "n = " in text
 
 
+def test_cold_and_warm_stand_side_by_side(study):
+    """Only runs whose drafter learns across prompts have two states; a report without such runs has no table of them."""
+    assert "cold_and_warm" not in {name for part in pages.sections(study) for name in part.tables}
+    learns = [copy.deepcopy(each) for each in study.results if each["ways"]["method"]["drafter"] == "ngram"]
+    for result in learns:
+        own = {"tau": 3.0, "tau_interval": {"median": 3.0, "low": 2.5, "high": 3.5, "n": 4}}
+        method = result["ways"]["method"] | own
+        method["speedup"] = {"none": {"median": 2.0, "low": 1.5, "high": 2.5, "n": 4, "per_batch": [2.0] * 4}}
+        cold = method | {"tau": 1.5, "speedup": {"none": {**method["speedup"]["none"], "median": 1.25, "low": 1.0}}}
+        result |= {"learns": True, "ways": {**result["ways"], "method": method, "cold": cold}}
+    others = [each for each in study.results if each["ways"]["method"]["drafter"] != "ngram"]
+    jobs = [studies.Job(Path(str(n)), [], result, "") for n, result in enumerate([*others, *learns])]
+    parts = pages.sections(studies.Study(study.folder, study.sweeps, [], jobs))
+    (told,) = (part.tables["cold_and_warm"] for part in parts if "cold_and_warm" in part.tables)
+    assert list(told.text["state"]) == ["warm", "cold"] * len(learns)
+    assert list(told.text["τ"]) == ["3.00", "1.50"] * len(learns)
+    assert list(told.raw["speedup_none"]) == [2.0, 1.25] * len(learns)
+    assert list(told.raw["speedup_none_low"]) == [1.5, 1.0] * len(learns)
+
+
 def test_tau_of_the_table_is_that_of_the_rounds(study):
     table = frames.table(study.results).set_index("run")
     rounds = study.rounds()
