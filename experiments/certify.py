@@ -4,6 +4,7 @@ python -m experiments.certify drafter=small_model verifier=traversal drafter.bra
 python -m experiments.certify -m drafter=none,ngram,small_model verifier=naive,block,traversal
 python -m experiments.certify cases=FILE.json
 python -m experiments.certify summary=FOLDER
+python -m experiments.certify again=experiments/certificates/shipped folder=experiments/certificates/shipped
 """
 
 import json
@@ -33,6 +34,9 @@ class Greedy:
 class Certify:
     cases: str | None = None  # a case file; drafter and verifier are then those of each case
     summary: str | None = None  # a folder of certificates: run none, judge all their sampled tests as one family
+    again: str | None = (
+        None  # a folder of certificates: certify each of its pairs anew, then judge them as `summary` does
+    )
     folder: str = "certificates"
     checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
     outcomes: int = 200_000  # an enumeration gives up after as many
@@ -64,6 +68,9 @@ def main(config: DictConfig) -> None:
             failures.extend(run_cases(config.cases, config.outcomes, config.progress))
         elif config.summary is not None:
             failures.extend(summarise(read_folder(config.summary)))
+        elif config.again is not None:
+            for old in read_folder(config.again):
+                certify_pair(config, old["drafter"], old["verifier"])
         else:
             certify_pair(config)
     except ValueError as error:
@@ -71,7 +78,8 @@ def main(config: DictConfig) -> None:
         print(error, file=sys.stderr)
 
 
-def certify_pair(config: DictConfig) -> None:
+def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) -> None:
+    """The pair of the config, or another."""
     from transformers.utils import logging as transformers_logging
 
     from experiments.certificates.certificate import Pair, Plan, certify
@@ -82,6 +90,7 @@ def certify_pair(config: DictConfig) -> None:
     names = ("checks", "outcomes", "size", "strength", "seed")
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
+    pair = Pair(drafter or settings["drafter"], verifier or settings["verifier"])
     plan = Plan(**{name: settings[name] for name in names}, **settings["greedy"])
 
     @contextmanager
@@ -91,7 +100,7 @@ def certify_pair(config: DictConfig) -> None:
         with progress.bar(title, total, settings["progress"]) as advance:
             yield advance
 
-    certificate = certify(Pair(settings["drafter"], settings["verifier"]), plan, bar, _say)
+    certificate = certify(pair, plan, bar, _say)
     certificates.append(certificate)
     title = " + ".join(certificate["pair"])
     for reason in certificate["reasons"]:
@@ -188,6 +197,6 @@ def summarise(suite: list[dict[str, Any]]) -> list[str]:
 if __name__ == "__main__":
     start(main)
     if len(certificates) > 1:
-        summarise(certificates)
+        failures += summarise(certificates)
     if failures:
         sys.exit(1)

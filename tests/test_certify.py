@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from experiments import certify as certify_command
 from experiments.certificates import exact, kept, sampled, statistics
@@ -233,3 +234,15 @@ def test_rows_that_are_missing_are_the_roots():
     assert tables.plain(2) == pytest.approx(
         {key: np.prod([(1 / 3, 2 / 3)[x] for x in key]) for key in itertools.product(range(2), repeat=2)}
     )
+
+
+def test_a_folder_is_certified_again_pair_by_pair(tmp_path, monkeypatch):
+    pairs_of = [({"name": "none"}, {"name": name}) for name in ("greedy", "naive")]
+    for number, (drafter, verifier) in enumerate(pairs_of):
+        content = {"drafter": drafter, "verifier": verifier, "verdict": "certified", "pair": ["none", "naive"]}
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+    seen = []
+    monkeypatch.setattr(certify_command, "certify_pair", lambda config, *pair: seen.append(pair))
+    config = certify_command.Certify(again=str(tmp_path), drafter={}, verifier={})
+    certify_command.main.__wrapped__(OmegaConf.structured(config))
+    assert seen == pairs_of
