@@ -28,6 +28,7 @@ Frame = pd.DataFrame
 FEW = 10  # below it a rate is drawn hollow, or left out of a heat map's numbers
 PHASES = ("prefill", "draft", "score", "verify", "commit", "other")
 INTERVALS = "medians over prompts with 95% bootstrap intervals"
+NUMBERED = 6  # ranks; wider heat maps have no room for numbers in their cells
 PANELS = 9  # small multiples, at most
 GREYS = LinearSegmentedColormap.from_list("blues", ["#f7fbff", "#6baed6", "#08306b"])  # grows darker in grey, too
 
@@ -100,7 +101,7 @@ def heat_map(acceptance: Frame) -> Drawn:
         for cell in part.itertuples():
             if cell.reached and cell.depth <= deepest:
                 rate[cell.depth - 1, cell.rank] = cell.accepted / cell.reached
-                if cell.reached >= FEW and widest <= 6:
+                if cell.reached >= FEW and widest <= NUMBERED:
                     value = rate[cell.depth - 1, cell.rank]
                     ink = "white" if value > 0.5 else "black"
                     axis.text(
@@ -134,11 +135,12 @@ def heat_map(acceptance: Frame) -> Drawn:
         aspect=18,
     )
     reached = acceptance.groupby("run")["reached"].sum()
+    numbers = f"Numbers where at least {FEW} were reached; blank" if widest <= NUMBERED else "Blank"
     return Drawn(
         figure,
         "Acceptance per depth and sibling rank",
         f"Share of the drafted nodes that were accepted among those reached (whose parent was accepted), n = {span(reached)} "
-        f"reached nodes per run. Numbers where at least {FEW} were reached; blank: never reached. Depths at which no run reached {FEW} are left out.{left_out}",
+        f"reached nodes per run. {numbers}: never reached. Depths at which no run reached {FEW} are left out.{left_out}",
     )
 
 
@@ -219,14 +221,20 @@ def tau_against_temperature(table: Frame) -> Drawn:
 
 
 def tau_by_position(parts: Frame, width: int) -> Drawn:
-    """tau along the output."""
-    figure, (axis,) = panels(1, 1, 2.9)
-    names = named(parts)
+    """tau along the output, a panel per temperature."""
+    temperatures = sorted(parts["temperature"].unique())
+    names = named(parts, without=("temperature",))
     looks = line_styles(names)
-    for name, part in parts.groupby(names, sort=False):
-        axis.plot(part["first"] + width / 2, part["tau"], label=str(name), **looks[name])
-    axis.set(xlabel="position in the output (tokens)", ylabel="τ (tokens per round)")
-    legend(figure, [axis])
+    figure, axes = panels(1, len(temperatures), 2.9, sharey=True)
+    for axis, temperature in zip(axes, temperatures, strict=True):
+        here = parts[parts["temperature"] == temperature]
+        for name, part in here.groupby(names[here.index], sort=False):
+            axis.plot(part["first"] + width / 2, part["tau"], label=str(name), **looks[name])
+        axis.set_xlabel("position in the output")
+        if len(temperatures) > 1:
+            entitle(axis, f"T = {temperature:g}")
+    axes[0].set_ylabel("τ (tokens per round)")
+    legend(figure, axes)
     return Drawn(
         figure,
         "τ by position in the output",
