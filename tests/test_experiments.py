@@ -183,7 +183,7 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
     study = studies.read("resumed")
     assert study.sweeps == ["first"]
     assert [job.measured for job in study.jobs] == [True, True, False, True]
-    assert "length must be >= 1" in study.notes[0]
+    assert "length must be an integer >= 1" in study.notes[0]
     assert (study.folder / "first" / "0" / "result.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match=r"its job 2 is .*drafter\.length=0.*this command's .*drafter\.length=7"):
         command("-m", "study=resumed", "drafter.length=4,5,7,6", "resume=true")
@@ -213,7 +213,7 @@ def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
     assert list(table["run"]) == ["2", "3"]
     assert list(table["temperature"]) == [0.0, 0.6]
     assert [note.startswith(f"job {n}") and "drafter.length=0" in note for n, note in enumerate(notes)] == [True, True]
-    assert "length must be >= 1" in notes[0]
+    assert "length must be an integer >= 1" in notes[0]
     assert (study.folder / "table.csv").exists()
     assert "Without a measurement" in (study.folder / "table.md").read_text()
     assert len(study.rounds()["run"].unique()) == 2
@@ -266,7 +266,7 @@ def test_launchers(launcher, tiny, tmp_path, monkeypatch):
         assert "1 of the sweep's jobs failed: 0 (failed.json" in done.stderr
         study = studies.read("launched")
         assert [job.measured for job in study.jobs] == [False, True]
-        assert "length must be >= 1" in study.notes[0]
+        assert "length must be an integer >= 1" in study.notes[0]
         finished.append((study.jobs[1].folder / records.RESULT).stat().st_mtime_ns)
     assert finished[0] == finished[1]
     assert len(study.sweeps) == 1
