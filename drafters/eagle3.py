@@ -82,6 +82,12 @@ class Eagle3Head(FeatureHead):
         }
         self.vocabulary, self.taps = vocabulary, tuple(taps or ())
         self._build(layer)
+        missing = [part for part in ("self_attn", "input_layernorm") if not hasattr(self.layer, part)]
+        if missing:
+            raise ValueError(
+                f"{type(self.layer).__name__} has no {' and no '.join(missing)}, so it cannot be made to look at embedding and "
+                "state; eagle3 works for Llama-like families"
+            )
         attention = self.layer.get_submodule("self_attn")
         for name in ("q_proj", "k_proj", "v_proj"):
             narrow = getattr(attention, name, None)

@@ -5,6 +5,7 @@ Leviathan et al. 2211.17192; trees as in SpecInfer 2305.09781, RSD 2402.14160, S
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ class SmallModel(Drafter):
         return self.model.cache_bytes
 
     def begin(self, target: Any, state: State) -> None:
+        if self.model is target:
+            raise ValueError(
+                "the draft model is the target's own object, and one object has one cache; load the model a second time, or give "
+                "target.model, which shares the weights"
+            )
         if self.model.vocabulary != target.vocabulary:
             raise ValueError(
                 f"the draft model has a vocabulary of {self.model.vocabulary} tokens, the target of {target.vocabulary}; "
@@ -65,11 +71,20 @@ class SmallModel(Drafter):
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         self._keep_accepted(state)
-        if state.deepest < 1 or max(state.on_host.lengths) + self.shape.depth > self.model.context:
+        state = self._within_context(state)
+        if state.deepest < 1:
             return TokenTree.root(state.roots, self.law)
         logits = self._read_new(state)
         self._grown = self.shape.grow(logits, self._score, state, chance)
         return self._grown.tree
+
+    def _within_context(self, state: State) -> State:
+        """The same state with those rows live that the draft model has positions for: each row on its own."""
+        host, most = state.on_host, self.model.context - self.shape.depth
+        if max(host.lengths) <= most:
+            return state
+        live = [alive and length <= most for alive, length in zip(host.live, host.lengths, strict=True)]
+        return replace(state, on_host=host._replace(live=live))
 
     def _score(self, tree: TokenTree, start: int) -> Tensor:
         return self.model.score(tree, start).logits

@@ -45,7 +45,7 @@ class KVCache(Cache):
             self.blocks += [keys, values]
             self._members += [members, members]
         self._rows = torch.arange(rows, device=device)[:, None]
-        self._end = 0
+        self.end = 0  # slots that the pass at hand looks at
         self._slots: Tensor | None = None  # (B, N) where a pass writes, if its rows have different lengths
         # Per layer, what a pass reads (B, H, T, D) and what it writes: views that `aim` cuts for all layers at once.
         self._reads: list[list[Tensor]] = [[torch.empty(0)] * 2 for _ in shapes]
@@ -65,8 +65,8 @@ class KVCache(Cache):
 
         Raises ValueError, before anything is computed, where the room does not suffice.
         """
-        self._end = max(first) + count
-        if self._end > self.slots:
+        self.end = max(first) + count
+        if self.end > self.slots:
             row = first.index(max(first))
             raise ValueError(
                 f"the KV cache has {self.slots} slots per row, but row {row} holds {first[row]} tokens and the pass "
@@ -74,8 +74,8 @@ class KVCache(Cache):
             )
         uniform = min(first) == max(first)
         for number, (block, members) in enumerate(zip(self.blocks, self._members, strict=True)):
-            reads = block[:, :, :, : self._end].unbind(0)
-            writes = block[:, :, :, first[0] : self._end].unbind(0) if uniform else reads
+            reads = block[:, :, :, : self.end].unbind(0)
+            writes = block[:, :, :, first[0] : self.end].unbind(0) if uniform else reads
             for index, layer in enumerate(members):
                 self._reads[layer][number % 2] = reads[index]
                 self._writes[layer][number % 2] = writes[index]
@@ -83,7 +83,7 @@ class KVCache(Cache):
         if not uniform:
             device = self._rows.device
             self._slots = torch.tensor(first, device=device)[:, None] + torch.arange(count, device=device)
-        return self._end
+        return self.end
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -139,7 +139,7 @@ class KVCache(Cache):
         return max(self.roots or self.lengths)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._end, 0
+        return self.end, 0
 
 
 class ShapeProbe(Cache):

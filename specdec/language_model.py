@@ -20,7 +20,7 @@ from specdec import attention
 from specdec.cache import LayerShape, ShapeProbe
 from specdec.interfaces import Scores, Tap
 from specdec.part import Exit, final_norm, lower, num_layers, upper, without
-from specdec.placement import Placement
+from specdec.placement import Masks, Placement
 from specdec.support import Unsupported, layer_kinds, refuse_unsupported, usable_context
 from specdec.tree import TokenTree
 
@@ -96,7 +96,7 @@ class TransformersLM:
     def read(self, tokens: Tensor, counts: Tensor, taps: tuple[Tap, ...] = ()) -> Scores:
         cache, valid = self.place.opened(), counts.tolist()
         rows, length = tokens.shape
-        positions, masks = self.place.reading(rows, length)
+        positions, masks = self._placed(*self.place.reading(rows, length))
         last = sorted({max(count - 1, 0) for count in valid})
         wanted = None if length == 1 else torch.tensor(last, device=tokens.device)
         logits, hidden = self._forward(tokens, positions, masks, taps, wanted)
@@ -107,11 +107,15 @@ class TransformersLM:
         return Scores(logits, hidden)
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
-        positions, masks = self.place.scoring(tree, start)
+        positions, masks = self._placed(*self.place.scoring(tree, start))
         if tree.resume is not None and start == 0 and not taps:  # taps may lie below the layer: then from the start
             return Scores(self._resume(*tree.resume, positions, masks), None)
         logits, hidden = self._forward(tree.tokens[:, start:], positions, masks, taps)
         return Scores(logits, hidden)
+
+    def _placed(self, positions: Tensor, masks: Masks) -> tuple[Tensor, Masks]:
+        """Padding may lie past the context, where a model has no positions, or turns all of them by other angles."""
+        return (positions if self.place.opened().end <= self.context else positions.clamp(max=self.context - 1)), masks
 
     def keep(self, path: Tensor, counts: Tensor) -> None:
         self.place.opened().keep(path, counts.tolist())

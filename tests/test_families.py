@@ -18,6 +18,12 @@ def test_layers_that_cannot_look_at_two_inputs_are_refused(name):
         specdec.generate(target, models.prompts(6), drafter=drafter, max_new_tokens=4)
 
 
+def test_layers_without_a_norm_before_attention_are_refused():
+    target = TransformersLM(models.sharpened(models.hf.Olmo2ForCausalLM(models.hf.Olmo2Config(**models.GROUPED))))
+    with pytest.raises(ValueError, match=r"Olmo2DecoderLayer has no input_layernorm.*Llama-like"):
+        models.head("eagle3", target)
+
+
 @pytest.mark.parametrize("key", ["logit_scale", "logits_scaling"])
 def test_heads_see_scaled_logits_as_the_target_does(key):
     config = {**models.GROUPED, key: 0.25}

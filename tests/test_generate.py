@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import specdec
 from experiments.certificates import suite
@@ -264,6 +265,31 @@ def test_a_draft_model_past_its_own_context_drafts_nothing():
     assert tokens_of(out) == [greedy(model, prompts(10)[0], 30)]
     assert out.steps[0].num_nodes[0] == 3
     assert out.steps[-1].num_nodes[0] == 0
+
+
+def test_a_row_past_the_draft_models_context_leaves_the_others_their_drafts():
+    """Learned positions: one past the last would be an index error, and so would padding there."""
+    target, small = build("gpt2", torch.float64), {"name": "small_model", "depth": 3, "branching": 2}
+    draft = GPT2LMHeadModel(GPT2Config(**{**target.config.to_dict(), "n_positions": 24}))
+    weights = target.state_dict()
+    draft.load_state_dict({**weights, "transformer.wpe.weight": weights["transformer.wpe.weight"][:24]})
+    rows, options = prompts(9, 40, 20, 17), {"max_new_tokens": 20, "temperature": 1.0}
+    drafter = {**small, "model": draft.double().eval()}
+    together = specdec.generate(target, rows, drafter=drafter, **options)
+    offered = np.stack([step.num_nodes for step in together.steps[:2]])
+    assert (offered[0] == [14, 0, 14, 14]).all()
+    assert offered[1, 0] == 14
+    for row, prompt in enumerate(rows):
+        alone = specdec.generate(target, prompt, drafter=drafter, request_ids=[row], **options)
+        assert torch.equal(alone.tokens[0], together.tokens[row])
+
+
+def test_a_draft_model_that_is_the_target_itself():
+    lm = specdec.load(shared("llama_gqa"))
+    with pytest.raises(ValueError, match=r"target's own object.*one cache.*target\.model"):
+        specdec.generate(lm, prompts(5), drafter={"name": "small_model", "model": lm}, max_new_tokens=4)
+    drafter = {"name": "small_model", "model": lm.model}
+    assert specdec.generate(lm, prompts(5), drafter=drafter, max_new_tokens=10).report.tau == 5
 
 
 def test_one_token_and_one_token_prompts():
