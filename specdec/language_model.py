@@ -171,6 +171,12 @@ class TransformersLM:
                 f"the states entering layers {', '.join(lacking)} of {self.name} were asked for, which has {layers} layers (0 to "
                 f'{layers - 1}, then "head"); heads read the layers of the target that they were trained for'
             )
+        shapes = {tuple(hidden_states[-1 if tap == "head" else tap].shape) for tap in taps}  # type: ignore[index]
+        if any(len(shape) != 3 or shape[2] != self.hidden_size for shape in shapes):
+            raise ValueError(
+                f"{self.name} ({type(self.model).__name__}) has hidden states of shape {sorted(shapes)}, expected (B, T, "
+                f"{self.hidden_size}); heads cannot read them"
+            )
         return torch.stack([hidden_states[-1 if tap == "head" else tap] for tap in taps], 2)  # type: ignore[index]
 
     # -------------------------------------------------------------------------------------------------- parts that draft
@@ -190,8 +196,8 @@ class TransformersLM:
                 part.score(TokenTree.chain(ids, None))
         except FOREIGN as error:
             raise ValueError(
-                f"{self.name} ({type(self.model).__name__}) does not run without single sublayers ({type(error).__name__}: {error}); "
-                "leave out whole layers (the same numbers for attention and mlp)"
+                f"{self.name} ({type(self.model).__name__}) does not run without these sublayers (attention of {sorted(attention)}, "
+                f"MLP of {sorted(mlp)}; {type(error).__name__}: {error}); leave out others, or draft with another model"
             ) from error
         finally:
             self.place.cache = in_use
@@ -307,18 +313,27 @@ class TransformersLM:
         part = Part(self, *lower(self.model, layer))
         above, in_use, counted = upper(self.model, layer), self.place.cache, (self.calls, self.forward_seconds)
         random = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.vocabulary, (1, 8), generator=random).to(self.device)
-        tree = TokenTree(ids[:, 3:], torch.tensor([[-1, 0, 0, 1, 2]], device=self.device))
+        ids = torch.randint(self.vocabulary, (2, 8), generator=random).to(
+            self.device
+        )  # one row hides layers that return tuples
+        tree = TokenTree(ids[:, 3:], torch.tensor([[-1, 0, 0, 1, 2]] * 2, device=self.device))
         try:
-            self.place.open(self._shapes, 1, 8, self.dtype, self.device)
-            self.read(ids[:, :3], torch.tensor([3]))
+            self.place.open(self._shapes, 2, 8, self.dtype, self.device)
+            self.read(ids[:, :3], torch.tensor([3, 3]))
             whole = self.score(tree).logits
             for block in self.place.opened().blocks:
                 block[:, :, :, 3:] = 0  # what the whole has written at the tree's slots
-            part.score(tree)
+            first = part.score(tree)
+            if first.shape != whole.shape:
+                raise IndexError(f"the lower part gives logits {tuple(first.shape)}, the whole {tuple(whole.shape)}")
             positions, masks = self.place.scoring(tree, 0)
             self.run(nothing, positions, masks, inputs_embeds=part.states)
             resumed = self.run(above, positions, masks, inputs_embeds=part.states).logits
+        except FOREIGN as error:
+            raise ValueError(
+                f"{self.name} cannot resume at layer {layer}: {type(self.model).__name__} does not run in two parts "
+                f"({type(error).__name__}: {error}); use layer_skip, which starts from tokens"
+            ) from error
         finally:
             self.place.cache, (self.calls, self.forward_seconds) = in_use, counted
         difference, allowed = self._difference(resumed, whole)

@@ -31,7 +31,7 @@ NOT_THE_LAYERS = (  # what a config says beside the layers
         "pad_token_id",
     ),
 )
-NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+NO_TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}  # of one; not every family takes None
 
 
 def layer_config(target: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from specdec import attention
 
-ATTENTION = ("self_attn", "attn", "attention")  # what families call the sublayers of a layer
+ATTENTION = ("self_attn", "attn", "attention", "self_attention")  # what families call the sublayers of a layer
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 MLP = ("mlp", "feed_forward", "block_sparse_moe")
 

@@ -24,6 +24,48 @@ def test_layers_without_a_norm_before_attention_are_refused():
         models.head("eagle3", target)
 
 
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("CodeGen", {"vocab_size": 53, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),
+        (
+            "Gemma4",
+            {
+                **models.SIZED,
+                "pad_token_id": 0,
+                "layer_types": models.HYBRID,
+                "vocab_size_per_layer_input": 97,
+                "hidden_size_per_layer_input": 8,
+                "global_head_dim": 8,
+            },
+        ),
+    ],
+)  # layers that return tuples, and streams that need the tokens beside them
+def test_families_that_do_not_run_in_two_parts_are_refused(family, config):
+    kind = "Gemma4TextConfig" if family == "Gemma4" else f"{family}Config"
+    model = getattr(models.hf, f"{family}ForCausalLM")(getattr(models.hf, kind)(**config))
+    target = TransformersLM(models.sharpened(model))
+    with pytest.raises(ValueError, match=r"cannot resume at layer 2.*does not run in two parts.*use layer_skip"):
+        target.lower(2)
+
+
+def test_sublayers_that_a_family_needs():
+    model = models.hf.Gemma3nForCausalLM(
+        models.hf.Gemma3nTextConfig(
+            **models.SIZED, num_kv_shared_layers=0, layer_types=models.HYBRID, vocab_size_per_layer_input=97,
+            hidden_size_per_layer_input=8, laurel_rank=4,
+        )
+    )  # fmt: skip
+    target = TransformersLM(models.sharpened(model))
+    with pytest.raises(
+        ValueError, match=r"does not run without these sublayers \(attention of \[1\], MLP of \[1\].*leave out"
+    ):
+        target.without([1], [1])
+    medusa = {"name": "medusa", "heads": models.head("medusa", target)}
+    with pytest.raises(ValueError, match=r"hidden states of shape.*expected \(B, T, 32\).*heads cannot"):
+        specdec.generate(target, models.prompts(6), drafter=medusa, max_new_tokens=4)
+
+
 @pytest.mark.parametrize("key", ["logit_scale", "logits_scaling"])
 def test_heads_see_scaled_logits_as_the_target_does(key):
     config = {**models.GROUPED, key: 0.25}
