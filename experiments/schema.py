@@ -66,10 +66,10 @@ class PromptLookup:
 
 @dataclass
 class Logger:
-    """Weights & Biases."""
+    """logger=wandb: results go to Weights & Biases too (pip install 'specdec[wandb]'). WANDB_MODE=offline keeps them on disk."""
 
     project: str = "specdec"
-    entity: str | None = None
+    entity: str | None = None  # null: wandb's default, your own
 
 
 @dataclass
@@ -98,5 +98,9 @@ class Run:
 
 
 def register() -> None:
-    """Make the frame known to Hydra as the first entry of conf/run.yaml's defaults list."""
-    ConfigStore.instance().store(name="schema", node=Run)
+    """Make the frame known to Hydra as the first entry of conf/run.yaml's defaults list, and the group `logger`, which training
+    has too."""
+    store = ConfigStore.instance().store
+    store(name="schema", node=Run)
+    store(group="logger", name="none", node={"logger": None}, package="_global_")
+    store(group="logger", name="wandb", node=Logger)

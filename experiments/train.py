@@ -5,7 +5,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from experiments import schema
 from experiments.program import start
+
+schema.register()
 
 
 @hydra.main(version_base="1.3", config_path="../conf/train", config_name="train")

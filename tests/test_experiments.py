@@ -35,7 +35,7 @@ from specdec.load import BUNDLED
 from specdec.metrics import Report, Step
 from specdec.plugins import CONF
 
-GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher", "logger")
+GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher")
 
 
 @contextmanager
