@@ -70,7 +70,7 @@ class EarlyExit(Drafter):
         if isinstance(exit, bool) or not isinstance(exit, int) or exit < 1:
             raise ValueError(f"exit must be a number of layers >= 1, got {exit!r}")
         self.exit = exit
-        self.heads = ExitAdapter.load(heads) if isinstance(heads, (str, Path)) else heads
+        self.heads = heads if heads is None or isinstance(heads, ExitAdapter) else ExitAdapter.load(heads)
         if self.heads is not None and self.heads.exit != exit:
             raise ValueError(f"the adapter was trained for exit={self.heads.exit}, got exit={exit}")
         self.shape = Shape(depth, branching, draw, nodes, stop=stop)

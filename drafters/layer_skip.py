@@ -80,6 +80,10 @@ def _read(skip: Mapping[str, Any] | str | Path) -> tuple[int, list[int], list[in
         raise ValueError(
             f"{where} must give layers (how many the target has), attention and mlp (lists of layer numbers); got {skip!r}"
         )
+    if not all(isinstance(skip[part], Sequence) and not isinstance(skip[part], str) for part in ("attention", "mlp")):
+        raise ValueError(
+            f"{where}: attention and mlp are lists of layer numbers, got {skip['attention']!r} and {skip['mlp']!r}"
+        )
     lists = [list(skip["attention"]), list(skip["mlp"])]
     for number in [skip["layers"], *lists[0], *lists[1]]:
         if isinstance(number, bool) or not isinstance(number, int):

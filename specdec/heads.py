@@ -68,6 +68,8 @@ class Head(nn.Module):
     @classmethod
     def load(cls, name: str | Path) -> Self:
         """Raises ValueError, naming keys, for anything that is not exactly a head of this kind."""
+        if not isinstance(name, (str, Path)):
+            raise ValueError(f"heads must be a folder or {cls.__name__}, got {type(name).__name__}")
         folder = place_of(name)
         config, weights = read_folder(folder)
         try:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from specdec.checks import integer
+
 Path = tuple[int, ...]
 
 
@@ -35,11 +37,15 @@ class RankTree:
 
     @classmethod
     def given(cls, paths: Iterable[Sequence[int]]) -> "RankTree":
+        if not isinstance(paths, Iterable) or not all(isinstance(path, Sequence) for path in paths):
+            raise ValueError(f"a static tree is a list of rank paths such as [[0], [1], [0, 0]], got {paths!r}")
         return cls(tuple(sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))))
 
     @classmethod
     def cartesian(cls, widths: Sequence[int]) -> "RankTree":
         """widths[d] children below every node of depth d."""
+        if not isinstance(widths, Sequence):
+            raise ValueError(f"a Cartesian tree needs widths >= 1, one per depth, such as [3, 2, 1]; got {widths!r}")
         level: list[Path] = [()]
         paths: list[Path] = []
         for width in widths:
@@ -53,8 +59,7 @@ class RankTree:
     def greedy(cls, accuracies: Sequence[Sequence[float]], nodes: int) -> "RankTree":
         """accuracies[d][r] in [0, 1], falling in r: how often the token of rank r at depth d + 1 is the right one. A node
         is worth the product along its path; the best neighbour of the tree is added until it has `nodes`."""
-        if nodes < 1:
-            raise ValueError(f"nodes must be >= 1, got {nodes}")
+        integer("nodes", nodes, 1)
         if not accuracies or not all(accuracies):
             raise ValueError("a greedy tree needs a table of accuracies, depths x ranks")
         chosen: list[Path] = []

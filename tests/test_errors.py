@@ -14,7 +14,7 @@ from specdec import Coupled, Drafter, Keyed, Refused, SiblingLaw, TokenTree
 from specdec.plugins import build
 from specdec.table import TableModel
 from tests.exact import KNOWN, make, title
-from tests.models import CONTEXT, VOCABULARY, shared
+from tests.models import CONTEXT, VOCABULARY, head, lm, shared
 from tests.models import build as fresh
 
 ROW = [1, 2, 3, 4]
@@ -250,6 +250,29 @@ def test_settings_of_ngram(settings):
 
 def test_a_switch_of_ngram():
     refused("tree must be True or False", "'no'", drafter={"name": "ngram", "tree": "no"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"nodes": "x"}, ("nodes must be an integer >= 1", "'x'")),
+        ({"nodes": 2.5}, ("nodes must be an integer >= 1", "2.5")),
+        ({"tree": [0]}, ("list of rank paths", "[0]")),
+        ({"tree": 3}, ("list of rank paths", "3")),
+        ({"branching": 2}, ("one per depth", "2")),
+        ({"heads": 3}, ("a folder or MedusaHeads", "int")),
+        ({"heads": None}, ("a folder or MedusaHeads", "NoneType")),
+        ({"name": "early_exit", "exit": 2}, ("a folder or ExitAdapter", "MedusaHeads")),
+        ({"name": "eagle"}, ("a folder or EagleHead", "MedusaHeads")),
+        (
+            {"name": "layer_skip", "skip": {"layers": 3, "attention": 1, "mlp": []}, "heads": ...},
+            ("lists of layer", "1"),
+        ),
+    ],
+)
+def test_settings_of_drafters_with_heads_or_parts(settings, words):
+    drafter = {"name": "medusa", "heads": head("medusa", lm("llama_gqa")), **settings}
+    refused(*words, drafter={key: value for key, value in drafter.items() if value is not ...})
 
 
 def test_greedy_above_temperature_0():

@@ -76,3 +76,98 @@ def test_heads_see_scaled_logits_as_the_target_does(key):
     states = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     expected = target.model.get_output_embeddings()(states) * (0.25 if key == "logit_scale" else 4)
     assert torch.allclose(target.head(states), expected)
+
+
+SIZES = {  # of what a config has, under the names that families give it
+    **models.SIZED,
+    **models.MOE,
+    "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": models.CONTEXT, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4,
+    "ffn_hidden_size": 48, "rotary_dim": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "moe_k": 2,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
+    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "shared_expert_intermediate_size": 16, "first_k_dense_replace": 1,
+    "sliding_window": models.WINDOW, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8, "use_sliding_window": True,
+    "max_window_layers": 1, "original_max_position_embeddings": models.CONTEXT, "new_decoder_architecture": True,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+DECODERS = [
+    "apertus",
+    "arcee",
+    "bitnet",
+    "biogpt",
+    "codegen",
+    "cohere",
+    "ctrl",
+    "deepseek_v2",
+    "diffllama",
+    "dots1",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "exaone4",
+    "falcon",
+    "flex_olmo",
+    "gemma",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "gpt_bigcode",
+    "gptj",
+    "granite",
+    "granitemoe",
+    "helium",
+    "hunyuan_v1_dense",
+    "jetmoe",
+    "minicpm3",
+    "minimax_m2",
+    "ministral",
+    "nanochat",
+    "nemotron",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "olmoe",
+    "persimmon",
+    "phi3",
+    "phimoe",
+    "qwen2",
+    "qwen2_moe",
+    "seed_oss",
+    "smollm3",
+    "solar_open",
+    "stablelm",
+    "starcoder2",
+    "vaultgemma",
+    "xglm",
+    "youtu",
+]
+
+
+def shrunk(family: str) -> models.PreTrainedModel:
+    """A tiny model of a family, made by shrinking whatever of SIZES its config has."""
+    kind = models.hf.CONFIG_MAPPING[family]
+    sizes = {key: size for key, size in SIZES.items() if key in {*kind().to_dict(), *kind.attribute_map}}
+    for alias, key in kind.attribute_map.items():
+        if key in sizes:
+            sizes.pop(alias, None)
+    if "kv_lora_rank" in sizes and "num_key_value_heads" in sizes:  # latent attention has as many as queries
+        sizes["num_key_value_heads"] = 4
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.hf.AutoModelForCausalLM.from_config(kind(**sizes))
+    return models.sharpened(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", DECODERS)
+def test_trees_of_other_families_give_the_models_own_greedy_tokens(family):
+    """Each token is the largest logit of one plain pass of the model, without cache or mask, over what is before it."""
+    model, rows = shrunk(family), models.prompts(9, 17, 1)
+    drafter = {"name": "small_model", "model": models.similar(model), "depth": 3, "branching": [2, 2, 1]}
+    out = specdec.generate(model, rows, drafter=drafter, max_new_tokens=24, ignore_eos=True)
+    assert out.report.tau > 1
+    for row, tokens in zip(rows, out.tokens, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*row, *tokens.tolist()]]), use_cache=False).logits[
+                0, len(row) - 1 : -1
+            ]
+        short = logits.amax(-1) - logits.gather(1, tokens[:, None])[:, 0]
+        assert float(short.max()) < 1e-4 * (1 + float(logits.abs().max()))  # a tie of rounding at most

@@ -509,7 +509,7 @@ def test_a_static_tree_is_drafted_in_a_vocabulary_smaller_than_its_ranks(name):
         (lambda: RankTree.cartesian([2, 0]), "widths >= 1"),
         (lambda: RankTree.cartesian([]), "at least one"),
         (lambda: RankTree.greedy([], 3), "table of accuracies"),
-        (lambda: RankTree.greedy([[0.5]], 0), "nodes must be >= 1"),
+        (lambda: RankTree.greedy([[0.5]], 0), "nodes must be an integer >= 1"),
     ],
 )
 def test_bad_static_trees(make, message):
