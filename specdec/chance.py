@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from specdec.interfaces import State
 
 Out = TypeVar("Out")
+Toss = Callable[[slice, Tensor, Tensor], Tensor]  # Draws.coins
 
 
 class Sites(NamedTuple):
@@ -40,6 +41,16 @@ class Draws(ABC):
     @abstractmethod
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
         """(n,) bool: u < p for a u uniform on [0, 1). Strict, so that p = 0 never happens."""
+
+    def coins(self, at: Sites, purpose: str) -> "Toss":
+        """`bernoulli` in parts, for rules that know where they will toss before they know what for: toss(part, p, live) are the
+        coins of at[part] for its live rows."""
+
+        def toss(part: slice, p: Tensor, live: Tensor) -> Tensor:
+            sites = Sites(at.rows[part], at.nodes[part], at.ranks[part], at.depths[part], live)
+            return self.bernoulli(p, sites, purpose)
+
+        return toss
 
     @abstractmethod
     def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
@@ -133,6 +144,11 @@ class KeyedDraws(Draws):
 
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
         return (self.uniform(at, 1, purpose)[:, 0] < p) & at.live
+
+    def coins(self, at: Sites, purpose: str) -> "Toss":
+        """One hash for all of them."""
+        u = self.uniform(at, 1, purpose)[:, 0]
+        return lambda part, p, live: (u[part] < p) & live
 
     def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
         return self.independent(law, 1, at, purpose)[:, 0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
-from specdec.chance import Draws, Sites
+from specdec.chance import Draws, Sites, Toss
 from specdec.descent import NOTHING, verdict_at
 from specdec.sampling import picked
 
@@ -33,7 +33,9 @@ class Traversal(Verifier):
         leaf, zero_residuals = torch.zeros_like(rows), torch.zeros_like(rows)
         stack = [Open.at(trees, laws, rows, leaf, torch.ones(trees.rows, dtype=torch.float64, device=rows.device))]
         law = stack[0].law()
-        for place, node in itinerary(trees):
+        places = itinerary(trees)
+        toss, coin = coins(chance, places, laws.state.live), 0
+        for place, node in places:
             parent = stack[place.depth - 1]
             token = trees.tokens[rows, node]
             if place.opens:
@@ -41,7 +43,7 @@ class Traversal(Verifier):
                 continue
             a = parent.share(token) if place.leaf else stack[place.depth].a
             standing = pending if place.everywhere else pending & (node > 0)
-            won = chance.bernoulli(a, Sites(rows, node, rank, torch.full_like(node, place.depth), standing), "accept")
+            won, coin = toss(slice(coin, coin + trees.rows), a, standing), coin + trees.rows
             if not on_host or bool(won.any()):
                 p = laws[rows, node] if place.leaf else stack[place.depth].law()
                 law = torch.where(won[:, None], p, law)
@@ -56,12 +58,22 @@ class Traversal(Verifier):
         return verdict_at(trees, leaf, bonus, zero_residuals=zero_residuals)
 
 
+def coins(chance: Draws, places: list[tuple["Place", Tensor]], live: Tensor) -> Toss:
+    """A coin per judged place and row, place by place."""
+    judged = [(place.depth, node) for place, node in places if not place.opens]
+    rows = torch.arange(len(live), device=live.device)
+    nodes = torch.cat([rows[:0], *(node for _, node in judged)])
+    depth = torch.tensor([depth for depth, _ in judged for _ in live], dtype=torch.long, device=live.device)
+    standing = (nodes > 0) & live.repeat(len(judged))
+    return chance.coins(Sites(rows.repeat(len(judged)), nodes, torch.zeros_like(nodes), depth, standing), "accept")
+
+
 SMALL = 1e-6  # a sum of p below which p is normalised
 
 
 @dataclass
 class Open:
-    """What is left of a node whose children are being visited, in every row. The tensors are its own."""
+    """What is left of a node whose children are being visited, in every row. All but q is its own."""
 
     a: Tensor  # (B,) the weight with which the node stands
     p: Tensor  # (B, V) the law that it would emit from, not normalised
@@ -69,12 +81,19 @@ class Open:
     q: Tensor | None  # (B, V) what its children were drawn from, not normalised; None: DET
     z: Tensor  # (B,) the sum of q
     shrinks: bool  # WOR: q loses every rejected token
+    lent: bool  # q is the tree's: to be copied before it is written to
 
     @classmethod
     def at(cls, trees: TokenTree, laws: Laws, rows: Tensor, node: Tensor, a: Tensor) -> "Open":
         p = laws[rows, node]
-        q = None if trees.q is None else picked(trees.q, rows, node).to(p.dtype)
-        return cls(a, p, torch.ones_like(a), q, torch.ones_like(a), trees.law is SiblingLaw.WOR)
+        one, shrinks = torch.ones_like(a), trees.law is SiblingLaw.WOR
+        if trees.q is None:
+            return cls(a, p, one, None, one, shrinks, False)
+        lent = (
+            trees.rows == 1 and not node.is_cuda
+        )  # a copy is a pass over the vocabulary, which an only child can do without
+        q = trees.q[:, int(node)] if lent else picked(trees.q, rows, node)
+        return cls(a, p, one, q.to(p.dtype), one, shrinks, lent and q.dtype == p.dtype)
 
     def law(self) -> Tensor:
         """(B, V) p, normalised."""
@@ -116,6 +135,7 @@ class Open:
         if left.device.type != "cpu" or bool((self.total < SMALL).any()):  # before float32 runs out of exponents
             self.p, self.total = self.law(), torch.ones_like(self.total)
         if self.q is not None and self.shrinks and not last:
+            self.q, self.lent = self.q.clone() if self.lent else self.q, False
             self.q.scatter_(1, x, self.q.gather(1, x).masked_fill(lost[:, None], 0.0))
             self.z = self.q.sum(-1).double()
         return zero_residual
