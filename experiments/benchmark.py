@@ -3,7 +3,8 @@
     python -m experiments.benchmark
     python -m experiments.benchmark limit=2 deep_limit=1 max_new_tokens=16        a trial
 
-"At its best length" takes the best of `lengths` for both sides, by the median over prompts.
+"At its best length" takes the best of `lengths` for both sides, by the median over prompts, and of our chains those that are drafted to
+the end and those that stop where the draft model is unsure, as transformers' assistant does.
 """
 
 import multiprocessing
@@ -37,6 +38,8 @@ class Benchmark:
     output: str = "outputs/benchmark"
 
 
+CHAINS = ("chain", "stopped")  # the latter end where the draft model is unsure, as transformers' assistant does
+UNSURE = 0.4  # transformers' default confidence threshold
 # Shapes of trees that small_model is tried in, besides chains: the drafter's arguments.
 RANKED = [(4, 8), (4, 16), (6, 16)]  # depth, nodes
 RANKED_DEEP = [(4, 16), (6, 16), (8, 32)]
@@ -117,7 +120,8 @@ class Bench:
             found["ngram"] = replace(ours, drafter=build("drafter", {"name": "ngram", "max_ngram": 3, "length": 10}))
             found["prompt_lookup"] = replace(theirs, lookup=(3, 10))
         for length in self.wanted.lengths:
-            shapes = {**shapes, f"chain {length}": {"depth": length}}
+            stopped = {"depth": length, "stop": {"threshold": UNSURE}}
+            shapes = {**shapes, f"chain {length}": {"depth": length}, f"stopped {length}": stopped}
             found[f"assisted {length}"] = replace(theirs, draft=self.draft, num_assistant_tokens=length)
         for name, arguments in shapes.items():
             drafter = build("drafter", {"name": "small_model", "model": self.draft, **arguments})
@@ -142,9 +146,9 @@ class Bench:
     def shallow(self) -> tuple[Measured, list[Line]]:
         shapes = {f"ranked {d}/{n}": {"depth": d, "branching": 1, "draw": "ranked", "nodes": n} for d, n in RANKED}
         found = self.measure("demo target, T = 0", self.ways(self.target, 0.0, shapes, True), self.wanted.limit)
-        chain, shape = found.best(["chain"], "none"), found.best(["chain", "ranked"], "none")
+        chain, shape = found.best(CHAINS, "none"), found.best([*CHAINS, "ranked"], "none")
         assisted = found.best(["assisted"], "none")
-        fastest = found.best(["none", "ngram", "chain", "ranked"], "transformers")
+        fastest = found.best(["none", "ngram", *CHAINS, "ranked"], "transformers")
         lines = [
             Line("`none` against transformers `generate`", "1.15x", times(found.ratio("none", "transformers")), ""),
             Line(
@@ -181,7 +185,7 @@ class Bench:
             title = f"extra_layers={wanted.extra_layers}, T = {temperature:g}"
             tried = shapes | (sampled if temperature else {})
             each = self.measure(title, self.ways(deep, temperature, tried, False), wanted.deep_limit)
-            shape = each.best(["chain", "ranked", "sampled"], "none")
+            shape = each.best([*CHAINS, "ranked", "sampled"], "none")
             found[title] = each
             lines.append(
                 Line(
@@ -192,7 +196,7 @@ class Bench:
                 )
             )
             if temperature:
-                chain, assisted = each.best(["chain"], "none"), each.best(["assisted"], "none")
+                chain, assisted = each.best(CHAINS, "none"), each.best(["assisted"], "none")
                 detail = f"{chain}, {assisted}; best shape {shape}: {times(each.ratio(shape, assisted))}"
                 lines.append(
                     Line(

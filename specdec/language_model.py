@@ -56,6 +56,7 @@ class TransformersLM:
         self.calls, self.forward_seconds = 0, 0.0  # forward passes since `open`, and the time inside them
         self.extra_layers = 0
         self._uppers: dict[int, PreTrainedModel] = {}  # the layers from E on, once proven
+        self._run_without: set[tuple[frozenset[int], frozenset[int]]] = set()  # sublayers without which it has run
         self._head_is_checked = False
         try:
             self.vocabulary, self._shapes = self._probe()
@@ -189,6 +190,9 @@ class TransformersLM:
         """The model without some sublayers. Raises ValueError for sets that leave nothing or name what is not there, and for
         models that cannot run without them."""
         part, in_use = Part(self, without(self.model, attention, mlp)), self.place.cache
+        which = (frozenset(attention), frozenset(mlp))
+        if which in self._run_without:
+            return part
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
         try:
             with torch.inference_mode():
@@ -201,6 +205,7 @@ class TransformersLM:
             ) from error
         finally:
             self.place.cache = in_use
+        self._run_without.add(which)
         return part
 
     def lower(self, layer: int, adapter: Module | None = None) -> "Part":
