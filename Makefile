@@ -12,7 +12,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo "variables:  PYTHON=$(PYTHON) (makes the environment; 3.11 or newer)  WORKERS=$(WORKERS) (test processes)"
 
-demo: $(INSTALLED)  ## decode with every drafter on the bundled models; print a table, write a report with figures
+demo: $(INSTALLED)  ## decode with n-grams and a small model on the bundled models; print a table, write a report with figures
 	$(BIN)/python -m experiments.run -m experiment=demo
 	$(BIN)/python -m experiments.collect study=demo
 	$(BIN)/python -m experiments.report study=demo

@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments import frames, options, studies
 from experiments.collect import markdown, printable
 from experiments.intervals import Interval, difference_interval, ratio_interval
-from experiments.report.knobs import flat
+from experiments.report.knobs import flat, told_apart
 
 Result = dict[str, Any]
 SAME = ("target", "drafter", "temperature", "batch")  # what two runs must share to be paired
@@ -130,7 +130,7 @@ def main() -> None:
         both = [studies.read(name, wanted.root, wanted.sweep) for name in names]
     except ValueError as error:
         sys.exit(str(error))
-    paired, alone = pairs(both[0].results, both[1].results)
+    paired, alone = pairs(*(told_apart(study.results) for study in both))
     if not paired:
         sys.exit(
             "no run of one study has its like in the other: same target, drafter, temperature and batch\n"

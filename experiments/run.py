@@ -41,6 +41,8 @@ def main(config: DictConfig) -> float | None:
         "choices": {str(k): v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")},
     }
     if settings.pop("resume"):
+        if not sweeping:
+            raise ValueError("resume=true goes on with a sweep: give it with -m and the sweep's own overrides")
         if (folder / RESULT).exists():
             log.info("job %s has a result", identity["run"])
             return None
@@ -118,7 +120,10 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     records.write_rounds(folder / records.ROUNDS, frame)
     records.write_json(folder / records.RESULT, result)
     if settings["logger"]:
-        logger.log_result(settings["logger"], folder, result, frame)
+        try:
+            logger.log_result(settings["logger"], folder, result, frame)
+        except Exception as error:  # the result stands, whatever becomes of its copy
+            log.warning("%s was not logged: %s: %s", title, type(error).__name__, error)
     method = result["ways"]["method"]
     log.info("%s: tau %.2f, %s", title, method["tau"], certificate["verdict"])
     return next((ratio["median"] for ratio in method["speedup"].values()), method["tau"])
@@ -132,7 +137,8 @@ def _label(settings: dict[str, Any], name: str, overrides: Sequence[str]) -> str
     from specdec.plugins import CONF
 
     drafter = settings["drafter"]
-    changed = {override.partition("=")[0].lstrip("+").removeprefix("drafter.") for override in overrides}
+    paths = [override.partition("=")[0].lstrip("+") for override in overrides]
+    changed = {path.split(".")[1] for path in paths if path.startswith("drafter.")}
     if settings["label"] is None:
         usual = yaml.safe_load((CONF / "drafter" / f"{name}.yaml").read_text())
         changed = {key for key, value in drafter.items() if usual.get(key) != value}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specdec import attention
+from specdec.pairing import Refused
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")  # what families call the sublayers of a layer
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
@@ -103,14 +104,14 @@ def upper(model: PreTrainedModel, layer: int) -> PreTrainedModel:
 
 
 def check_own_layers(target: Any, drafter: str) -> None:
-    """Raise ValueError for targets whose own layers cannot draft: those that show none, and those with extra layers, which add
+    """Raise ValueError for targets that show no layers of their own, and Refused for those with extra layers, which add
     nothing to the stream, so that a part without them would be the whole target at a fraction of its cost."""
     if not hasattr(target, "without"):
         raise ValueError(
             f"{drafter} drafts with the target's own layers; {type(target).__name__} gives no access to any, load a transformers model"
         )
     if target.extra_layers:
-        raise ValueError(
+        raise Refused(
             f"{drafter} drafts with the target's own layers, and this target has {target.extra_layers} extra layers that change "
             "nothing: leaving them out would cost no agreement, a speed-up that says nothing. Load it with extra_layers=0"
         )

@@ -289,6 +289,22 @@ def test_wandb_offline(tiny, tmp_path, monkeypatch):
     assert any(path.match("table/tables/results*.json") for path in media)
 
 
+def test_a_result_outlives_its_logger(command, monkeypatch):
+    def broken(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(logger, "log_result", broken)
+    root = command("logger=wandb", "hydra.run.dir=here")
+    assert json.loads((root / "here" / "result.json").read_text())["status"] == "ok"
+    assert {"rounds.parquet", "result.json"} <= {path.name for path in (root / "here").iterdir()}
+    assert not (root / "here" / "failed.json").exists()
+
+
+def test_only_sweeps_resume(command):
+    with pytest.raises(ValueError, match="give it with -m"):
+        command("resume=true")
+
+
 def test_curves_have_a_point_per_round(command):
     root = command("drafter=ngram", "hydra.run.dir=here")
     result = json.loads((root / "here" / "result.json").read_text())

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pytest
 from experiments import compare, frames, profile, studies
 from experiments.intervals import difference_interval, median_interval, pooled_interval, ratio_interval
 from experiments.report import __main__ as pages
+from experiments.report import knobs
 from experiments.report.definitions import DEFINITIONS
 from experiments.report.prediction import cost_model, expected_tokens, interpolated
 
@@ -219,3 +221,28 @@ def test_page_in_a_browser(study, tmp_path, width):
     assert found["broken"] == 0
     assert found["wide"] <= width
     assert Path(browser).exists()
+
+
+def test_runs_that_share_a_name_are_told_apart_by_what_varies():
+    def result(run: str, tokens: int | None, label: str = "ngram", seed: int = 0) -> dict[str, Any]:
+        drafter = {"_target_": "drafters.ngram.NGram", "length": 4}
+        config = {
+            "label": label,
+            "study": "s",
+            "seed": seed,
+            "batch_size": 1,
+            "drafter": drafter,
+            "target": {"name": "demo", "extra_layers": 0},
+            "sampling": {"temperature": 0.0},
+            "prompts": {"path": "demo", "tokens": tokens},
+        }
+        return {"run": run, "config": config, "ways": {"method": {"lossless": True, "verifier": "greedy"}}}
+
+    results = [result("0", 32), result("1", 96), result("2", 96, label="ngram tree")]
+    assert [each["config"]["label"] for each in knobs.told_apart(results)] == [
+        "ngram, tokens=32",
+        "ngram, tokens=96",
+        "ngram tree",
+    ]
+    assert results[0]["config"]["label"] == "ngram"
+    assert knobs.told_apart([result("0", 32), result("1", 32, label="other")])[0]["config"]["label"] == "ngram"

@@ -19,10 +19,7 @@ from experiments.report.page import Section, render, write_figures, write_tables
 Result = dict[str, Any]
 
 
-HIDDEN = (
-    "study",
-    "progress",
-)  # settings that change no number; so do the classes and `auto`'s table, which the code has
+HIDDEN = ("study", "progress")  # change no number; classes and `auto`'s table are left out too: the commit has them
 
 
 @dataclass
@@ -41,6 +38,8 @@ def sections(study: studies.Study, profile: Path | None = None) -> list[Section]
     results = study.results
     if not results:
         raise ValueError(f"no job of {study.folder} has a result; `python -m experiments.collect` lists why")
+    turned_by = results
+    results = knobs.told_apart(results)
     table, baselines, still = frames.table(results), frames.baselines(results), tables.noise(results)
     drafting = [result for result in results if result["ways"]["method"]["per_depth"]]
     found = [Section("Results", {"results": tables.headline(results)})]
@@ -48,7 +47,7 @@ def sections(study: studies.Study, profile: Path | None = None) -> list[Section]
         found[0].figures["speedups"] = figures.speedups(table, baselines, still)
         if len(drafting) > 1:
             found[0].figures["pareto"] = figures.pareto(table, baselines[0], still)
-        turned = knobs.drawn(results, baselines[0], still)
+        turned = knobs.drawn(turned_by, baselines[0], still)
         if turned:
             found.append(Section("What the study varies", figures=turned))
     if drafting:

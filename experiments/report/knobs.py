@@ -60,6 +60,12 @@ KNOBS = (
         _cost_ratio,
         log=True,
     ),
+    Knob(
+        "exit layer",
+        "layers of the target that draft",
+        ("drafter.exit",),
+        lambda r: r["config"]["drafter"].get("exit"),
+    ),
     Knob("context", "prompt length (tokens, median)", ("prompts",), _context, log=True),
     Knob(
         "drafter size",
@@ -78,6 +84,29 @@ def flat(settings: Any, path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in settings.items():
         found |= flat(value, f"{path}.{name}" if path else str(name))
+    return found
+
+
+NAMED = ("label", "drafter", "verifier", "target.name", "target.extra_layers", "sampling.temperature", "batch_size")
+
+
+def told_apart(results: list[Result]) -> list[Result]:
+    """The results, with what else the study varies (prompts.tokens, say) in the labels of runs that would otherwise share a name."""
+    keys = [json.dumps({**frames.key(result), "run": ""}, sort_keys=True) for result in results]
+    each = [flat(result["config"]) for result in results]
+    varied = [
+        path
+        for path in dict.fromkeys(path for settings in each for path in settings)
+        if path not in NAMES_ONLY
+        and not _under(path, NAMED)
+        and len({json.dumps(settings.get(path)) for settings in each}) > 1
+    ]
+    found = []
+    for result, key, settings in zip(results, keys, each, strict=True):
+        if keys.count(key) > 1 and varied:
+            more = ", ".join(f"{path.rpartition('.')[2]}={settings.get(path)}" for path in varied)
+            result = {**result, "config": {**result["config"], "label": f"{result['config']['label']}, {more}"}}
+        found.append(result)
     return found
 
 

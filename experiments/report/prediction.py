@@ -58,8 +58,8 @@ def cost_model(result: Result, profile: pd.DataFrame | None) -> float | None:
     draft = config["drafter"].get("model")
     if target not in models or (draft is not None and draft not in models):
         return None
-    if draft is None and method["memory"]["drafter_weights"]:
-        return None  # heads: what they cost is not in the profile
+    if draft is None and method["drafter"] != "ngram":
+        return None  # heads, parts of the target: what they cost is not in the profile
     entries = method["per_prompt"]
     context = float(np.mean([entry["prompt_tokens"] + entry["tokens"] / 2 for entry in entries]))
     batch = method["row_rounds"] / method["rounds"]
