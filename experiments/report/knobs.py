@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments import frames
 from experiments.report.figures import INTERVALS, Drawn, _band, _ends, _n, _one
-from experiments.report.looks import called, legend, line_styles, named, panels
+from experiments.report.looks import called, legend, line_styles, named, panels, wrapped
 
 Result = dict[str, Any]
 NAMES_ONLY = ("label", "study", "progress")  # of a configuration: what changes no number
@@ -189,7 +189,7 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
         if knob.name == "batch size":
             axis.set_xticks(sorted(table["x"].unique()))
             axis.minorticks_off()
-    figure.supxlabel(knob.axis, fontsize=8.5)
+        axis.set_xlabel(wrapped(knob.axis, 40))
     legend(figure, [left])
     unit = "batches of prompts" if knob.name == "batch size" else "prompts"
     return Drawn(
