@@ -4,25 +4,25 @@ Feature = the LM head's input. EAGLE-1 (Li et al. 2401.15077) drafts a static tr
 same weights: here `draw="static"` and `draw="ranked"`. Chains and trees with sampled siblings come with the other draws.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from specdec.features import FeatureDrafter, FeatureHead
-from specdec.heads import EMBEDDING, LM_HEAD, Published
-from specdec.one_layer import layer_config, published_layer
-from specdec.shape import FEW_VARIANTS
-from specdec.stopping import Stop
+from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments
+from specdec.heads.decoder_layer import layer_config, published_layer
+from specdec.heads.features import FeatureDrafter, FeatureHead
+from specdec.heads.files import Published
+from specdec.heads.head import EMBEDDING, LM_HEAD
+from specdec.interfaces import LendsHead
 
 
 class EagleHead(FeatureHead):
     """fc(embedding, feature) -> one layer without its first norm -> the next feature. Keys are those of the published
     checkpoints: fc.*, layers.0.*.
 
-    layer: the target's config for one layer, from `specdec.one_layer.layer_config`.
+    layer: the target's config for one layer, from `specdec.heads.decoder_layer.layer_config`.
     """
 
     kind = "eagle"
@@ -37,7 +37,7 @@ class EagleHead(FeatureHead):
         self.fc = nn.Linear(2 * self.hidden_size, self.hidden_size, bias=bias)
 
     @classmethod
-    def for_target(cls, target: Any, steps: int = 1, bias: bool = True) -> "EagleHead":
+    def for_target(cls, target: LendsHead, steps: int = 1, bias: bool = True) -> "EagleHead":
         """Untrained. steps: how far training unrolls it on its own states."""
         head = cls(layer_config(target), target.vocabulary, bias)
         head.steps = steps
@@ -47,7 +47,10 @@ class EagleHead(FeatureHead):
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
         """EAGLE-1 and 2: the config of one layer, `bias` (of fc; true if it is not said), keys that are ours. The target's
         embedding and LM head may lie beside them."""
-        if not {"hidden_size", "vocab_size"} <= set(config) or {"draft_vocab_size", "speculators_config"} & set(config):
+        if not {"hidden_size", "vocab_size"} <= set(config) or {
+            "draft_vocab_size",
+            "speculators_config",
+        } & set(config):
             return None
         if not any(name.startswith("fc.") for name in weights):  # an ordinary model
             return None
@@ -63,9 +66,10 @@ class EagleHead(FeatureHead):
         return taps[:, :, -1]
 
     def enter(self, embeddings: Tensor, features: Tensor) -> Tensor:
-        return self.fc(torch.cat([embeddings, features.to(embeddings.dtype)], -1))
+        entered: Tensor = self.fc(torch.cat([embeddings, features.to(embeddings.dtype)], -1))
+        return entered
 
-    def logits(self, features: Tensor, target: Any) -> Tensor:
+    def logits(self, features: Tensor, target: LendsHead) -> Tensor:
         return target.head(features)
 
     def guessed_states(self, features: Tensor) -> Tensor:
@@ -76,9 +80,9 @@ class EagleHead(FeatureHead):
 
 
 class Eagle(FeatureDrafter):
-    """heads: a folder, "demo-eagle", or EagleHead. draw: ranked (EAGLE-2, DET), static (EAGLE-1, DET: `tree` as rank paths, or
-    the best `nodes` by the accuracies that training measured), or any of `specdec.shape.Shape`, which also explains
-    depth, branching and nodes."""
+    """heads: a folder, "demo-eagle", or EagleHead. draw: ranked (EAGLE-2, DET), static (EAGLE-1, DET:
+    `tree` as rank paths, or the best `nodes` by the accuracies that training measured), or any of
+    `specdec.drafting.shape.Shape`, which also explains depth, branching, nodes and stop."""
 
     Kind = EagleHead
     variants = (*FEW_VARIANTS, {"depth": 2, "draw": "static", "tree": [[0], [1], [0, 0]]})
@@ -86,11 +90,6 @@ class Eagle(FeatureDrafter):
     def __init__(
         self,
         heads: str | Path | EagleHead = "demo-eagle",
-        depth: int = 5,
-        branching: int | Sequence[int] | None = None,
-        draw: str = "ranked",
-        nodes: int | None = None,
-        tree: Sequence[Sequence[int]] | None = None,
-        stop: Stop | Mapping[str, float] | None = None,
+        **shape: Unpack[HeadShapeArguments],
     ) -> None:
-        super().__init__(heads, depth, branching, draw, nodes, tree, stop)
+        super().__init__(heads, **shape)

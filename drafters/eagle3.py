@@ -7,18 +7,19 @@ Letters: B rows, T tokens, K taps, d hidden size, V' tokens of its own vocabular
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from specdec import speculators
-from specdec.features import FeatureDrafter, FeatureHead
-from specdec.heads import EMBEDDING, Published, renamed
-from specdec.interfaces import Tap
-from specdec.one_layer import layer_config, published_layer
-from specdec.shape import FEW_VARIANTS
-from specdec.stopping import Stop
+from specdec import LanguageModel
+from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments
+from specdec.heads import speculators
+from specdec.heads.decoder_layer import layer_config, published_layer
+from specdec.heads.features import FeatureDrafter, FeatureHead
+from specdec.heads.files import Published, renamed
+from specdec.heads.head import EMBEDDING
+from specdec.interfaces import LendsHead, LendsLayers, Tap
 
 RENAMED = {  # ours -> the published checkpoints'
     "decoder.layers.0.input_layernorm.embedding.": "midlayer.input_layernorm.",
@@ -44,14 +45,20 @@ class Beside(nn.Module):
         return self.hidden(hidden) if self.before_residual else hidden
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.cat([self.embedding(self.embeddings), hidden if self.before_residual else self.hidden(hidden)], -1)
+        return torch.cat(
+            [
+                self.embedding(self.embeddings),
+                hidden if self.before_residual else self.hidden(hidden),
+            ],
+            -1,
+        )
 
 
 class Eagle3Head(FeatureHead):
     """Keys are those of the published checkpoints: midlayer.*, fc.weight, norm.weight, lm_head.weight, d2t (offsets from own
     to target ids), t2d (which target ids it knows).
 
-    layer  the target's config for one layer, from `specdec.one_layer.layer_config`
+    layer  the target's config for one layer, from `specdec.heads.decoder_layer.layer_config`
     taps   three layers whose entering states it reads; stored, never worked out again. None in a published file that does not
            say them: then `default_taps` of the first target that it meets
     norm_before_residual, norm_before_fc   whether the state is normed before the layer adds to it, and the taps before
@@ -82,7 +89,11 @@ class Eagle3Head(FeatureHead):
         }
         self.vocabulary, self.taps = vocabulary, tuple(taps or ())
         self._build(layer)
-        missing = [part for part in ("self_attn", "input_layernorm") if not hasattr(self.layer, part)]
+        missing = [
+            part
+            for part in ("self_attn", "input_layernorm")
+            if getattr(self.layer, part, None) is None
+        ]
         if missing:
             raise ValueError(
                 f"{type(self.layer).__name__} has no {' and no '.join(missing)}, so it cannot be made to look at embedding and "
@@ -96,7 +107,11 @@ class Eagle3Head(FeatureHead):
                     f"{type(attention).__name__} has no {name}, so its attention cannot be widened to look at embedding and "
                     "state; eagle3 works for Llama-like families"
                 )
-            setattr(attention, name, nn.Linear(2 * self.hidden_size, narrow.out_features, narrow.bias is not None))
+            setattr(
+                attention,
+                name,
+                nn.Linear(2 * self.hidden_size, narrow.out_features, narrow.bias is not None),
+            )
         norm = self.layer.get_submodule("input_layernorm")
         self.layer.input_layernorm = Beside(norm, norm_before_residual)
         width = (len(self.taps) or 3) * self.hidden_size
@@ -113,7 +128,7 @@ class Eagle3Head(FeatureHead):
     @classmethod
     def for_target(
         cls,
-        target: Any,
+        target: LendsHead,
         steps: int = 1,
         draft_vocabulary: int | None = None,
         frequency: Tensor | None = None,
@@ -123,8 +138,15 @@ class Eagle3Head(FeatureHead):
         as those rows of the target's."""
         size = draft_vocabulary or target.vocabulary
         if not 1 <= size <= target.vocabulary:
-            raise ValueError(f"draft_vocabulary must be in 1 .. {target.vocabulary}, the target's, got {size}")
-        head = cls(layer_config(target), target.vocabulary, size, default_taps(target) if taps is None else taps)
+            raise ValueError(
+                f"draft_vocabulary must be in 1 .. {target.vocabulary}, the target's, got {size}"
+            )
+        head = cls(
+            layer_config(target),
+            target.vocabulary,
+            size,
+            default_taps(target) if taps is None else taps,
+        )
         head.steps = steps
         counts = torch.zeros(target.vocabulary) if frequency is None else frequency
         kept = counts.argsort(descending=True, stable=True)[:size].sort().values.to(head.d2t.device)
@@ -152,45 +174,64 @@ class Eagle3Head(FeatureHead):
             )
         size = vocabulary if config["draft_vocab_size"] is None else config["draft_vocab_size"]
         if size == vocabulary:  # the tables may be left out
-            weights = {"d2t": torch.zeros(size, dtype=torch.long), "t2d": torch.ones(size, dtype=torch.bool), **weights}
+            weights = {
+                "d2t": torch.zeros(size, dtype=torch.long),
+                "t2d": torch.ones(size, dtype=torch.bool),
+                **weights,
+            }
         check_tables(weights, vocabulary, size)
-        norms = {key: bool(config.get(key, False)) for key in ("norm_before_residual", "norm_before_fc")}
-        settings = {"layer": layer, "vocabulary": vocabulary, "draft_vocabulary": size, "taps": published_taps(config)}
+        norms = {
+            key: bool(config.get(key, False)) for key in ("norm_before_residual", "norm_before_fc")
+        }
+        settings = {
+            "layer": layer,
+            "vocabulary": vocabulary,
+            "draft_vocabulary": size,
+            "taps": published_taps(config),
+        }
         native = any(name.startswith("midlayer.") for name in weights)
         shared = (EMBEDDING,) if EMBEDDING in weights else ()
-        return Published({**settings, **norms}, weights, {} if native else speculators.NAMES, shared)
+        return Published(
+            {**settings, **norms}, weights, {} if native else speculators.NAMES, shared
+        )
 
-    def to_speculators(self, verifier: str, architectures: Sequence[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def to_speculators(
+        self, verifier: str, architectures: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         norms = {key: self.settings[key] for key in ("norm_before_residual", "norm_before_fc")}
         dtype = str(self.fc.weight.dtype).removeprefix("torch.")
         sizes = (self.vocabulary, len(self.d2t))
-        config = speculators.written(self.settings["layer"], *sizes, self.taps, verifier, architectures, norms, dtype)
-        return config, {renamed(name, speculators.NAMES): weight for name, weight in self.weights().items()}
+        config = speculators.written(
+            self.settings["layer"], *sizes, self.taps, verifier, architectures, norms, dtype
+        )
+        return config, {
+            renamed(name, speculators.NAMES): weight for name, weight in self.weights().items()
+        }
 
-    def meet(self, target: Any) -> None:
-        if not self.taps:
-            self.taps = default_taps(target)
-            self.settings["taps"] = list(self.taps)
-        layers = getattr(getattr(target, "config", None), "num_hidden_layers", None)
-        if layers is not None and any(isinstance(tap, int) and not 0 <= tap < layers for tap in self.taps):
-            raise ValueError(f"the eagle3 head reads layers {list(self.taps)}, the target has {layers}")
+    def taps_for(self, target: LanguageModel) -> tuple[Tap, ...]:
+        taps, layers = self.taps or default_taps(target), num_layers(target)
+        if layers and any(isinstance(tap, int) and not 0 <= tap < layers for tap in taps):
+            raise ValueError(f"the eagle3 head reads layers {list(taps)}, the target has {layers}")
+        return taps
 
     @property
-    def kept(self) -> Tensor:
+    def token_ids(self) -> Tensor:
         """(V',) target ids of its own tokens."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
 
     def fuse(self, taps: Tensor) -> Tensor:
         fused = taps.flatten(2)
-        return self.fc(fused if self.input_norm is None else self.input_norm(fused))
+        features: Tensor = self.fc(fused if self.input_norm is None else self.input_norm(fused))
+        return features
 
     def enter(self, embeddings: Tensor, features: Tensor) -> Tensor:
         beside = self.layer.input_layernorm
         assert isinstance(beside, Beside)
         return beside.enter(embeddings, features)
 
-    def logits(self, features: Tensor, target: Any) -> Tensor:
-        return self.lm_head(self.norm(features))
+    def logits(self, features: Tensor, target: LendsHead) -> Tensor:
+        logits: Tensor = self.lm_head(self.norm(features))
+        return logits
 
     def weights(self) -> dict[str, Tensor]:
         return {renamed(name, RENAMED): weight for name, weight in self.state_dict().items()}
@@ -199,13 +240,18 @@ class Eagle3Head(FeatureHead):
 def published_taps(config: Mapping[str, Any]) -> list[Tap] | None:
     """The layers whose entering states a published config names: as such (vLLM's convention), or, under `eagle_config`, the layers
     whose outputs they are (SGLang's convention). None where it names none. Raises ValueError for any but three."""
-    named, outputs = config.get("eagle_aux_hidden_state_layer_ids"), config.get("eagle_config") or {}
+    named, outputs = (
+        config.get("eagle_aux_hidden_state_layer_ids"),
+        config.get("eagle_config") or {},
+    )
     if not named and outputs.get("eagle_aux_hidden_state_layer_ids"):
         named = [layer + 1 for layer in outputs["eagle_aux_hidden_state_layer_ids"]]
     if not named:
         return None
     if len(named) != 3:
-        raise ValueError(f"eagle_aux_hidden_state_layer_ids names {len(named)} layers ({named}), expected three")
+        raise ValueError(
+            f"eagle_aux_hidden_state_layer_ids names {len(named)} layers ({named}), expected three"
+        )
     return list(named)
 
 
@@ -226,9 +272,14 @@ def check_tables(weights: Mapping[str, Tensor], vocabulary: int, size: int) -> N
         raise ValueError("d2t and t2d disagree about which tokens the head knows")
 
 
-def default_taps(target: Any) -> tuple[Tap, ...]:
-    """The states entering layers 2, L/2 and L - 3; below 8 layers 1, L/2 and L - 1, three of their own where there are."""
-    layers = target.config.num_hidden_layers if hasattr(target, "config") else 6
+def num_layers(target: LanguageModel) -> int | None:
+    """None where a target shows none."""
+    return target.layers if isinstance(target, LendsLayers) else None
+
+
+def default_taps(target: LanguageModel) -> tuple[Tap, ...]:
+    """The states entering layers 2, L/2 and L - 3; below 8 layers 1, L/2 and L - 1."""
+    layers = num_layers(target) or 6
     return (2, layers // 2, layers - 3) if layers >= 8 else (1, layers // 2, layers - 1)
 
 
@@ -241,11 +292,6 @@ class Eagle3(FeatureDrafter):
     def __init__(
         self,
         heads: str | Path | Eagle3Head = "demo-eagle3",
-        depth: int = 5,
-        branching: int | Sequence[int] | None = None,
-        draw: str = "ranked",
-        nodes: int | None = None,
-        tree: Sequence[Sequence[int]] | None = None,
-        stop: Stop | Mapping[str, float] | None = None,
+        **shape: Unpack[HeadShapeArguments],
     ) -> None:
-        super().__init__(heads, depth, branching, draw, nodes, tree, stop)
+        super().__init__(heads, **shape)

@@ -5,21 +5,19 @@ cache; the stream that leaves them is handed over with the tree, and scoring it 
 targets that were trained to exit early, as the bundled demo target was.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specdec import Drafter, LanguageModel, SiblingLaw, State, TokenTree
+from specdec import LanguageModel, Sampling, State, TokenTree
 from specdec.chance import Draws
-from specdec.growth import Grown
-from specdec.heads import Guess, Head, check_target, random_head
-from specdec.part import check_own_layers
-from specdec.shape import FEW_VARIANTS, STOPPED, Shape
-from specdec.stopping import Stop
+from specdec.drafting.by_level import Grown
+from specdec.drafting.shape import FEW_VARIANTS, STOPPED, Shape, ShapeArguments, TreeDrafter
+from specdec.heads.head import Guess, Head, check_target, random_head
+from specdec.interfaces import LendsHead, lends_head, lends_layers
 
 
 class ExitAdapter(Head):
@@ -30,113 +28,119 @@ class ExitAdapter(Head):
 
     def __init__(self, hidden_size: int, vocabulary: int, exit: int, width: int) -> None:
         super().__init__()
-        self.settings = {"hidden_size": hidden_size, "vocabulary": vocabulary, "exit": exit, "width": width}
-        self.hidden_size, self.vocabulary, self.exit, self.taps = hidden_size, vocabulary, exit, (exit,)
+        self.settings = {
+            "hidden_size": hidden_size,
+            "vocabulary": vocabulary,
+            "exit": exit,
+            "width": width,
+        }
+        self.hidden_size, self.vocabulary, self.exit, self.taps = (
+            hidden_size,
+            vocabulary,
+            exit,
+            (exit,),
+        )
         self.norm = nn.RMSNorm(hidden_size)
-        self.into, self.out = nn.Linear(hidden_size, width, bias=False), nn.Linear(width, hidden_size, bias=False)
+        self.into, self.out = (
+            nn.Linear(hidden_size, width, bias=False),
+            nn.Linear(width, hidden_size, bias=False),
+        )
         nn.init.zeros_(self.out.weight)
 
     @classmethod
-    def for_target(cls, target: Any, exit: int, width: int | None = None) -> "ExitAdapter":
+    def for_target(cls, target: LendsHead, exit: int, width: int | None = None) -> "ExitAdapter":
         return cls(target.hidden_size, target.vocabulary, exit, width or 2 * target.hidden_size)
 
     def forward(self, stream: Tensor) -> Tensor:
-        return stream + self.out(F.silu(self.into(self.norm(stream.to(self.norm.weight.dtype)))))
+        added: Tensor = self.out(F.silu(self.into(self.norm(stream.to(self.norm.weight.dtype)))))
+        return stream + added
 
-    def guesses(self, ids: Tensor, taps: Tensor, target: Any) -> list[Guess]:
+    def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
         return [Guess(target.head(target.final_norm(self(taps[:, :, 0]))), 0)]
 
 
-class EarlyExit(Drafter):
-    """Drafts chains and trees (`specdec.shape.Shape`) with the target's lower layers.
+class EarlyExit(TreeDrafter):
+    """Drafts chains and trees (`specdec.drafting.shape.Shape`) with the target's lower layers.
 
     exit    E, how many layers draft
     heads   a trained adapter between exit and head: a folder, or ExitAdapter; null: none
     """
 
-    weights = frozenset({"exit", "heads"})
+    weight_arguments = frozenset({"exit", "heads"})
     variants = (*FEW_VARIANTS, {"depth": 2, "draw": "adaptive", "nodes": 3}, *STOPPED)
 
     def __init__(
         self,
         exit: int,
-        depth: int = 4,
-        branching: int | Sequence[int] = 1,
-        draw: str = "auto",
-        nodes: int | None = None,
-        stop: Stop | Mapping[str, float] | None = None,
         heads: str | Path | ExitAdapter | None = None,
+        **shape: Unpack[ShapeArguments],
     ) -> None:
         if isinstance(exit, bool) or not isinstance(exit, int) or exit < 1:
             raise ValueError(f"exit must be a number of layers >= 1, got {exit!r}")
         self.exit = exit
-        self.heads = heads if heads is None or isinstance(heads, ExitAdapter) else ExitAdapter.load(heads)
+        self.heads: ExitAdapter | None = None
+        if heads is not None:
+            self.heads = heads if isinstance(heads, ExitAdapter) else ExitAdapter.load(heads)
         if self.heads is not None and self.heads.exit != exit:
             raise ValueError(f"the adapter was trained for exit={self.heads.exit}, got exit={exit}")
-        self.shape = Shape(depth, branching, draw, nodes, stop=stop)
-        self.max_nodes, self.chain, self.fixed_width = self.shape.max_nodes, self.shape.chain, self.shape.fixed_width
-        if self.shape.by_value:  # nodes that a ranked tree has scored and does not keep lie there too
+        super().__init__(Shape.asked(shape, depth=4))
+        if self.shape.by_value:  # nodes that are scored and not kept are in the target's memory too
             self.max_nodes += self.shape.slots
-        self.target: Any = None
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "EarlyExit":
-        heads = random_head(lambda: ExitAdapter.for_target(target, 1), target.dtype)
+        lender = lends_head(target, "early_exit")
+        heads = random_head(lambda: ExitAdapter.for_target(lender, 1), target.dtype)
         return cls(**{**arguments, "exit": 1, "heads": heads})
 
-    def begin(self, target: Any, state: State) -> None:
-        self.law = self.shape.law(state.sampling.greedy)
-        if target is self.target:
-            return
-        check_own_layers(target, "early_exit")
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        super().begin(target, rows, sampling)
+        adapter = None
         if self.heads is not None:
-            check_target(self.heads, target)
-            self.heads.to(device=target.device, dtype=target.dtype)
-        self.model = target.lower(self.exit, self.heads)
-        self.target = target
+            check_target(self.heads, lends_head(target, "early_exit"))
+            adapter = self.heads.on(target.device, target.dtype)
+        self._part = lends_layers(target, "early_exit").lower(self.exit, adapter)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         root = TokenTree.root(state.roots, self.law)
         if state.deepest < 1:
             return root
-        self._states: list[Tensor] = []
-        grown = self.shape.grow(self._score(root, 0), self._score, state, chance)
+        self._state, self._states = state, list[Tensor]()
+        grown = self.grow(self._score(root, 0), self._score, state, chance)
         return self._through(grown)
 
     def _score(self, tree: TokenTree, start: int, last_only: bool = False) -> Tensor:
-        logits = self.model.score(tree, start, last_only)
+        scores = self._part.score(self._state.memory, tree, start, last_only)
         self._scored = tree
-        self._states.append(self.model.states)
-        return logits
+        self._states.append(scores.states)
+        return scores.logits
 
     def _through(self, grown: Grown) -> TokenTree:
-        """The tree with the states of all its nodes, whose slots the lower layers have written."""
-        tree, scored = grown.tree, self._scored.num_nodes
-        if self.shape.by_value and tree.law is SiblingLaw.DET:
-            numbers = self._renumber(grown)
+        """The tree, handed over with the states of all its nodes, which the lower layers have seen."""
+        tree, scored, source = grown.tree, self._scored.num_nodes, None
+        if grown.inner is not None:
+            source = self._renumbered(tree, grown.inner)
             states = torch.cat(self._states, 1)
-            states = states.gather(1, numbers[:, :, None].expand(-1, -1, states.shape[-1]))
-            self.model.rearrange(numbers)
+            states = states.gather(1, source[:, :, None].expand(-1, -1, states.shape[-1]))
         else:  # the tree's own numbers
             if scored < tree.num_nodes:
                 self._score(tree, scored, last_only=True)
             states = torch.cat(self._states, 1)
-        return tree.resumed(self.exit, states)
+        self._part.hand_over(self._state.memory, tree, states, source)
+        return tree
 
-    def _renumber(self, grown: Grown) -> Tensor:
-        """Run what a ranked tree has kept but never scored behind all that was scored; (B, N) where each node lies now."""
-        tree, inner, scored = grown.tree, grown.inner, self._scored
+    def _renumbered(self, tree: TokenTree, inner: Tensor) -> Tensor:
+        """Run what a ranked tree has kept but never scored behind all that was scored; (B, N) where
+        each node is now."""
+        scored = self._scored
         missing = tree.used & (inner < 0)
         missing[:, 0] = False
-        count = int(missing.sum(1).max())
-        if not count:
-            return inner.clamp(min=0)
+        count = tree.num_nodes - 1  # any of them; how many they are only the device knows
         nodes = missing.int().argsort(dim=1, descending=True, stable=True)[:, :count]
         parents = inner.gather(1, tree.parents.gather(1, nodes).clamp(min=0))
+        below = torch.where(missing.gather(1, nodes), parents, -1)
         self._score(
-            scored.grow(tree.tokens.gather(1, nodes), torch.where(missing.gather(1, nodes), parents, -1)),
-            scored.num_nodes,
-            last_only=True,
+            scored.grow(tree.tokens.gather(1, nodes), below), scored.num_nodes, last_only=True
         )
         behind = scored.num_nodes + missing.cumsum(1) - 1
         return torch.where(missing, behind, inner.clamp(min=0))

@@ -6,63 +6,60 @@ write behind a row's length is scratch that the verifying pass overwrites, so th
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import yaml
+from torch import Tensor
 
-from specdec import Drafter, LanguageModel, State, TokenTree
+from specdec import LanguageModel, Sampling, State, TokenTree
 from specdec.chance import Draws
-from specdec.part import check_own_layers
-from specdec.shape import FEW_VARIANTS, STOPPED, Shape
-from specdec.stopping import Stop
+from specdec.drafting.shape import FEW_VARIANTS, STOPPED, Shape, ShapeArguments, TreeDrafter
+from specdec.interfaces import lends_layers
 
 
-class LayerSkip(Drafter):
-    """Drafts chains and trees (`specdec.shape.Shape`) with a part of the target.
+class LayerSkip(TreeDrafter):
+    """Drafts chains and trees (`specdec.drafting.shape.Shape`) with a part of the target.
 
-    skip    {layers: 6, attention: [1, 3], mlp: [2, 3]}: which layers lose their attention, which their MLP, and of how many
-            layers the set speaks; or the YAML file that `python -m experiments.search_layers` has written
+    skip    {layers: 6, attention: [1, 3], mlp: [2, 3]}: which layers lose their attention, which their
+            MLP, and of how many layers the set speaks; or the YAML file that
+            `python -m experiments.search_layers` has written
     """
 
-    weights = frozenset({"skip"})
+    weight_arguments = frozenset({"skip"})
     variants = (*FEW_VARIANTS, {"depth": 2, "draw": "adaptive", "nodes": 3}, *STOPPED)
 
     def __init__(
-        self,
-        skip: Mapping[str, Any] | str | Path,
-        depth: int = 4,
-        branching: int | Sequence[int] = 1,
-        draw: str = "auto",
-        nodes: int | None = None,
-        stop: Stop | Mapping[str, float] | None = None,
+        self, skip: Mapping[str, Any] | str | Path, **shape: Unpack[ShapeArguments]
     ) -> None:
-        self.shape = Shape(depth, branching, draw, nodes, stop=stop)
-        self.max_nodes, self.chain, self.fixed_width = self.shape.slots, self.shape.chain, self.shape.fixed_width
+        super().__init__(Shape.asked(shape, depth=4))
+        self.max_nodes = self.shape.slots  # what it scores is in the target's memory
         self.layers, self.attention, self.mlp = _read(skip)
-        self.target: Any = None
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "LayerSkip":
-        return cls(**{**arguments, "skip": {"layers": getattr(target, "layers", 2), "attention": [1], "mlp": [0]}})
+        layers = lends_layers(target, "layer_skip").layers
+        return cls(**{**arguments, "skip": {"layers": layers, "attention": [1], "mlp": [0]}})
 
-    def begin(self, target: Any, state: State) -> None:
-        self.law = self.shape.law(state.sampling.greedy)
-        if target is self.target:
-            return
-        check_own_layers(target, "layer_skip")
-        if target.layers != self.layers:
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        super().begin(target, rows, sampling)
+        lender = lends_layers(target, "layer_skip")
+        if lender.layers != self.layers:
             raise ValueError(
-                f"layer_skip's set of sublayers is for a target of {self.layers} layers, {target.name} has {target.layers}; search "
-                "one with python -m experiments.search_layers target=... and give its file as skip"
+                f"layer_skip's set of sublayers is for a target of {self.layers} layers, {target.name} "
+                f"has {lender.layers}; search one with python -m experiments.search_layers target=... "
+                "and give its file as skip"
             )
-        self.model = target.without(self.attention, self.mlp)
-        self.target = target
+        self._part = lender.without(self.attention, self.mlp)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         root = TokenTree.root(state.roots, self.law)
         if state.deepest < 1:
             return root
-        return self.shape.grow(self.model.score(root), self.model.score, state, chance).tree
+
+        def score(tree: TokenTree, start: int) -> Tensor:
+            return self._part.score(state.memory, tree, start).logits
+
+        return self.grow(score(root, 0), score, state, chance).tree
 
 
 def _read(skip: Mapping[str, Any] | str | Path) -> tuple[int, list[int], list[int]]:
@@ -80,7 +77,10 @@ def _read(skip: Mapping[str, Any] | str | Path) -> tuple[int, list[int], list[in
         raise ValueError(
             f"{where} must give layers (how many the target has), attention and mlp (lists of layer numbers); got {skip!r}"
         )
-    if not all(isinstance(skip[part], Sequence) and not isinstance(skip[part], str) for part in ("attention", "mlp")):
+    if not all(
+        isinstance(skip[part], Sequence) and not isinstance(skip[part], str)
+        for part in ("attention", "mlp")
+    ):
         raise ValueError(
             f"{where}: attention and mlp are lists of layer numbers, got {skip['attention']!r} and {skip['mlp']!r}"
         )

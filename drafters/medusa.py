@@ -6,7 +6,8 @@ node at depth d with rank r carries head d's r-th best token, whatever the path 
 Letters: B rows, K heads, R ranks, N nodes, d hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specdec import Drafter, LanguageModel, SiblingLaw, State, TokenTree
+from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
-from specdec.heads import Guess, Head, Published, check_target, has_state, last_states, random_head, static_tree
-from specdec.sampling import top
+from specdec.drafting.static import structure_of
+from specdec.heads.files import Published
+from specdec.heads.head import (
+    FirstRounds,
+    Guess,
+    Head,
+    check_target,
+    newest_states,
+    random_head,
+    static_tree,
+    with_states,
+)
+from specdec.interfaces import LendsHead, lends_head
+from specdec.probs import top
 
 
 class Residual(nn.Module):
@@ -40,17 +53,31 @@ class MedusaHeads(Head, nn.ModuleList):
     kind = "medusa"
     taps = ("head",)
 
-    def __init__(self, hidden_size: int, vocabulary: int, heads: int = 3, blocks: int = 1, tied: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, vocabulary: int, heads: int = 3, blocks: int = 1, tied: bool = False
+    ) -> None:
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "vocabulary": vocabulary, "heads": heads, "blocks": blocks}
+        sizes = {
+            "hidden_size": hidden_size,
+            "vocabulary": vocabulary,
+            "heads": heads,
+            "blocks": blocks,
+        }
         self.settings = {**sizes, "tied": tied}
-        self.hidden_size, self.vocabulary, self.blocks, self.tied = hidden_size, vocabulary, blocks, tied
+        self.hidden_size, self.vocabulary, self.blocks, self.tied = (
+            hidden_size,
+            vocabulary,
+            blocks,
+            tied,
+        )
         for _ in range(heads):
             own = [] if tied else [nn.Linear(hidden_size, vocabulary, bias=False)]
             self.append(nn.Sequential(*(Residual(hidden_size) for _ in range(blocks)), *own))
 
     @classmethod
-    def for_target(cls, target: Any, heads: int = 3, blocks: int = 1, tied: bool = False) -> "MedusaHeads":
+    def for_target(
+        cls, target: LendsHead, heads: int = 3, blocks: int = 1, tied: bool = False
+    ) -> "MedusaHeads":
         """Untrained: each head begins as the target's LM head."""
         made = cls(target.hidden_size, target.vocabulary, heads, blocks, tied)
         with torch.no_grad():
@@ -66,43 +93,58 @@ class MedusaHeads(Head, nn.ModuleList):
         heads, blocks = int(config["medusa_num_heads"]), int(config.get("medusa_num_layers", 1))
         out = weights.get(f"0.{blocks}.weight")
         if out is None or out.dim() != 2:
-            raise ValueError(f"no matrix 0.{blocks}.weight, the last map of the first of {heads} Medusa heads")
+            raise ValueError(
+                f"no matrix 0.{blocks}.weight, the last map of the first of {heads} Medusa heads"
+            )
         sizes = {"hidden_size": out.shape[1], "vocabulary": out.shape[0]}
         return Published({**sizes, "heads": heads, "blocks": blocks}, weights)
 
-    def guesses(self, ids: Tensor, taps: Tensor, target: Any) -> list[Guess]:
+    def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
         states, read = taps[:, :, -1], target.head if self.tied else nn.Identity()
         return [Guess(read(head(states[:, : -k - 1])), k + 1) for k, head in enumerate(self)]
 
 
-class Batched:
-    """The heads as one product per layer, for drafting: the parameters become views of stacked memory, nothing is doubled."""
+_stacking = threading.Lock()
 
-    def __init__(self, heads: MedusaHeads, target: Any) -> None:
-        def stacked(name: str) -> Tensor:
-            weights = [head.get_parameter(name) for head in heads]
-            together = torch.stack([weight.data for weight in weights])
-            for weight, view in zip(weights, together, strict=True):
-                weight.data = view
-            return together
 
-        self.blocks = [
-            (stacked(f"{block}.linear.weight").transpose(1, 2), stacked(f"{block}.linear.bias")[:, None])
-            for block in range(heads.blocks)
-        ]
+class Stacked:
+    """The heads as one product per layer, for drafting. Their parameters become views of stacked
+    memory: nothing is doubled, and what is trained later is seen."""
+
+    def __init__(self, heads: MedusaHeads, read_out: Callable[[Tensor], Tensor]) -> None:
         self.heads = len(heads)
-        if heads.tied:
-            self.read = target.head
-        else:
-            out = stacked(f"{heads.blocks}.weight").transpose(1, 2)
-            self.read = lambda x: torch.bmm(x, out)
+        with _stacking:
+            self.blocks = [
+                (
+                    _stack(heads, f"{block}.linear.weight").transpose(1, 2),
+                    _stack(heads, f"{block}.linear.bias")[:, None],
+                )
+                for block in range(heads.blocks)
+            ]
+            if not heads.tied:
+                out = _stack(heads, f"{heads.blocks}.weight").transpose(1, 2)
+                read_out = lambda x: torch.bmm(x, out)  # noqa: E731
+        self.read_out = read_out
 
     def __call__(self, states: Tensor) -> Tensor:
         """(B, d) -> (K, B, V)."""
         x = states.expand(self.heads, -1, -1)
         for weight, bias in self.blocks:
             x = x + F.silu(torch.baddbmm(bias, x, weight))
-        return self.read(x)
+        return self.read_out(x)
+
+
+def _stack(heads: MedusaHeads, name: str) -> Tensor:
+    """(K, ...) of one parameter of every head."""
+    weights = [head.get_parameter(name) for head in heads]
+    first = weights[0]
+    step = first.numel() * first.element_size()
+    if all(w.data_ptr() == first.data_ptr() + n * step for n, w in enumerate(weights)):
+        return first.data.as_strided((len(weights), *first.shape), (first.numel(), *first.stride()))
+    together = torch.stack([weight.data for weight in weights])
+    for weight, view in zip(weights, together, strict=True):
+        weight.data = view
+    return together
 
 
 class Medusa(Drafter):
@@ -116,7 +158,7 @@ class Medusa(Drafter):
 
     law = SiblingLaw.DET
     taps = ("head",)
-    weights = frozenset({"heads"})
+    weight_arguments = frozenset({"heads"})
     variants = ({"tree": [[0], [1], [0, 0], [0, 1]]}, {"branching": [1, 1]}, {"branching": [2, 1]})
 
     def __init__(
@@ -134,44 +176,38 @@ class Medusa(Drafter):
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Medusa":
         paths, widths = arguments.get("tree") or [], arguments.get("branching") or []
-        heads = max([len(widths), *map(len, paths)]) or 3  # as many as the tree is deep
-        return cls(**{**arguments, "heads": random_head(lambda: MedusaHeads.for_target(target, heads), target.dtype)})
+        depth = max([len(widths), *map(len, paths)]) or 3  # as many heads as the tree is deep
+        lender = lends_head(target, "medusa")
+        heads = random_head(lambda: MedusaHeads.for_target(lender, depth), target.dtype)
+        return cls(**{**arguments, "heads": heads})
 
-    def begin(self, target: Any, state: State) -> None:
-        check_target(self.heads, target)
-        self._fitted = self.tree.within(target.vocabulary)
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        lender = lends_head(target, "medusa")
+        check_target(self.heads, lender)
         if self.heads.tied:
-            target.check_head()
-        self.heads.to(device=target.device, dtype=target.dtype)
-        self._guess = Batched(self.heads, target)
-        device = target.device
-        self._depths = torch.tensor(self._fitted.depths, device=device)
-        self._cells = torch.tensor(
-            [
-                (depth - 1) * max(self._fitted.ranks_needed) + rank
-                for depth, rank in zip(self._fitted.depths, self._fitted.ranks, strict=True)
-            ],
-            device=device,
-        )
-        rows = len(state.on_host.lengths)
-        self._parents = torch.tensor([-1, *self._fitted.parents], device=device).expand(rows, -1)
-        # The structure never changes, so who sees whom is worked out once.
-        self._full = TokenTree(torch.zeros_like(self._parents), self._parents, levels=self._fitted.depth)
+            lender.check_head()
+        self._tree = self.tree.within(target.vocabulary)
+        self._guess = Stacked(self.heads.on(target.device, target.dtype), lender.head)
+        self._ranks = max(self._tree.ranks_needed)
+        cells = [
+            (depth - 1) * self._ranks + rank
+            for depth, rank in zip(self._tree.depths, self._tree.ranks, strict=True)
+        ]
+        self._cells = torch.tensor(cells, device=target.device)
+        self._first_rounds = FirstRounds(self.heads)
+
+    def observe(self, state: State) -> None:
+        self._first_rounds.see(state)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        newest = last_states(state)
+        newest = newest_states(state)
         if newest is None or state.deepest < 1:
             return TokenTree.root(state.roots)
-        ranks = max(self._fitted.ranks_needed)
         logits = self._guess(newest)
         heads, rows, vocabulary = logits.shape
-        best = top(logits.view(-1, vocabulary), ranks).view(heads, rows, -1).transpose(0, 1)
+        best = top(logits.view(-1, vocabulary), self._ranks).view(heads, rows, -1).transpose(0, 1)
         tokens = torch.cat([state.roots[:, None], best.flatten(1)[:, self._cells]], 1)
-        live = [room for room, live in zip(state.on_host.room, state.on_host.live, strict=True) if live]
-        if len(live) == rows and min(live) > self._fitted.depth and min(state.on_host.lengths) > 1:
-            return self._full.with_tokens(tokens)
-        fits = (self._depths < state.room[:, None]) & has_state(state).live[:, None]
-        below = torch.where(fits, self._parents[:, 1:], -1)
-        return TokenTree(
-            tokens, torch.cat([self._parents[:, :1], below], 1), levels=self._fitted.depth, shape_is_known=True
-        )
+        return TokenTree(tokens, structure_of(self._tree, with_states(state)))
+
+    def settings_in_effect(self) -> dict[str, Any]:
+        return {"nodes": self.tree.nodes, "tree": [list(path) for path in self.tree.paths]}

@@ -5,15 +5,16 @@ occurrence; as a tree, the trie of the continuations of all occurrences, the mos
 """
 
 from collections import Counter, defaultdict
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from specdec import Drafter, SiblingLaw, State, TokenTree
+from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
-from specdec.checks import integer, switch
+from specdec.errors import integer, switch
 
 Draft = tuple[list[int], list[int]]  # tokens, and the node number of each one's parent
+MOST = 4096  # tokens of a draft, or of a suffix
 
 
 class NGram(Drafter):
@@ -28,37 +29,40 @@ class NGram(Drafter):
     variants = ({"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True})
 
     def __init__(self, max_ngram: int = 3, length: int = 10, tree: bool = False) -> None:
-        max_ngram, length = integer("max_ngram", max_ngram, 1), integer("length", length, 1)
-        switch("tree", tree)
-        self.max_ngram, self.length, self.tree = max_ngram, length, tree
+        self.max_ngram = integer("max_ngram", max_ngram, 1, MOST)
+        self.length = integer("length", length, 1, MOST)
+        self.tree = switch("tree", tree)
         self.chain = not tree
         self.max_nodes = length + 1
-        self._rows: list[_Index] = []
 
-    def begin(self, target: Any, state: State) -> None:
-        self._rows = [_Index(self.max_ngram) for _ in state.on_host.lengths]
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        self._indices = [_Index(self.max_ngram) for _ in range(rows)]
+
+    def enter(self, rows: Sequence[int], state: State) -> None:
+        for row in rows:
+            self._indices[row] = _Index(self.max_ngram)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         host, root = state.on_host, state.roots
         drafts: list[Draft] = []
-        known = min((len(index.tokens) for index, live in zip(self._rows, host.live, strict=True) if live), default=0)
-        texts = state.tokens[:, known : max(host.lengths)].tolist()  # one read for all rows
-        for row, index in enumerate(self._rows):
+        for row, index in enumerate(self._indices):
             if not host.live[row]:
                 drafts.append(([], []))
                 continue
-            index.extend(texts[row][len(index.tokens) - known : host.lengths[row] - known])
+            index.extend(state.text(row, len(index.tokens)))
             limit = min(self.length, host.room[row] - 1)
             drafts.append(index.trie(self.length, limit) if self.tree else index.chain(limit))
         widest = max(len(drafted) for drafted, _ in drafts)
         if widest == 0:
             return TokenTree.root(root)
-        tokens = torch.tensor([drafted + [0] * (widest - len(drafted)) for drafted, _ in drafts])
-        nodes = torch.cat([root[:, None], tokens.to(root.device)], 1)
+        padded = [drafted + [0] * (widest - len(drafted)) for drafted, _ in drafts]
+        nodes = torch.cat([root[:, None], torch.tensor(padded).to(root.device)], 1)
         if not self.tree:
-            return TokenTree.chain(nodes, torch.tensor([len(drafted) for drafted, _ in drafts], device=root.device))
-        parents = torch.tensor([[-1, *above, *[-1] * (widest - len(above))] for _, above in drafts])
-        return TokenTree(nodes, parents.to(root.device), levels=min(widest, max(state.deepest, 1)))
+            lengths = torch.tensor([len(drafted) for drafted, _ in drafts]).to(root.device)
+            return TokenTree.chain(nodes, lengths)
+        return TokenTree(
+            nodes, [[-1, *above, *[-1] * (widest - len(above))] for _, above in drafts]
+        )
 
 
 class _Index:
@@ -109,8 +113,12 @@ class _Index:
                 prefix = tuple(continuation[:length])
                 weights[prefix] += 1
                 recent[prefix] = end
-        best = sorted(weights, key=lambda prefix: (-weights[prefix], -recent[prefix], len(prefix)))[:nodes]
+        best = sorted(weights, key=lambda prefix: (-weights[prefix], -recent[prefix], len(prefix)))[
+            :nodes
+        ]
         number: dict[tuple[int, ...], int] = {(): 0}
         for prefix in sorted(best, key=len):
             number[prefix] = len(number)
-        return [prefix[-1] for prefix in number if prefix], [number[prefix[:-1]] for prefix in number if prefix]
+        return [prefix[-1] for prefix in number if prefix], [
+            number[prefix[:-1]] for prefix in number if prefix
+        ]

@@ -80,7 +80,7 @@ class Measured:
         return float(pooled([sample.report for sample in self.samples[name]])["tau"])
 
     def distinct(self, name: str) -> float:
-        from specdec.metrics import distinct_ngrams
+        from specdec.measuring.report import distinct_ngrams
 
         return distinct_ngrams([row for sample in self.samples[name] for row in sample.tokens]) or 0.0
 

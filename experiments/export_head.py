@@ -18,7 +18,7 @@ from experiments import options
 from specdec.plugins import build, names
 
 if TYPE_CHECKING:  # it knows torch, and help does not need it
-    from specdec.heads import Head
+    from specdec.heads.head import Head
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Export:
 
 def export(heads: str, output: str | Path, verifier: str) -> "Head":
     """Raises ValueError for a head, or something of it, that the layout has no place for."""
-    from specdec.heads import place_of, read_folder, write_folder
+    from specdec.heads.files import folder_of, read_folder, write_folder
 
-    config, _ = read_folder(place_of(heads))
+    config, _ = read_folder(folder_of(heads))
     kind = config.get("specdec_head", "eagle3")
     if kind not in names("drafter"):
         raise ValueError(f"{heads} holds a head of the unknown kind {kind!r}")
@@ -47,7 +47,7 @@ def export(heads: str, output: str | Path, verifier: str) -> "Head":
 
 def architectures(verifier: str, head: "Head") -> list[str]:
     """Those that the target's config names, where it is a folder here; then its sizes are compared too."""
-    from specdec.heads import CONFIG
+    from specdec.heads.files import CONFIG
 
     place = Path(verifier).expanduser() / CONFIG
     if not place.is_file():

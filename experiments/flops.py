@@ -1,41 +1,39 @@
-"""Floating-point operations of drafting and of scoring, counted by torch over a few rounds (matrix products and attention)."""
+"""Floating-point operations of drafting and of scoring, counted by torch over a few rounds (matrix
+products and attention)."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.ways import Ours
+from specdec.measuring.clock import Clock
 
 TOKENS = 24  # counting is slow, and rounds resemble one another
 
 
-def per_token(way: Ours, prompts: Sequence[Sequence[int]], request_ids: Sequence[int]) -> dict[str, float] | None:
-    """Operations per kept token of the drafter (`draft`) and of the target (`target`), the first round left out, in which
-    drafters read the prompt. None where there is no second round."""
-    draft: list[int] = []
-    target: list[int] = []
-    with _counted(way.drafter, "propose", draft), _counted(way.target, "score", target):
-        sample = way(prompts, request_ids, TOKENS)
-    assert sample.report is not None
-    kept = sum(int(step.kept.sum()) for step in sample.report.steps[1:])
-    return {"draft": sum(draft[1:]) / kept, "target": sum(target[1:]) / kept} if kept else None
+class Counter(Clock):
+    """A clock that counts operations by phase, round by round."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.found: dict[str, list[int]] = defaultdict(list)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        with FlopCounterMode(display=False) as counter, super().__call__(phase):
+            yield
+        self.found[phase].append(counter.get_total_flops())
 
 
-@contextmanager
-def _counted(thing: Any, name: str, found: list[int]) -> Iterator[None]:
-    """While inside, every call of the method `name` appends its operations to `found`."""
-    method = getattr(thing, name)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            out = method(*arguments, **options)
-        found.append(counter.get_total_flops())
-        return out
-
-    setattr(thing, name, call)
-    try:
-        yield
-    finally:
-        delattr(thing, name)
+def per_token(
+    way: Ours, prompts: Sequence[Sequence[int]], request_ids: Sequence[int]
+) -> dict[str, float]:
+    """Operations per kept token of the drafter (`draft`) and of the target (`target`), without the
+    prefill."""
+    run = way.run(prompts, request_ids, TOKENS)
+    run.recorder.clock = counter = Counter(way.target.device)
+    kept = sum(int(step.kept.sum()) for step in run.rounds())
+    return {"draft": sum(counter.found["draft"]) / kept, "target": sum(counter.found["score"]) / kept}

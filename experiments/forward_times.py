@@ -21,20 +21,19 @@ def forward_times(
     random = torch.Generator().manual_seed(0)
     widest = max(nodes)
     tokens = torch.randint(model.vocabulary, (rows, context + widest), generator=random).to(model.device)
-    model.open(rows, context + widest)
-    model.read(tokens[:, :context], torch.full((rows,), context))
+    session = model.open(rows, context + widest)
+    session.read(tokens[:, :context], [context] * rows)
     trees = {}
     for count in nodes:
         parents = (torch.arange(count, device=model.device) - 1) // 2
         parents[0] = -1
         trees[count] = TokenTree(tokens[:, context : context + count], parents.expand(rows, -1).contiguous())
-    model.keep(torch.full((rows, 0), -1), torch.zeros(rows, dtype=torch.long))
     seconds: dict[int, list[float]] = {count: [] for count in nodes}
     for turn in range(repeats + 3):
         for count, tree in trees.items():
             _wait(model.device)
             began = time.perf_counter()
-            model.score(tree)
+            session.score(tree)
             _wait(model.device)
             if turn >= 3:
                 seconds[count].append(time.perf_counter() - began)

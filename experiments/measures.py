@@ -15,8 +15,8 @@ from experiments.frames import BIN
 from experiments.intervals import median_interval, pooled_interval
 from experiments.prompts import Prompt
 from experiments.ways import AGAIN, COLD, Ours, Sample, Way
-from specdec.drafted import Acceptance
-from specdec.metrics import PHASES, Report, distinct_ngrams
+from specdec.measuring.acceptance import Acceptance
+from specdec.measuring.report import PHASES, Report, distinct_ngrams
 
 PERCENTILES = (50, 95, 99)
 

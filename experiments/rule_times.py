@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from specdec import Keyed, Laws, Sampling, SiblingLaw, State, TokenTree, Verifier
-from specdec.growth import levels
-from specdec.interfaces import Last, OnHost
+from specdec.drafting.by_level import levels
+from specdec.state import Last, OnHost
 from specdec.plugins import build
-from specdec.reading import Reading
+from specdec.outcome import Reading
 
 TREE, CHAIN = [4, 3, 2, 1], [1] * 8  # 4 + 12 + 24 + 24 = 64 nodes
 RULES = {

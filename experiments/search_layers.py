@@ -38,7 +38,7 @@ def main() -> None:
     from transformers.utils import logging
 
     from experiments.training.calibration import Calibration, read_places, search
-    from specdec.load import load
+    from specdec.models.load import load
 
     logging.disable_progress_bar()
     target = load(wanted.target)

@@ -13,8 +13,10 @@ from transformers import GenerationConfig
 import specdec
 from experiments.memory import Peak, peak
 from experiments.prompts import Prompt
-from specdec.metrics import Report
+from specdec.generate import Run
+from specdec.measuring.report import Report
 from specdec.plugins import build
+from specdec.requests import prepare
 
 AGAIN, COLD = "again", "cold"  # the first baseline, decoded twice; the method, its drafter forgetting between prompts
 Batch = tuple[Sequence[Sequence[int]], Sequence[int]]  # prompts and their request ids
@@ -67,22 +69,31 @@ class Ours:
         if self.cold:
             self.drafter.forget()
         began = time.perf_counter()
-        out = specdec.generate(
-            self.target,
-            prompts,
-            drafter=self.drafter,
-            verifier=self.verifier,
-            max_new_tokens=max_new_tokens,
-            seed=self.seed,
-            request_ids=request_ids,
-            ignore_eos=self.ignore_eos,
-            allow_lossy=self.allow_lossy,
-            **(self.sampling or {}),
-        )
+        out = specdec.generate(**self._options(prompts, request_ids, max_new_tokens))
         wall = time.perf_counter() - began
-        draft_seconds = getattr(getattr(self.drafter, "model", None), "forward_seconds", 0.0)
         tokens = [row.tolist() for row in out.tokens]
-        return Sample(tokens, wall, self.target.forward_seconds, draft_seconds, out.report)
+        inside = out.report.forward_seconds
+        return Sample(tokens, wall, inside["target"], inside["drafter"], out.report)
+
+    def run(self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int) -> Run:
+        """The same call, not begun."""
+        return Run(prepare(**self._options(prompts, request_ids, max_new_tokens)))
+
+    def _options(
+        self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int
+    ) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "prompts": prompts,
+            "drafter": self.drafter,
+            "verifier": self.verifier,
+            "max_new_tokens": max_new_tokens,
+            "seed": self.seed,
+            "request_ids": request_ids,
+            "ignore_eos": self.ignore_eos,
+            "allow_lossy": self.allow_lossy,
+            **(self.sampling or {}),
+        }
 
 
 @dataclass(frozen=True)

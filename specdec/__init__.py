@@ -15,46 +15,60 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "load",
+    "load": "models.load",
     "generate": "generate",
     "stream": "generate",
-    "Output": "generate",
-    "Event": "generate",
+    "Output": "output",
+    "Event": "output",
     "TokenTree": "tree",
     "SiblingLaw": "tree",
     "Drafter": "interfaces",
     "Verifier": "interfaces",
-    "Verdict": "interfaces",
-    "State": "interfaces",
+    "Verdict": "state",
+    "State": "state",
     "LanguageModel": "interfaces",
-    "TransformersLM": "language_model",
+    "Session": "interfaces",
+    "TransformersLM": "models.language_model",
     "Sampling": "sampling",
-    "Laws": "sampling",
+    "Laws": "probs",
     "Keyed": "chance",
     "Coupled": "chance",
     "Enumerate": "chance",
     "Sites": "chance",
-    "Report": "metrics",
-    "Step": "metrics",
-    "Refused": "pairing",
+    "Report": "measuring.report",
+    "Step": "measuring.report",
+    "Refused": "errors",
 }
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
-    from specdec.chance import Coupled, Enumerate, Keyed, Sites
-    from specdec.generate import Event, Output, generate, stream
-    from specdec.interfaces import Drafter, LanguageModel, State, Verdict, Verifier
-    from specdec.language_model import TransformersLM
-    from specdec.load import load
-    from specdec.metrics import Report, Step
-    from specdec.pairing import Refused
-    from specdec.sampling import Laws, Sampling
-    from specdec.tree import SiblingLaw, TokenTree
+    from specdec.chance import (
+        Coupled as Coupled,
+        Enumerate as Enumerate,
+        Keyed as Keyed,
+        Sites as Sites,
+    )
+    from specdec.errors import Refused as Refused
+    from specdec.generate import generate as generate, stream as stream
+    from specdec.interfaces import (
+        Drafter as Drafter,
+        LanguageModel as LanguageModel,
+        Session as Session,
+        Verifier as Verifier,
+    )
+    from specdec.measuring.report import Report as Report, Step as Step
+    from specdec.models.language_model import TransformersLM as TransformersLM
+    from specdec.models.load import load as load
+    from specdec.output import Event as Event, Output as Output
+    from specdec.probs import Laws as Laws
+    from specdec.sampling import Sampling as Sampling
+    from specdec.state import State as State, Verdict as Verdict
+    from specdec.tree import SiblingLaw as SiblingLaw, TokenTree as TokenTree
 
 
 class _Page(ModuleType):
-    """The public names, resolved when used. Importing the submodule `specdec.load` must not put a module where the page
-    promises the function `specdec.load`."""
+    """The public names, resolved when used. Importing the submodule `specdec.generate` must not put a
+    module where the page promises the function `specdec.generate`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

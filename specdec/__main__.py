@@ -15,7 +15,9 @@ def drafter_choice(text: str) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise ValueError(f"--drafter takes NAME,argument=value,..., got {setting!r} in {text!r}")
+            raise ValueError(
+                f"--drafter takes NAME,argument=value,..., got {setting!r} in {text!r}"
+            )
         choice[key] = yaml.safe_load(value)
     return choice
 
@@ -34,10 +36,13 @@ def _split(text: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
-        prog="specdec", description="Decode a prompt speculatively and show which tokens were drafted."
+        prog="specdec",
+        description="Decode a prompt speculatively and show which tokens were drafted.",
     )
     options.add_argument("prompt")
-    options.add_argument("--target", default="demo", help='"demo", a local folder or a hub id (default: demo)')
+    options.add_argument(
+        "--target", default="demo", help='"demo", a local folder or a hub id (default: demo)'
+    )
     options.add_argument(
         "--drafter",
         default="small_model",
@@ -48,8 +53,14 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--temperature", type=float, default=0.0)
     options.add_argument("--max-new-tokens", type=int, default=128)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--compare", action="store_true", help="also decode without a drafter and print the speed-up")
-    options.add_argument("--allow-lossy", action="store_true", help="permit rules that do not keep the target's law")
+    options.add_argument(
+        "--compare",
+        action="store_true",
+        help="also decode without a drafter and print the speed-up",
+    )
+    options.add_argument(
+        "--allow-lossy", action="store_true", help="permit rules that do not keep the target's law"
+    )
     return options
 
 
@@ -68,7 +79,7 @@ def show(options: argparse.Namespace) -> int:
     from rich.text import Text
 
     from specdec.generate import Run
-    from specdec.load import load
+    from specdec.models.load import load
     from specdec.requests import prepare
 
     console = Console(highlight=False, soft_wrap=True)
@@ -88,15 +99,24 @@ def show(options: argparse.Namespace) -> int:
         return Run(prepare(target, options.prompt, drafter=drafter, **{**wanted, **changed}))
 
     drafter = drafter_choice(options.drafter)
-    run(drafter, max_new_tokens=2).finish()  # warm-up, so that the numbers below are not those of a cold start
+    run(
+        drafter, max_new_tokens=2
+    ).finish()  # warm-up, so that the numbers below are not those of a cold start
     speculative = run(drafter)
     console.print(Text(options.prompt, style="dim"), end="")
     for step in speculative.rounds():
-        for event in speculative.events(step):
+        for event in speculative.texts.events(step):
             text = event.text or ""
-            drafted = len(tokenizer.decode(event.tokens[: event.num_accepted])) if event.num_accepted else 0
+            drafted = (
+                len(tokenizer.decode(event.tokens[: event.num_accepted]))
+                if event.num_accepted
+                else 0
+            )
             console.print(
-                Text(text[:drafted], style="bold green").append(text[drafted:], style="not bold default"), end=""
+                Text(text[:drafted], style="bold green").append(
+                    text[drafted:], style="not bold default"
+                ),
+                end="",
             )
     report = speculative.report
     line = f"tau {report.tau:.2f}, {report.tokens_per_second:.0f} tokens/s"
@@ -106,7 +126,8 @@ def show(options: argparse.Namespace) -> int:
         line += f", {report.tokens_per_second / plain.report.tokens_per_second:.2f}x over none"
     lossy = "" if report.lossless else " (lossy)"
     console.print(
-        f"\n\n{line}  [{report.drafter} + {report.verifier}{lossy}, temperature {options.temperature:g}]", markup=False
+        f"\n\n{line}  [{report.drafter} + {report.verifier}{lossy}, temperature {options.temperature:g}]",
+        markup=False,
     )
     return 0
 

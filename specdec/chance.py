@@ -13,16 +13,23 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from specdec.interfaces import State
-
 Out = TypeVar("Out")
-Toss = Callable[[slice, Tensor, Tensor], Tensor]  # Draws.coins
+Part = slice | Tensor
+
+
+class Committed(Protocol):
+    """What a round's draws are keyed by; `specdec.State` has it."""
+
+    @property
+    def request_ids(self) -> Tensor: ...  # (B,)
+
+    @property
+    def lengths(self) -> Tensor: ...  # (B,) committed tokens
 
 
 class Sites(NamedTuple):
@@ -36,21 +43,19 @@ class Sites(NamedTuple):
 
 
 class Draws(ABC):
-    """The chance of one round. `purpose` tells draws apart that stand at one node: "draft", "accept", "residual" ..."""
+    """The chance of one round. `purpose` tells draws apart that are at one node: "draft", "accept",
+    "residual" ..."""
+
+    by_place = True  # a draw depends on its place alone: one that nobody looks at changes nothing
 
     @abstractmethod
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
         """(n,) bool: u < p for a u uniform on [0, 1). Strict, so that p = 0 never happens."""
 
-    def coins(self, at: Sites, purpose: str) -> "Toss":
-        """`bernoulli` in parts, for rules that know where they will toss before they know what for: toss(part, p, live) are the
-        coins of at[part] for its live rows."""
-
-        def toss(part: slice, p: Tensor, live: Tensor) -> Tensor:
-            sites = Sites(at.rows[part], at.nodes[part], at.ranks[part], at.depths[part], live)
-            return self.bernoulli(p, sites, purpose)
-
-        return toss
+    def places(self, at: Sites, purpose: str, k: int = 1) -> "Places":
+        """The same questions for places that are known before anything is drawn at them, up to `k`
+        draws at each."""
+        return Places(self, at, purpose)
 
     @abstractmethod
     def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
@@ -65,11 +70,32 @@ class Draws(ABC):
         """(n, k) independent tokens."""
 
 
+class Places:
+    """Places that will be drawn at, part by part: `part` picks some of them, `live` (n,) says which
+    of those (None: all)."""
+
+    def __init__(self, draws: Draws, at: Sites, purpose: str) -> None:
+        self.draws, self.at, self.purpose = draws, at, purpose
+
+    def _sites(self, part: Part, live: Tensor | None) -> Sites:
+        rows, nodes, ranks, depths, alive = (each[part] for each in self.at)
+        return Sites(rows, nodes, ranks, depths, alive if live is None else live)
+
+    def bernoulli(self, part: Part, p: Tensor, live: Tensor | None) -> Tensor:
+        return self.draws.bernoulli(p, self._sites(part, live), self.purpose)
+
+    def independent(self, part: Part, law: Tensor, k: int, live: Tensor | None) -> Tensor:
+        return self.draws.independent(law, k, self._sites(part, live), self.purpose)
+
+    def without_replacement(self, part: Part, law: Tensor, k: int, live: Tensor | None) -> Tensor:
+        return self.draws.without_replacement(law, k, self._sites(part, live), self.purpose)
+
+
 class Chance(ABC):
     coupled = False  # whether every rule of acceptance but naive and greedy has to be refused
 
     @abstractmethod
-    def round(self, state: "State") -> Draws:
+    def round(self, state: Committed) -> Draws:
         """The draws of the round that starts at `state`."""
 
 
@@ -81,7 +107,9 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-_NODE, _RANK, _TOKEN = (_signed(odd) for odd in (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7))
+_NODE, _RANK, _TOKEN = (
+    _signed(odd) for odd in (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7)
+)
 _FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
@@ -108,7 +136,9 @@ def inverse(law: Tensor, u: Tensor) -> Tensor:
     Weights of 0 leave the cumulative sum as it is and so are never the first to exceed anything, whatever u is.
     """
     cumulative = law.double().cumsum(-1)
-    return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=law.shape[-1] - 1)
+    return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(
+        max=law.shape[-1] - 1
+    )
 
 
 class Keyed(Chance):
@@ -121,7 +151,7 @@ class Keyed(Chance):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def round(self, state: "State") -> "KeyedDraws":
+    def round(self, state: Committed) -> "KeyedDraws":
         return KeyedDraws(self.seed, state.request_ids, state.lengths)
 
 
@@ -145,10 +175,9 @@ class KeyedDraws(Draws):
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
         return (self.uniform(at, 1, purpose)[:, 0] < p) & at.live
 
-    def coins(self, at: Sites, purpose: str) -> "Toss":
+    def places(self, at: Sites, purpose: str, k: int = 1) -> "KeyedPlaces":
         """One hash for all of them."""
-        u = self.uniform(at, 1, purpose)[:, 0]
-        return lambda part, p, live: (u[part] < p) & live
+        return KeyedPlaces(self.uniform(at, k, purpose), at.live)
 
     def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
         return self.independent(law, 1, at, purpose)[:, 0]
@@ -157,13 +186,36 @@ class KeyedDraws(Draws):
         return inverse(law, self.uniform(at, k, purpose)) * at.live[:, None]
 
     def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
-        u = self.uniform(at, k, purpose)
-        left, drawn = law.double(), []
-        for rank in range(k):
-            token = inverse(left, u[:, rank : rank + 1])
-            drawn.append(token)
-            left = left.scatter(1, token, 0.0)
-        return torch.cat(drawn, 1) * at.live[:, None]
+        return one_after_the_other(law, self.uniform(at, k, purpose)) * at.live[:, None]
+
+
+class KeyedPlaces(Places):
+    """Places whose numbers u (n, k) are there already."""
+
+    def __init__(self, u: Tensor, live: Tensor) -> None:
+        self.u, self.live = u, live
+
+    def _alive(self, part: Part, live: Tensor | None) -> Tensor:
+        return self.live[part] if live is None else live
+
+    def bernoulli(self, part: Part, p: Tensor, live: Tensor | None) -> Tensor:
+        return (self.u[part, 0] < p) & self._alive(part, live)
+
+    def independent(self, part: Part, law: Tensor, k: int, live: Tensor | None) -> Tensor:
+        return inverse(law, self.u[part, :k]) * self._alive(part, live)[:, None]
+
+    def without_replacement(self, part: Part, law: Tensor, k: int, live: Tensor | None) -> Tensor:
+        return one_after_the_other(law, self.u[part, :k]) * self._alive(part, live)[:, None]
+
+
+def one_after_the_other(law: Tensor, u: Tensor) -> Tensor:
+    """(n, k) distinct tokens: each drawn from what the ones before have left of `law` (n, V)."""
+    left, drawn = law.double(), []
+    for rank in range(u.shape[1]):
+        token = inverse(left, u[:, rank : rank + 1])
+        drawn.append(token)
+        left = left.scatter(1, token, 0.0)
+    return torch.cat(drawn, 1)
 
 
 # -------------------------------------------------------------------------------------------------------------- Coupled
@@ -179,8 +231,10 @@ class Coupled(Chance):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def round(self, state: "State") -> "CoupledDraws":
-        return CoupledDraws(_mix(state.request_ids + _signed(self.seed * 0x9E3779B97F4A7C15 + 2)), state.lengths)
+    def round(self, state: Committed) -> "CoupledDraws":
+        return CoupledDraws(
+            _mix(state.request_ids + _signed(self.seed * 0x9E3779B97F4A7C15 + 2)), state.lengths
+        )
 
 
 class CoupledDraws(Draws):
@@ -195,7 +249,9 @@ class CoupledDraws(Draws):
         return torch.where(law > 0, -u.log() / law.double(), torch.inf)
 
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
-        raise ValueError("coupled chance has races, not coins: use the verifier 'naive' (or 'greedy' at temperature 0)")
+        raise ValueError(
+            "coupled chance has races, not coins: use the verifier 'naive' (or 'greedy' at temperature 0)"
+        )
 
     def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
         return self.finish(law, at).argmin(-1) * at.live
@@ -224,12 +280,16 @@ class Enumerate(Chance):
 
     def runs(self, program: Callable[["Trace"], Out]) -> Iterator[tuple[float, Out]]:
         """Every outcome of `program` with its probability. The program must be a function of its draws alone."""
-        script: list[tuple[int, list[tuple[int, float]]]] = []  # per draw: the branch taken, and all (outcome, weight)
+        script: list[
+            tuple[int, list[tuple[int, float]]]
+        ] = []  # per draw: the branch taken, and all (outcome, weight)
         while True:
             trace = Trace(script)
             out = program(trace)
             if trace.position < len(script):
-                raise ValueError("the program under Enumerate is not a function of its draws: a repeat drew less")
+                raise ValueError(
+                    "the program under Enumerate is not a function of its draws: a repeat drew less"
+                )
             yield trace.probability, out
             script = trace.script
             while script and script[-1][0] + 1 == len(script[-1][1]):
@@ -239,26 +299,32 @@ class Enumerate(Chance):
             taken, branches = script.pop()
             script.append((taken + 1, branches))
 
-    def round(self, state: "State") -> Draws:
-        raise ValueError("pass the chance that Enumerate().runs gives to its function, not Enumerate itself")
+    def round(self, state: Committed) -> Draws:
+        raise ValueError(
+            "pass the chance that Enumerate().runs gives to its function, not Enumerate itself"
+        )
 
 
 class Trace(Chance, Draws):
     """One run under `Enumerate`: repeats the draws of its script, then takes the first branch of each new one."""
+
+    by_place = False  # each draw is a branch
 
     def __init__(self, script: list[tuple[int, list[tuple[int, float]]]]) -> None:
         self.script = list(script)
         self.position = 0
         self.probability = 1.0
 
-    def round(self, state: "State") -> "Trace":
+    def round(self, state: Committed) -> "Trace":
         if len(state.request_ids) != 1:
             raise ValueError(f"Enumerate follows one row, this run has {len(state.request_ids)}")
         return self
 
     def choose(self, weights: list[float]) -> int:
         total = sum(weights)
-        branches = [(outcome, weight / total) for outcome, weight in enumerate(weights) if weight > 0]
+        branches = [
+            (outcome, weight / total) for outcome, weight in enumerate(weights) if weight > 0
+        ]
         if not branches:
             raise ValueError(f"a draw from a law without support: {weights}")
         if len(branches) == 1:
@@ -273,7 +339,9 @@ class Trace(Chance, Draws):
 
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
         heads = [
-            bool(self.choose([1 - min(max(chance, 0.0), 1.0), min(max(chance, 0.0), 1.0)])) if live else False
+            bool(self.choose([1 - min(max(chance, 0.0), 1.0), min(max(chance, 0.0), 1.0)]))
+            if live
+            else False
             for chance, live in zip(p.double().tolist(), at.live.tolist(), strict=True)
         ]
         return torch.tensor(heads, dtype=torch.bool)
@@ -289,7 +357,9 @@ class Trace(Chance, Draws):
 
     def _draw(self, law: Tensor, k: int, at: Sites, replace: bool) -> Tensor:
         drawn = torch.zeros(len(law), k, dtype=torch.long)
-        for site, (weights, live) in enumerate(zip(law.double().tolist(), at.live.tolist(), strict=True)):
+        for site, (weights, live) in enumerate(
+            zip(law.double().tolist(), at.live.tolist(), strict=True)
+        ):
             for rank in range(k if live else 0):
                 if sum(weights) <= 0:
                     break

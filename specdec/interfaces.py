@@ -1,186 +1,297 @@
-"""The contracts. A drafter proposes, a language model scores, a verifier decides; none of them knows another one.
+"""The contracts. A drafter proposes, a language model scores, a verifier decides; none of them
+knows another one.
 
-Letters: B rows, N nodes, V vocabulary, D depth, L tokens, T taps, d hidden size.
+Letters: B rows (seats), b rows of one call, N nodes, n nodes of one pass, V vocabulary, D depth,
+T tokens, K taps, d hidden size.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import Module
 
 from specdec.chance import Draws
+from specdec.errors import Refused
+from specdec.probs import Laws
+from specdec.sampling import Sampling
+from specdec.state import State, Verdict
 from specdec.tree import SiblingLaw, TokenTree
 
-if TYPE_CHECKING:
-    from specdec.sampling import Laws, Sampling
-
 Tap = int | str
-"""A hidden state of the target: k = the stream entering layer k, "head" = the LM head's input after the final norm."""
+"""A hidden state of the target: k = the stream entering layer k, "head" = the LM head's input
+after the final norm."""
 
 
 class Scores(NamedTuple):
-    """What one forward pass says about the nodes of a tree."""
+    """What one forward pass says about the nodes of a tree, or about tokens that were read."""
 
-    logits: Tensor  # (B, N, V)
-    taps: Tensor | None  # (B, N, T, d), the hidden states that were asked for
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What survives of a round. A verifier may answer on the device; `State.last` holds it on the host."""
-
-    path: Tensor  # (B, D) accepted node numbers from below the root downwards, padded with -1
-    num_accepted: Tensor  # (B,)
-    bonus: Tensor  # (B,) the one token that the target adds
-    counts: Mapping[str, Tensor] = field(default_factory=dict)  # diagnostics per row (B,), e.g. "zero_residuals"
+    logits: Float[Tensor, "B n V"]
+    taps: Float[Tensor, "B n K d"] | None  # the hidden states that were asked for
 
 
-class Last(NamedTuple):
-    """The round before, for drafters that read it. Before the first round, trees and verdict are None."""
-
-    trees: TokenTree | None
-    verdict: Verdict | None
-    taps: Tensor | None
-    """(B, L, T, d). At first the states of prompt[:-1], of which lengths - 1 are valid. Later [:, 0] is the root's state
-    and [:, i] that of the i-th accepted node: num_accepted + 1 are valid. The bonus token (the new root) has none yet."""
+# ------------------------------------------------------------------------------ language models
 
 
-class OnHost(NamedTuple):
-    """The same numbers as Python values, so that control flow need not ask the device."""
-
-    lengths: list[int]
-    live: list[bool]
-    room: list[int]
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """What is committed. Drafters read it and never write it."""
-
-    on_host: OnHost
-    tokens: Tensor  # (B, L) right-padded
-    request_ids: Tensor  # (B,)
-    sampling: "Sampling"
-    last: Last
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """(B,) committed tokens, the root included."""
-        return torch.tensor(self.on_host.lengths, device=self.tokens.device)
-
-    @cached_property
-    def live(self) -> Tensor:
-        """(B,) bool: the row still decodes."""
-        return torch.tensor(self.on_host.live, device=self.tokens.device)
-
-    @cached_property
-    def room(self) -> Tensor:
-        """(B,) tokens that the row may still add."""
-        return torch.tensor(self.on_host.room, device=self.tokens.device)
+class Opened(Protocol):
+    """What a run opened, and closes at its end: one run's memory of something."""
 
     @property
-    def deepest(self) -> int:
-        """The largest depth that any row's tree may have: the bonus token takes one of the places in `room`."""
-        return (
-            max((room for room, live in zip(self.on_host.room, self.on_host.live, strict=True) if live), default=1) - 1
-        )
+    def nbytes(self) -> int: ...  # of memory held
 
     @property
-    def roots(self) -> Tensor:
-        """(B,) the last committed tokens."""
-        lengths = self.on_host.lengths
-        if len(lengths) == 1:
-            return self.tokens[:, lengths[0] - 1]
-        return self.tokens.gather(1, self.lengths[:, None] - 1)[:, 0]
+    def forward_seconds(self) -> float: ...  # inside forward passes
+
+    def close(self) -> None: ...
 
 
-class LanguageModel(Protocol):
-    """A decoder with a KV cache that takes trees. One cache per call of generate, opened with `open`.
+class Session(Opened, Protocol):
+    """One run's memory of one language model, for B rows. A context manager.
 
-    Slots and positions: committed token i lies in slot i at position i. A tree's node i lies in slot root + i at position
-    root + depth, where `root` is the root's slot.
+    Only the session knows where a token is stored. What it remembers per row is a number of
+    committed tokens, and behind them the nodes of one tree that is being scored.
     """
 
-    vocabulary: int
-    context: int  # the largest position + 1
-    device: torch.device
-    dtype: torch.dtype
-
     @property
-    def cache_bytes(self) -> int: ...
+    def part_seconds(self) -> float: ...  # inside passes of parts of the model, which draft
 
-    def open(self, rows: int, slots: int) -> None:
-        """Forget everything; make room for `slots` tokens in each of `rows` rows."""
+    def read(
+        self,
+        tokens: Int[Tensor, "b T"],
+        counts: Sequence[int],
+        rows: Sequence[int] | None = None,
+        taps: tuple[Tap, ...] = (),
+        root: bool = False,
+    ) -> Scores:
+        """Commit the first `counts` tokens of some rows (None: of all): a prompt, or what a draft
+        model has not seen. Logits (b, 1, V) follow each row's last token; taps are those of all T.
 
-    def read(self, tokens: Tensor, counts: Tensor, taps: tuple[Tap, ...] = ()) -> Scores:
-        """Commit tokens (B, L), of which counts (B,), on the host, are valid. Logits (B, 1, V) follow each row's last token; taps are
-        those of all L. The last token read may then serve as the root of a tree whose nodes >= 1 are scored."""
+        root: each row's last token is the root of the coming tree, whose nodes >= 1 are scored.
+        """
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
-        """Logits and taps of nodes >= start in one forward pass; the earlier ones already lie in their slots."""
+        """Logits and taps of nodes >= start in one forward pass; earlier ones are in memory."""
 
-    def keep(self, path: Tensor, counts: Tensor) -> None:
-        """The root and the first `counts` (B,) nodes of `path` (B, D), both on the host, become committed, the rest is forgotten."""
+    def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
+        """The root and the first `counts` nodes of `path` (B, D) become committed; the rest is
+        forgotten. A count of -1 leaves a row as it was."""
+
+    def release(self, rows: Sequence[int]) -> None:
+        """These rows are empty again."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Weights. What a run remembers is in a session; any number may be open at once."""
+
+    @property
+    def name(self) -> str: ...  # for messages
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...  # the largest position + 1
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+
+    @property
+    def tokenizer(self) -> Any: ...  # None where prompts are ids
+
+    @property
+    def extra_layers(self) -> int: ...  # layers that change nothing (`specdec.load`)
+
+    def open(self, rows: int, slots: int) -> Session:
+        """Memory for `rows` texts of up to `slots` tokens, the nodes of a tree included."""
+
+
+@runtime_checkable
+class LendsHead(LanguageModel, Protocol):
+    """A model whose embedding and LM head drafters may share."""
+
+    def embed(self, tokens: Tensor) -> Tensor: ...  # (..., d)
+
+    def final_norm(self, stream: Tensor) -> Tensor: ...  # the tap "head" of a stream (..., d)
+
+    @property
+    def head_weight(self) -> Tensor: ...  # (V, d)
+
+    def head(self, states: Tensor) -> Tensor: ...  # logits (..., V) of taps "head" (..., d)
+
+    def check_head(self) -> None:
+        """Raise ValueError where the model does more between the tap "head" and its logits than
+        `head` does."""
+
+
+class PartScores(NamedTuple):
+    """What a pass of some of a model's layers says about the nodes of a tree."""
+
+    logits: Tensor  # (B, n, V)
+    states: Tensor  # (B, n, d) the stream that leaves the last of these layers
+
+
+class Part(Protocol):
+    """Some of a model's layers, run over that model's own memory. What they write there for the
+    nodes of a tree is scratch until all layers have run."""
+
+    def score(
+        self, memory: Any, tree: TokenTree, start: int = 0, last_only: bool = False
+    ) -> PartScores:
+        """Nodes >= start, over a session of the whole model. `last_only`: nobody reads the logits,
+        so all but the last may be left out."""
+
+    def hand_over(
+        self, memory: Any, tree: TokenTree, states: Tensor, source: Tensor | None = None
+    ) -> None:
+        """Every node of `tree` has gone through these layers, with `states` (B, N, d): scoring the
+        tree goes on from there. source (B, N): the node under whose number each was scored."""
+
+
+@runtime_checkable
+class LendsLayers(LanguageModel, Protocol):
+    """A model whose own layers may draft for it."""
+
+    @property
+    def layers(self) -> int: ...
+
+    def without(self, attention: Collection[int], mlp: Collection[int]) -> Part:
+        """The model without the attention and MLP sublayers of these layers. Raises ValueError for
+        sets that leave nothing, and for models that cannot run without them."""
+
+    def lower(self, layer: int, adapter: Module | None = None) -> Part:
+        """The first `layer` layers, perhaps an adapter, the final norm and the LM head. Raises
+        ValueError for models that cannot go on from saved states."""
+
+
+def lends_head(target: LanguageModel, borrower: str) -> LendsHead:
+    """The target, where it lends its embedding and LM head. Raises ValueError where it does not."""
+    if not isinstance(target, LendsHead):
+        raise ValueError(
+            f"{borrower} shares the target's embedding and LM head and reads its hidden states; "
+            f"{type(target).__name__} offers none, load a transformers model"
+        )
+    return target
+
+
+def lends_layers(target: LanguageModel, borrower: str) -> LendsLayers:
+    """The target, where its layers may draft. Raises ValueError where it shows none, and Refused
+    for extra layers: a part without them would be the whole target at a fraction of its cost."""
+    if not isinstance(target, LendsLayers):
+        raise ValueError(
+            f"{borrower} drafts with the target's own layers; {type(target).__name__} gives no "
+            "access to any, load a transformers model"
+        )
+    if target.extra_layers:
+        raise Refused(
+            f"{borrower} drafts with the target's own layers, and this target has "
+            f"{target.extra_layers} extra layers that change nothing: leaving them out would cost no "
+            "agreement, a speed-up that says nothing. Load it with extra_layers=0"
+        )
+    return target
+
+
+# ------------------------------------------------------------------------------------- drafters
 
 
 class Drafter(ABC):
     """Proposes a tree per row. One file, one class, one YAML.
 
-    A law other than DET is a promise: every token was drawn fresh from the recorded q after the decision to draw it, and
-    was never removed or reordered afterwards. A drafter that cannot promise this declares DET, which is exact for every
-    tree.
+    An object holds settings and weights. What a run remembers is made in `begin`, which is called
+    on a copy of the object that belongs to the run alone; so one object serves any number of runs
+    at once. A drafter that keeps nothing overrides `propose` alone.
 
-    Certificates and the suite of laws run every drafter on targets of two to eight tokens, which no trained weights fit.
-    They make it by `tiny`: a drafter with weights of its own gives itself small random ones there, and names in `weights`
-    the arguments that say where the trained ones lie. `variants` are settings beside those of its YAML that deserve
-    certificates of their own, small ones: one for each kind of tree.
+    A law other than DET is a promise: every token was drawn fresh from the recorded q after the
+    decision to draw it, and was never removed or reordered afterwards. A drafter that cannot
+    promise this declares DET, which is exact for every tree.
+
+    Certificates and the suite of laws run every drafter on targets of two to eight tokens, which
+    no trained weights fit. They build one with `tiny`. `variants` are small settings beside those
+    of its YAML that deserve certificates of their own: one for each kind of tree.
     """
 
-    weights: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that choose weights and no law
-    variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)  # small settings, one for each kind of tree
+    weight_arguments: ClassVar[frozenset[str]] = frozenset()  # of the constructor; choose no law
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
-    learns: ClassVar[bool] = False  # what it proposes depends on earlier calls of generate, until `forget`
+    learns: ClassVar[bool] = False  # proposals depend on earlier runs, until `forget`
 
     law: SiblingLaw = SiblingLaw.DET
     chain: bool = False  # every tree is a chain
-    fixed_width: bool = False  # the number of a node's children is known before its first child is drawn
-    max_nodes: int = 1  # the root included; sizes the cache
+    fixed_width: bool = False  # a node's number of children is known before the first is drawn
+    max_nodes: int = 1  # root included; sizes memory and masks
     taps: tuple[Tap, ...] = ()  # which of the target's hidden states it wants
+
+    opened: Sequence[Opened] = ()
+    """Set in `begin`: sessions and memories of this run. The loop closes them when it ends."""
+
+    aside: Tensor | None = None
+    """Set in `propose`, if the drafter wants numbers of its own on the host: integers (B, n), read
+    together with the verdict; `observe` finds them in `state.last.aside`."""
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":
-        """One for a target of a few tokens, with the YAML's `arguments`, those named in `weights` replaced.
+        """One for a target of a few tokens, with the YAML's `arguments`, those named in
+        `weight_arguments` replaced.
 
-        Weights are random, the same at every call, and fit `target`: its `vocabulary`, `hidden_size`, `dtype`. `draft` is a
-        language model over the same tokens, for drafters that need one. The target is a tiny transformers model or a table,
-        whose hidden states, `embed` and `head` are made up and which has no layers. Raise ValueError where it cannot serve.
+        Weights are random, the same at every call, and fit `target`: its `vocabulary`,
+        `hidden_size`, `dtype`. `draft` is a language model over the same tokens. The target is a
+        tiny transformers model or a table, whose hidden states, embedding and head are made up.
+        Raise ValueError where the drafter cannot serve.
         """
         return cls(**arguments)
 
-    def meet(self, target: Any) -> None:
-        """Once per generate, before the prefill: settle `taps`, where they depend on the target."""
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        """Once per run, before the prefill, on the run's own copy: check the vocabulary, settle
+        `taps`, open sessions. `law`, `chain` and `max_nodes` are final afterwards. Raise ValueError
+        to refuse the target."""
 
-    def begin(self, target: Any, state: State) -> None:
-        """Once per generate, after the prefill: check the vocabulary, forget other requests. `law` and `chain` are final
-        afterwards. Raise ValueError to refuse the target."""
-
-    def forget(self) -> None:
-        """Drop what was learnt from earlier calls: cold again. For drafters that learn."""
+    def enter(self, rows: Sequence[int], state: State) -> None:
+        """These seats hold new requests, prefilled. `state.last.taps` holds for them the states of
+        the whole prompt but its last token."""
 
     @abstractmethod
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        """One tree per row, no deeper than room - 1. An empty tree is a fair answer. `state` is only read, and all
-        chance comes from `chance`."""
+        """One tree per row, no deeper than room - 1. An empty tree is a fair answer. `state` is
+        only read, and all chance comes from `chance`."""
+
+    def observe(self, state: State) -> None:
+        """After every commit, a row's last one included. What learns, learns here."""
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """The requests in these seats are over."""
+
+    def forget(self) -> None:
+        """Drop what was learnt from earlier runs: cold again. For drafters that learn."""
+
+    def settings_in_effect(self) -> dict[str, Any]:
+        """What defaults and `null`s came to, for the record of a run; after `begin`."""
+        return {}
+
+
+# ------------------------------------------------------------------------------------ verifiers
 
 
 class Verifier(ABC):
     """Decides which path survives. The class docstring's first line states the guarantee."""
 
-    laws: ClassVar[frozenset[SiblingLaw]]
+    laws: ClassVar[frozenset[SiblingLaw]]  # of the siblings that it may judge
     lossless: ClassVar[bool] = True
     needs_fixed_width: ClassVar[bool] = False
     chain_only: ClassVar[bool] = False
@@ -189,5 +300,7 @@ class Verifier(ABC):
     max_vocabulary: ClassVar[int | None] = None
 
     @abstractmethod
-    def verify(self, trees: TokenTree, laws: "Laws", chance: Draws) -> Verdict:
-        """The accepted path and the bonus token of every row. Neither trees nor laws are edited."""
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        """The accepted path and the bonus token of every row; p: the target's laws. Neither is
+        edited. Nothing is read from the device: every level has a fixed shape (B, V), and rows
+        that are finished are masked."""

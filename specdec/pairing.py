@@ -3,14 +3,11 @@
 from typing import Any
 
 from specdec.chance import Chance
+from specdec.errors import Refused
 from specdec.interfaces import Drafter, Verifier
 from specdec.plugins import build, described
 from specdec.sampling import Sampling
 from specdec.tree import SiblingLaw
-
-
-class Refused(ValueError):
-    """The contract does not allow this pair: not a failure, a study records it as not applicable."""
 
 
 def name_of(plugin: Any) -> str:
@@ -45,7 +42,9 @@ def pair(
         by_table = verifier in ("auto", {"name": "auto"})
         rule = build("verifier", choose(drafter, sampling, chance) if by_table else verifier)
         if not isinstance(rule, Verifier):
-            raise ValueError(f"verifier {verifier!r} makes a {type(rule).__name__}, which is no specdec.Verifier")
+            raise ValueError(
+                f"verifier {verifier!r} makes a {type(rule).__name__}, which is no specdec.Verifier"
+            )
     ours, theirs = name_of(rule), name_of(drafter)
 
     def refuse(reason: str) -> None:
@@ -60,10 +59,14 @@ def pair(
             f"verifier {ours!r} is exact at temperature 0 only, got temperature {sampling.temperature}; use 'naive' or 'auto'"
         )
     if chance.coupled and not rule.coupled:
-        refuse("coupled chance has one race per position, so only 'naive' and 'greedy' work under it")
+        refuse(
+            "coupled chance has one race per position, so only 'naive' and 'greedy' work under it"
+        )
     if drafter.law not in rule.laws:
         allowed = ", ".join(sorted(law.name for law in rule.laws))
-        refuse(f"its siblings are {drafter.law.name}, the rule is exact for {allowed}; 'naive' takes every tree")
+        refuse(
+            f"its siblings are {drafter.law.name}, the rule is exact for {allowed}; 'naive' takes every tree"
+        )
     if rule.chain_only and not drafter.chain:
         refuse("it is for chains, and the drafter proposes trees")
     if rule.needs_fixed_width and not drafter.fixed_width:
@@ -71,5 +74,7 @@ def pair(
             "it uses the joint law of all siblings, so their number must be fixed before the first is drawn (fixed_width)"
         )
     if rule.max_vocabulary is not None and vocabulary > rule.max_vocabulary:
-        refuse(f"it is an oracle for vocabularies of at most {rule.max_vocabulary} tokens, this one has {vocabulary}")
+        refuse(
+            f"it is an oracle for vocabularies of at most {rule.max_vocabulary} tokens, this one has {vocabulary}"
+        )
     return rule

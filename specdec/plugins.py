@@ -68,4 +68,6 @@ def find(group: str, choice: str | Mapping[str, Any]) -> tuple[Callable[..., Any
     try:
         return getattr(importlib.import_module(package), attribute), settings
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"_target_ {package}.{attribute} of {group} {choice!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"_target_ {package}.{attribute} of {group} {choice!r} cannot be imported: {error}"
+        ) from error

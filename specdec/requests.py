@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from specdec.chance import Chance, Keyed
-from specdec.checks import integer, switch
-from specdec.interfaces import Drafter, Verifier
-from specdec.load import Loadable, load
+from specdec.errors import integer, switch
+from specdec.interfaces import Drafter, LanguageModel, Verifier
+from specdec.models.load import Loadable, load
 from specdec.plugins import build
-from specdec.sampling import Sampling
+from specdec.sampling import Processor, Sampling
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
@@ -23,27 +24,36 @@ INT64 = (-(1 << 63), (1 << 63) - 1)
 
 @dataclass(frozen=True)
 class Request:
+    """One prompt, and the number that keys its chance."""
+
+    prompt: list[int]
+    request_id: int
+
+
+@dataclass(frozen=True)
+class Call:
     """A checked call of generate or stream."""
 
-    target: Any  # a LanguageModel; `load`'s, unless a test brings its own
-    prompts: list[list[int]]
+    target: LanguageModel
+    requests: list[Request]
     drafter: Drafter
     verifier: VerifierChoice
     sampling: Sampling
     chance: Chance
     max_new_tokens: int
-    request_ids: list[int]
+    seats: int
     stop: tuple[str, ...]
     eos_ids: frozenset[int]
     allow_lossy: bool
 
     @property
-    def slots(self) -> int:
-        return max(map(len, self.prompts)) + self.max_new_tokens + self.drafter.max_nodes
+    def longest(self) -> int:
+        """Tokens that a row may come to hold."""
+        return max(len(request.prompt) for request in self.requests) + self.max_new_tokens
 
 
 def prepare(
-    target: Loadable,
+    target: Loadable | LanguageModel,
     prompts: Prompts,
     *,
     drafter: DrafterChoice = "ngram",
@@ -54,51 +64,74 @@ def prepare(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
-    logits_processors: Sequence[Any] = (),
+    logits_processors: Sequence[Processor] = (),
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     request_ids: Sequence[int] | None = None,
     chance: Chance | None = None,
     allow_lossy: bool = False,
-) -> Request:
+    seats: int | None = None,
+) -> Call:
     """Raises ValueError, naming what came and what to do, for anything that cannot be served."""
     if not isinstance(logits_processors, Sequence):
-        raise ValueError(f"logits_processors must be a list of callables, got {logits_processors!r}")
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, tuple(logits_processors))
-    model: Any = target if hasattr(target, "score") else load(target)
-    max_new_tokens, seed = integer("max_new_tokens", max_new_tokens, 1), integer("seed", seed, *INT64)
+        raise ValueError(
+            f"logits_processors must be a list of callables, got {logits_processors!r}"
+        )
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, repetition_penalty, tuple(logits_processors)
+    )
+    model = target if isinstance(target, LanguageModel) else load(target)
+    max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
     ids = encode(model, prompts)
     check_prompts(ids, model.vocabulary, model.context, max_new_tokens)
     stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Sequence) else tuple(stop)
     if not all(isinstance(text, str) and text for text in stops):
         raise ValueError(f"stop must be non-empty strings, got {stop!r}")
-    if stops and getattr(model, "tokenizer", None) is None:
+    if stops and model.tokenizer is None:
         raise ValueError(
             "stop strings need a tokenizer, and this target has none; load (model, tokenizer), or use EOS ids"
         )
     keys = list(range(len(ids))) if request_ids is None else check_keys(request_ids, len(ids))
-    if chance is not None and not isinstance(chance, Chance):
-        raise ValueError(f"chance must be a specdec.Chance such as Keyed(0) or Coupled(0), or None, got {chance!r}")
-    return Request(
+    return Call(
         model,
-        ids,
+        [Request(prompt, key) for prompt, key in zip(ids, keys, strict=True)],
         make_drafter(drafter),
         verifier,
         sampling,
-        Keyed(seed) if chance is None else chance,
+        make_chance(seed, chance),
         max_new_tokens,
-        keys,
+        len(ids) if seats is None else min(integer("seats", seats, 1), len(ids)),
         stops,
-        frozenset() if switch("ignore_eos", ignore_eos) else frozenset(model.eos_ids),
+        frozenset() if switch("ignore_eos", ignore_eos) else model.eos_ids,
         switch("allow_lossy", allow_lossy),
     )
 
 
+def make_chance(seed: int | None, chance: Chance | None) -> Chance:
+    """Keyed by the seed (default 0), or the chance that was given."""
+    if chance is None:
+        return Keyed(0 if seed is None else integer("seed", seed, *INT64))
+    if not isinstance(chance, Chance):
+        raise ValueError(
+            f"chance must be a specdec.Chance such as Keyed(0) or Coupled(0), or None, got {chance!r}"
+        )
+    if seed is not None:
+        raise ValueError(
+            f"seed={seed!r} and chance={chance!r} were both given; a chance has a seed of its own: "
+            "give Keyed(seed) or Coupled(seed) alone"
+        )
+    return chance
+
+
 def check_keys(request_ids: Any, rows: int) -> list[int]:
-    given = request_ids.tolist() if hasattr(request_ids, "tolist") else request_ids
+    given = plain(request_ids)
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != rows:
-        count = f"{len(given)} ids" if isinstance(given, Sequence) and not isinstance(given, str) else repr(given)
+        count = (
+            f"{len(given)} ids"
+            if isinstance(given, Sequence) and not isinstance(given, str)
+            else repr(given)
+        )
         raise ValueError(f"request_ids must give one integer per prompt: {rows} prompts, {count}")
     return [integer(f"request_ids[{place}]", key, *INT64) for place, key in enumerate(given)]
 
@@ -116,7 +149,9 @@ def make_drafter(drafter: DrafterChoice) -> Drafter:
         try:
             drafter = drafter()
         except TypeError as error:
-            raise ValueError(f"drafter {drafter!r} cannot be made without arguments: {error}") from error
+            raise ValueError(
+                f"drafter {drafter!r} cannot be made without arguments: {error}"
+            ) from error
     if not isinstance(drafter, Drafter):
         raise ValueError(
             f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got {type(drafter).__name__}"
@@ -124,10 +159,12 @@ def make_drafter(drafter: DrafterChoice) -> Drafter:
     return drafter
 
 
-def encode(model: Any, prompts: Prompts) -> list[list[int]]:
+def encode(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
     """Prompts in any of the accepted forms as lists of token ids."""
     if isinstance(prompts, Tensor):
-        whole = not (prompts.is_floating_point() or prompts.is_complex() or prompts.dtype == torch.bool)
+        whole = not (
+            prompts.is_floating_point() or prompts.is_complex() or prompts.dtype == torch.bool
+        )
         if prompts.ndim not in (1, 2) or not whole:
             shape = tuple(prompts.shape)
             raise ValueError(
@@ -139,22 +176,29 @@ def encode(model: Any, prompts: Prompts) -> list[list[int]]:
     if isinstance(prompts, (Mapping, bytes)) or not isinstance(prompts, Iterable):
         raise ValueError(
             f"prompts must be a string, a list of strings, token ids, or lists of token ids; got {type(prompts).__name__}"
-            + (', of which the "input_ids" may be what you mean' if isinstance(prompts, Mapping) else "")
+            + (
+                ', of which the "input_ids" may be what you mean'
+                if isinstance(prompts, Mapping)
+                else ""
+            )
         )
-    rows: list[Any] = [
-        row.tolist() if hasattr(row, "tolist") else row for row in prompts
-    ]  # arrays, tensors and their numbers
+    rows: list[Any] = [plain(row) for row in prompts]
     if not rows:
-        raise ValueError("no prompts: give a string, a list of strings, token ids, or lists of token ids")
+        raise ValueError(
+            "no prompts: give a string, a list of strings, token ids, or lists of token ids"
+        )
     if all(isinstance(row, int) and not isinstance(row, bool) for row in rows):
         return [rows]
     if all(isinstance(row, str) for row in rows):
-        tokenizer = getattr(model, "tokenizer", None)
+        tokenizer = model.tokenizer
         if tokenizer is None:
-            raise ValueError("this target has no tokenizer, so prompts must be token ids; or load (model, tokenizer)")
-        empty = [number for number, row in enumerate(rows) if not row]
-        if empty:
-            raise ValueError(f"prompt {empty[0]} is empty; give at least one character")
+            raise ValueError(
+                "this target has no tokenizer, so prompts must be token ids; or load (model, tokenizer)"
+            )
+        for number, row in enumerate(rows):
+            if not row:
+                raise ValueError(f"prompt {number} is empty; give at least one character")
+            check_text(row, f"prompt {number}")
         return [list(tokenizer(row)["input_ids"]) for row in rows]
     found = []
     for number, row in enumerate(rows):
@@ -170,10 +214,28 @@ def encode(model: Any, prompts: Prompts) -> list[list[int]]:
     return found
 
 
+def plain(value: Any) -> Any:
+    """Tensors, arrays and their numbers as Python's own."""
+    return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise ValueError for text that no tokenizer can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds half of a surrogate pair ({text[error.start]!r} at character "
+            f"{error.start}), which is no text; read the file as UTF-8, or leave such characters out"
+        ) from None
+
+
 def check_prompts(ids: list[list[int]], vocabulary: int, context: int, max_new_tokens: int) -> None:
     for number, row in enumerate(ids):
         if not row:
-            raise ValueError(f"prompt {number} is empty; decoding needs at least one token to start from")
+            raise ValueError(
+                f"prompt {number} is empty; decoding needs at least one token to start from"
+            )
         wrong = [token for token in row if not 0 <= token < vocabulary]
         if wrong:
             raise ValueError(
@@ -188,11 +250,3 @@ def check_prompts(ids: list[list[int]], vocabulary: int, context: int, max_new_t
                 f"prompt {number} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that is "
                 f"{len(row) + max_new_tokens}, over the target's context of {context}; ask for at most {context - len(row)}"
             )
-
-
-def right_padded(ids: list[list[int]], width: int, device: torch.device) -> Tensor:
-    """(B, width) long."""
-    tokens = torch.zeros(len(ids), width, dtype=torch.long)
-    for row, values in enumerate(ids):
-        tokens[row, : len(values)] = torch.tensor(values)
-    return tokens.to(device)

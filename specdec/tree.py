@@ -1,268 +1,413 @@
 """Token trees. A tree knows tokens and parents; it has never heard of a model.
 
-Letters: B rows, N nodes (root included), V vocabulary, D depth.
+Letters: B rows, N nodes (root included), V vocabulary.
 
     def ── read ── _csv        node   0    1     2     3     4     5
      │      └───── _table      token  def  read  load  _csv  _tab  _csv
      └─ load ───── _csv        parent -1   0     0     1     1     2
 
-Node 0 is the root: the last committed token, not yet in the target's cache. Children stand in the order in which they were
-drawn. A node that a row does not use has parent -1.
+Node 0 is the root: the last committed token, not yet in the target's memory. Children stand in
+the order in which they were drawn. A node that a row does not use has parent -1.
+
+A tree is a value. Its structure (parents, and what follows from them) is apart from its content
+(tokens, q), so that a structure that repeats is worked out once.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 class SiblingLaw(StrEnum):
     """How the children of a node were drawn. It decides which acceptance rules are exact."""
 
-    DET = "det"  # deterministic: n-gram, top-k, Medusa, EAGLE-2; or any tree that was pruned after its values were seen
+    DET = "det"  # deterministic: n-gram, top-k, Medusa, EAGLE-2; or pruned after values were seen
     WOR = "wor"  # sampled from q without replacement
     WR = "wr"  # sampled from q independently; duplicates happen
     HUB = "hub"  # the k-1 most probable tokens, then one drawn from the rest of q
 
 
 @dataclass(frozen=True, eq=False)
-class TokenTree:
-    """One tree per row, padded to N nodes.
+class Structure:
+    """Who hangs below whom, in each of B trees. Make one by `chain`, `shared`, `of` or `grow`.
 
-    tokens   (B, N) long; column 0 is the root
-    parents  (B, N) long; parents[:, 0] = -1; a node's parent comes before it; -1 elsewhere: unused
-    law      how siblings were drawn, the same for the whole tree
-    q        (B, N, V) floating: q[b, i] is the very law that the children of node i were drawn from; None for DET
-    levels   a bound on the depth that is known without asking the device; N - 1 if not given
-    width    a bound on the number of siblings, likewise; N - 1 if not given (on a CPU, counted)
-    resume   (layer, states (B, N, d)) from a drafter that has run every node through the target's lower layers
-
-    Raises ValueError for a malformed tree. On a CPU that happens here; a tree made on an accelerator is checked when the
-    loop reads it together with the verdict.
+    depth, width and is_chain are bounds that are known without asking the device, the same on
+    every device. `frame` holds parents that all rows share, where those are known: a row's own
+    tree is a part of it.
     """
 
-    tokens: Tensor
-    parents: Tensor
-    law: SiblingLaw = SiblingLaw.DET
-    q: Tensor | None = None
-    levels: int = -1
-    width: int = -1
-    resume: tuple[int, Tensor] | None = None
-    shape_is_known: bool = field(default=False, repr=False)  # for constructors whose parents are right by construction
-
-    def __post_init__(self) -> None:
-        if self.tokens.ndim != 2 or self.tokens.shape != self.parents.shape or self.tokens.shape[1] == 0:
-            raise ValueError(
-                f"a tree needs tokens and parents of one shape (rows, nodes >= 1), got {tuple(self.tokens.shape)} and "
-                f"{tuple(self.parents.shape)}"
-            )
-        if self.law is not SiblingLaw.DET and self.q is None and self.num_nodes > 1:
-            raise ValueError(
-                f"a {self.law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came from"
-            )
-        if self.q is not None and (self.q.ndim != 3 or self.q.shape[:2] != self.tokens.shape):
-            raise ValueError(
-                f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got {tuple(self.q.shape)}"
-            )
-        if not 0 <= self.levels < self.num_nodes:
-            object.__setattr__(self, "levels", self.num_nodes - 1)
-        if self.tokens.device.type == "cpu" and not self.shape_is_known:
-            parents = self.parents.numpy()
-            faults = self.structure_faults(self.tokens.numpy(), parents, self.law, self.levels)
-            for row in np.flatnonzero(faults.any(1)):
-                raise ValueError(f"malformed tree in row {row}: {self.describe(faults[row], self.STRUCTURE)}")
-            if self.width < 0:
-                counts = [np.bincount(row[row >= 0], minlength=1).max() for row in parents]
-                object.__setattr__(self, "width", int(max(counts)))
-        if self.width < 0:
-            object.__setattr__(self, "width", self.num_nodes - 1)
-
-    @classmethod
-    def root(cls, tokens: Tensor, law: SiblingLaw = SiblingLaw.DET) -> "TokenTree":
-        """The empty tree: only the roots (B,)."""
-        numbers, above, below = _chain(1, tokens.device)
-        tree = cls(tokens[:, None], above.expand(len(tokens), -1), law, levels=0, width=0, shape_is_known=True)
-        tree.__dict__["ancestors"] = below.expand(len(tokens), -1, -1)
-        tree.__dict__["depths"] = numbers.expand(len(tokens), -1)
-        return tree
+    parents: Int[Tensor, "B N"]  # parents[:, 0] = -1; a parent comes before its child
+    depths: Int[Tensor, "B N"]  # edges from the root; 0 for unused nodes
+    ancestors: Bool[Tensor, "B N N"]  # [b, i, j]: j is on the path to i, itself included
+    depth: int  # of the deepest node that there may be
+    width: int  # siblings that there may be
+    is_chain: bool  # every node's only child is the next node
+    frame: tuple[int, ...] | None = None
 
     @classmethod
     def chain(
-        cls, tokens: Tensor, lengths: Tensor | None, law: SiblingLaw = SiblingLaw.DET, q: Tensor | None = None
-    ) -> "TokenTree":
-        """Node i's only child is node i + 1; tokens (B, N) with the root first; lengths (B,): drafted nodes per row,
-        None where every row has all of them."""
-        numbers, above, below = _chain(tokens.shape[1], tokens.device)
+        cls, rows: int, nodes: int, device: torch.device, lengths: Tensor | None = None
+    ) -> "Structure":
+        """Node i's only child is node i + 1. lengths (B,): drafted nodes per row; None: all."""
         if lengths is None:
-            parents, depths = above.expand(len(tokens), -1), numbers.expand(len(tokens), -1)
-        else:
-            used = numbers <= lengths[:, None]
-            parents, depths = torch.where(used, above, -1), numbers * used
-        chain = cls(tokens, parents, law, q, tokens.shape[1] - 1, 1, shape_is_known=True)
-        chain.__dict__["ancestors"] = below.expand(len(tokens), -1, -1)
-        chain.__dict__["depths"] = depths
-        chain.__dict__["is_chain"] = True
-        return chain
+            return _full_chain(rows, nodes, device)
+        whole = _full_chain(rows, nodes, device)
+        used = whole.depths <= lengths[:, None]
+        parents = torch.where(used, whole.parents, -1)
+        depth, width = nodes - 1, min(nodes - 1, 1)
+        return cls(parents, whole.depths * used, whole.ancestors, depth, width, True, whole.frame)
 
-    @cached_property
-    def is_chain(self) -> bool:
-        """Whether it was made as a chain, so that the last node sees all others."""
-        return self.num_nodes == 1
+    @classmethod
+    def shared(
+        cls, parents: Sequence[int], rows: int, device: torch.device, used: Tensor | None = None
+    ) -> "Structure":
+        """The same parents in every row; used (B, N) bool: the nodes that a row has (None: all).
 
-    def grow(self, tokens: Tensor, parents: Tensor) -> "TokenTree":
-        """This tree with one more level of nodes: tokens (B, m), parents (B, m) among the nodes so far, -1: unused.
-
-        What is known of the smaller tree is carried over, so a drafter pays for each level once.
+        Raises ValueError for parents that are none.
         """
-        old, new = self.num_nodes, tokens.shape[1]
-        grown = TokenTree(
-            torch.cat([self.tokens, tokens], 1),
-            torch.cat([self.parents, parents], 1),
-            levels=self.levels + 1,
-            width=max(self.width, new),
-            shape_is_known=True,
+        whole = _shared(tuple(parents), rows, device)
+        if used is None:
+            return whole
+        below = torch.where(used, whole.parents, -1)
+        return cls(
+            below,
+            whole.depths * used,
+            whole.ancestors,
+            whole.depth,
+            whole.width,
+            whole.is_chain,
+            whole.frame,
         )
+
+    @classmethod
+    def of(
+        cls,
+        parents: Tensor | Sequence[Sequence[int]],
+        device: torch.device | None = None,
+        depth: int | None = None,
+        width: int | None = None,
+    ) -> "Structure":
+        """Any trees: parents (B, N). Given as lists they are checked here and their depth and
+        width are known exactly. Given as a tensor they are checked when the loop reads them, and
+        depth and width are the bounds that the caller gives, else N - 1.
+
+        Raises ValueError for lists that are no trees.
+        """
+        if not isinstance(parents, Tensor):
+            given = np.array(parents, dtype=np.int64, ndmin=2)
+            faults = structure_faults(given)
+            for row in np.flatnonzero(faults.any(1)):
+                raise ValueError(
+                    f"malformed tree in row {row}: {described(faults[row], STRUCTURE)}"
+                )
+            depth = int(host_depths(given).max(initial=0))
+            width = max(
+                (int(np.bincount(row[row >= 0]).max(initial=0)) for row in given), default=0
+            )
+            parents = torch.from_numpy(given).to(device or torch.device("cpu"))
+        most = parents.shape[1] - 1
+        depth = most if depth is None else min(depth, most)
+        width = most if width is None else min(width, most)
+        ancestors = _ancestors(parents, depth)
+        depths = ancestors.sum(-1) - 1
+        return cls(parents, depths, ancestors, depth, width, most == 0)
+
+    def grow(self, parents: Tensor, frame: Sequence[int] | None = None) -> "Structure":
+        """One more level of nodes: parents (B, m) among the nodes so far, -1: unused.
+
+        frame: the same for all rows, where that is known. What is known of the smaller structure
+        is carried over, so a drafter pays for each level once.
+        """
+        rows, old = self.parents.shape
+        new = parents.shape[1]
         above, used = parents.clamp(min=0), parents >= 0
-        ancestors = self.ancestors.new_zeros(self.rows, old + new, old + new)
+        ancestors = self.ancestors.new_zeros(rows, old + new, old + new)
         ancestors[:, :old, :old] = self.ancestors
         ancestors[:, old:, :old] = self.ancestors.gather(1, above[:, :, None].expand(-1, -1, old))
         ancestors.diagonal(dim1=1, dim2=2)[:, old:] = True
-        grown.__dict__["ancestors"] = ancestors
-        grown.__dict__["depths"] = torch.cat([self.depths, (self.depths.gather(1, above) + 1) * used], 1)
-        return grown
-
-    def drawn_from(self, law: SiblingLaw, q: Tensor | None, width: int) -> "TokenTree":
-        """The same tree with its sibling law declared."""
-        return self._again(law=law, q=q, width=width)
-
-    def resumed(self, layer: int, states: Tensor) -> "TokenTree":
-        """The same tree with what a drafter has computed of it: the stream (B, N, d) that enters `layer`."""
-        return self._again(resume=(layer, states))
-
-    def _again(self, **changes: Any) -> "TokenTree":
-        """This tree with other fields of the same nodes; what is known of their structure is carried over."""
-        tree = replace(self, **changes)
-        tree.__dict__.update(
-            {name: self.__dict__[name] for name in ("ancestors", "depths", "is_chain") if name in self.__dict__}
+        depths = torch.cat([self.depths, (self.depths.gather(1, above) + 1) * used], 1)
+        whole = None if self.frame is None or frame is None else (*self.frame, *frame)
+        return Structure(
+            torch.cat([self.parents, parents], 1),
+            depths,
+            ancestors,
+            self.depth + 1,
+            max(self.width, new if frame is None else max(map(frame.count, frame))),
+            False,
+            whole,
         )
-        return tree
-
-    def with_tokens(self, tokens: Tensor) -> "TokenTree":
-        """The same structure with other tokens (B, N): a static tree is worked out once."""
-        other = replace(self, tokens=tokens, shape_is_known=True)
-        known = ("ancestors", "depths", "used", "ranks", "is_chain")
-        other.__dict__.update({name: self.__dict__[name] for name in known if name in self.__dict__})
-        return other
 
     @property
     def rows(self) -> int:
-        return self.tokens.shape[0]
+        return self.parents.shape[0]
 
     @property
     def num_nodes(self) -> int:
         """N, the root included."""
-        return self.tokens.shape[1]
+        return self.parents.shape[1]
 
     @cached_property
-    def used(self) -> Tensor:
-        """(B, N) bool: the root and every node with a parent."""
+    def used(self) -> Bool[Tensor, "B N"]:
+        """The root and every node with a parent."""
         used = self.parents >= 0
         used[:, 0] = True
         return used
 
     @cached_property
-    def ancestors(self) -> Tensor:
-        """(B, N, N) bool: [b, i, j] says that node j lies on the path from the root to node i, both included."""
-        nodes = torch.arange(self.num_nodes, device=self.tokens.device)
-        own = (nodes[:, None] == nodes).expand(self.rows, -1, -1)
-        parents = self.parents.clamp(min=0)[:, :, None].expand(-1, -1, self.num_nodes)
-        reached = own
-        for _ in range(self.levels):
-            reached = own | (reached.gather(1, parents) & self.used[:, :, None])
-        return reached
+    def ranks(self) -> Int[Tensor, "B N"]:
+        """How many siblings were drawn before the node."""
+        same = self.parents[:, :, None] == self.parents[:, None, :]
+        return (same & (self.parents[:, :, None] >= 0)).tril(-1).sum(-1)
 
-    @cached_property
+
+class TokenTree:
+    """One tree per row, padded to N nodes. A value: nobody writes to it or to its tensors.
+
+    tokens   (B, N) long; column 0 is the root
+    parents  (B, N), or a Structure; see `Structure.of` for what is known of either
+    law      how siblings were drawn, the same for the whole tree
+    q        (B, N, V): q[b, i] is the very law that the children of node i were drawn from;
+             None for DET
+    depth, width  bounds for parents that come as a tensor
+
+    Raises ValueError for shapes that do not go together, and for lists of parents that are no
+    tree. What only values can show is reported by the loop, which reads them with the verdict.
+    """
+
+    __slots__ = ("_law", "_q", "_structure", "_tokens")
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, "B N"],
+        parents: Structure | Tensor | Sequence[Sequence[int]],
+        law: SiblingLaw = SiblingLaw.DET,
+        q: Float[Tensor, "B N V"] | None = None,
+        depth: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        structure = parents
+        if not isinstance(structure, Structure):
+            if isinstance(structure, Tensor) and structure.ndim != 2:
+                raise ValueError(f"parents must be (rows, nodes), got {tuple(structure.shape)}")
+            structure = Structure.of(structure, tokens.device, depth, width)
+        self._tokens, self._structure, self._law, self._q = tokens, structure, law, q
+        if tokens.shape != structure.parents.shape or tokens.shape[1] == 0:
+            raise ValueError(
+                "a tree needs tokens and parents of one shape (rows, nodes >= 1), got "
+                f"{tuple(tokens.shape)} and {tuple(structure.parents.shape)}"
+            )
+        if law is not SiblingLaw.DET and q is None and self.num_nodes > 1:
+            raise ValueError(
+                f"a {law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came from"
+            )
+        if q is not None and (q.ndim != 3 or q.shape[:2] != tokens.shape):
+            raise ValueError(
+                f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got {tuple(q.shape)}"
+            )
+
+    def __repr__(self) -> str:
+        shape = "chains" if self.is_chain else "trees"
+        return f"<TokenTree: {self.rows} {self._law.name} {shape} of up to {self.num_nodes} nodes>"
+
+    @classmethod
+    def root(cls, tokens: Tensor, law: SiblingLaw = SiblingLaw.DET) -> "TokenTree":
+        """The empty tree: only the roots (B,)."""
+        return cls(tokens[:, None], _full_chain(len(tokens), 1, tokens.device), law)
+
+    @classmethod
+    def chain(
+        cls,
+        tokens: Tensor,
+        lengths: Tensor | None,
+        law: SiblingLaw = SiblingLaw.DET,
+        q: Tensor | None = None,
+    ) -> "TokenTree":
+        """Chains of tokens (B, N), the root first; lengths (B,): drafted nodes, None: all."""
+        rows, nodes = tokens.shape
+        return cls(tokens, Structure.chain(rows, nodes, tokens.device, lengths), law, q)
+
+    def grow(
+        self, tokens: Tensor, parents: Tensor, frame: Sequence[int] | None = None
+    ) -> "TokenTree":
+        """This tree with one more level of nodes, its law and q left out: see `Structure.grow`."""
+        return TokenTree(torch.cat([self._tokens, tokens], 1), self._structure.grow(parents, frame))
+
+    def drawn_from(self, law: SiblingLaw, q: Tensor | None) -> "TokenTree":
+        """The same tree with its sibling law declared."""
+        return TokenTree(self._tokens, self._structure, law, q)
+
+    def within(self, vocabulary: int) -> "TokenTree":
+        """The same tree with every token in 0 .. vocabulary - 1: what a model can look up. Tokens
+        outside are the drafter's fault and are reported; a lookup of one would end the process."""
+        return TokenTree(self._tokens.clamp(0, vocabulary - 1), self._structure, self._law, self._q)
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, N) long."""
+        return self._tokens
+
+    @property
+    def structure(self) -> Structure:
+        return self._structure
+
+    @property
+    def law(self) -> SiblingLaw:
+        return self._law
+
+    @property
+    def q(self) -> Tensor | None:
+        """(B, N, V), or None."""
+        return self._q
+
+    @property
+    def rows(self) -> int:
+        return self._tokens.shape[0]
+
+    @property
+    def num_nodes(self) -> int:
+        """N, the root included."""
+        return self._tokens.shape[1]
+
+    @property
+    def parents(self) -> Tensor:
+        """(B, N) long."""
+        return self._structure.parents
+
+    @property
     def depths(self) -> Tensor:
         """(B, N) long: edges from the root; 0 for unused nodes."""
-        return self.ancestors.sum(-1) - 1
+        return self._structure.depths
 
-    @cached_property
+    @property
+    def ancestors(self) -> Tensor:
+        """(B, N, N) bool: [b, i, j]: node j is on the path from the root to node i."""
+        return self._structure.ancestors
+
+    @property
     def ranks(self) -> Tensor:
         """(B, N) long: how many siblings were drawn before the node."""
-        same = (self.parents[:, :, None] == self.parents[:, None, :]) & (self.parents[:, :, None] >= 0)
-        return same.tril(-1).sum(-1)
+        return self._structure.ranks
+
+    @property
+    def used(self) -> Tensor:
+        """(B, N) bool: the root and every node with a parent."""
+        return self._structure.used
+
+    @property
+    def depth(self) -> int:
+        """A bound on the depth, known without asking the device."""
+        return self._structure.depth
+
+    @property
+    def width(self) -> int:
+        """A bound on the number of siblings, likewise."""
+        return self._structure.width
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether it was made as a chain: the last node sees all others."""
+        return self._structure.is_chain
 
     def path(self, row: int, node: int) -> list[int]:
-        """Node numbers from below the root down to `node`."""
+        """Node numbers from below the root down to `node`. (Of a malformed tree, as far as parents
+        come before their children.)"""
+        parents = self.parents[row].tolist()
         path: list[int] = []
         while node > 0:
             path.insert(0, node)
-            node = int(self.parents[row, node])
+            node = parents[node] if parents[node] < node else 0
         return path
 
-    STRUCTURE = (
-        "the root's parent must be -1",
-        "a node's parent must be an earlier node of the same row (no cycles, no parent after its child)",
-        "a node hangs below an unused node",
-        "a token id is negative",
-        "two siblings carry one token, which sampling without replacement cannot give",
-        "the tree is deeper than its `levels`",
-    )
-    CONTENT = (
-        "q gives a drawn token probability 0 (q must be the very law that was sampled from)",
-        "q has NaN or does not sum to 1 at a node with children",
-    )
 
-    @staticmethod
-    def structure_faults(tokens: np.ndarray, parents: np.ndarray, law: SiblingLaw, levels: int) -> np.ndarray:
-        """(B, 6) bool, in the order of `STRUCTURE`, of tokens and parents (B, N) on the host."""
-        nodes = parents.shape[1]
-        rows = np.arange(len(parents))[:, None]
-        drafted = parents >= 0
-        above = parents.clip(0, nodes - 1)
-        used = drafted.copy()
-        used[:, 0] = True
-        depths = np.zeros_like(parents)
-        for _ in range(levels):
-            depths = (depths[rows, above] + 1) * drafted
-        faults = [
-            parents[:, 0] != -1,
-            ((parents >= np.arange(nodes)) | (parents < -1)).any(1),
-            (drafted & ~used[rows, above]).any(1),
-            ((tokens < 0) & used).any(1),
-            np.zeros(len(parents), dtype=bool),
-            (drafted & (depths != depths[rows, above] + 1)).any(1),
-        ]
-        if law is SiblingLaw.WOR and nodes > 2:
-            same = (parents[:, :, None] == parents[:, None]) & (tokens[:, :, None] == tokens[:, None])
-            faults[4] = (np.tril(same, -1) & drafted[:, :, None]).any((1, 2))
-        return np.stack(faults, 1)
+# -------------------------------------------------------------------------------------- faults
 
-    def q_faults(self) -> Tensor:
-        """(B, 2) bool, in the order of `CONTENT`. Computed on the device: q does not leave it."""
-        assert self.q is not None
-        drafted = self.parents >= 0
-        parents = self.parents.clamp(min=0)
-        rows = torch.arange(self.rows, device=parents.device)[:, None]
-        drawn = self.q[rows, parents, self.tokens.clamp(0, self.q.shape[-1] - 1)]
-        total = self.q.sum(-1).gather(1, parents)
-        zero = (drafted & ~(drawn > 0) & ~drawn.isnan()).any(1)
-        no_law = (drafted & ~((total - 1).abs() < 1e-2)).any(1)
-        return torch.stack([zero, no_law], 1)
-
-    @staticmethod
-    def describe(faults: Iterable[bool], names: tuple[str, ...]) -> str:
-        """What is wrong, or an empty string."""
-        return "; ".join(name for name, bad in zip(names, faults, strict=True) if bad)
+STRUCTURE = (
+    "the root's parent must be -1",
+    "a node's parent must be an earlier node of the same row (no cycles, no parent after its child)",
+    "a node hangs below an unused node",
+    "the tree is deeper than its `depth`",
+)
 
 
-@lru_cache(64)
-def _chain(nodes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Node numbers (N,), parents (N,) and who sees whom (N, N) in a chain. Shared, so never to be written to."""
+def structure_faults(parents: np.ndarray, depths: np.ndarray | None = None) -> np.ndarray:
+    """(B, 4) bool, in the order of `STRUCTURE`, of parents (B, N) on the host. depths (B, N): as
+    worked out for a tree of bounded depth; one that is deeper has wrong ones."""
+    nodes = parents.shape[1]
+    drafted = parents >= 0
+    used = drafted.copy()
+    used[:, 0] = True
+    above = parents.clip(0, nodes - 1)
+    early = (parents < np.arange(nodes)) & (parents >= -1)
+    faults = np.zeros((len(parents), 4), dtype=bool)
+    faults[:, 0] = parents[:, 0] != -1
+    faults[:, 1] = ~early.all(1)
+    faults[:, 2] = (drafted & ~np.take_along_axis(used, above, 1)).any(1)
+    if depths is not None:
+        faults[:, 3] = (drafted & (depths != np.take_along_axis(depths, above, 1) + 1)).any(1)
+    return faults
+
+
+def host_depths(parents: np.ndarray) -> np.ndarray:
+    """(B, N) edges from the root, of parents (B, N) that come before their children."""
+    depths = np.zeros_like(parents)
+    rows = np.arange(len(parents))
+    for node in range(1, parents.shape[1]):
+        above = parents[:, node]
+        depths[:, node] = np.where(above >= 0, depths[rows, above] + 1, 0)
+    return depths
+
+
+def described(faults: Iterable[bool], names: tuple[str, ...]) -> str:
+    """What is wrong, or an empty string."""
+    return "; ".join(name for name, bad in zip(names, faults, strict=True) if bad)
+
+
+# ------------------------------------------------------------------------------ worked out once
+
+
+@lru_cache(256)
+def _full_chain(rows: int, nodes: int, device: torch.device) -> Structure:
     numbers = torch.arange(nodes, device=device)
-    return numbers, numbers - 1, numbers[:, None] >= numbers
+    return Structure(
+        (numbers - 1).expand(rows, -1),
+        numbers.expand(rows, -1),
+        (numbers[:, None] >= numbers).expand(rows, -1, -1),
+        nodes - 1,
+        min(nodes - 1, 1),
+        True,
+        tuple(range(-1, nodes - 1)),
+    )
+
+
+@lru_cache(256)
+def _shared(frame: tuple[int, ...], rows: int, device: torch.device) -> Structure:
+    if frame == tuple(range(-1, len(frame) - 1)):
+        return _full_chain(rows, len(frame), device)
+    one = Structure.of([frame], device)
+    return Structure(
+        one.parents.expand(rows, -1),
+        one.depths.expand(rows, -1),
+        one.ancestors.expand(rows, -1, -1),
+        one.depth,
+        one.width,
+        False,
+        frame,
+    )
+
+
+def _ancestors(parents: Tensor, depth: int) -> Tensor:
+    """(B, N, N) bool: paths of up to `depth` edges, doubled until they reach the root."""
+    nodes = parents.shape[1]
+    numbers = torch.arange(nodes, device=parents.device)
+    reached = (numbers[:, None] == numbers) | (parents[:, :, None] == numbers)
+    steps = 1
+    while steps < depth:
+        reached = torch.bmm(reached.float(), reached.float()) > 0
+        steps *= 2
+    return reached

@@ -10,7 +10,7 @@ from typing import Any
 import specdec
 from experiments.certificates import suite
 from specdec import Enumerate
-from specdec.table import TableModel
+from specdec.models.table import TableModel
 
 Table = dict[tuple[int, ...], list[int]]
 Law = dict[tuple[int, ...], float]
@@ -126,8 +126,9 @@ def exact(
 
 
 def make(drafter: dict[str, Any], toy: Toy) -> Callable[[], Any]:
-    """A factory, since a drafter that keeps state must not carry it from one outcome to the next."""
-    return lambda: suite.make(drafter, toy.target, toy.draft)
+    """One object for all outcomes: what a run remembers is the run's own."""
+    made = suite.make(drafter, toy.target, toy.draft)
+    return lambda: made
 
 
 def title(value: Any) -> str | None:

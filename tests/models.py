@@ -16,8 +16,8 @@ from drafters.eagle import EagleHead
 from drafters.eagle3 import Eagle3Head
 from drafters.hydra_heads import HydraHeads
 from drafters.medusa import MedusaHeads
-from specdec.heads import Head, random_head
-from specdec.language_model import TransformersLM
+from specdec.heads.head import Head, random_head
+from specdec.models.language_model import TransformersLM
 
 VOCABULARY, CONTEXT, WINDOW = 97, 64, 5
 COMMON = {

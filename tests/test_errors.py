@@ -10,9 +10,9 @@ import torch
 
 import specdec
 from experiments.certificates.suite import drafters, pairs, rules
-from specdec import Coupled, Drafter, Keyed, Refused, SiblingLaw, TokenTree
+from specdec import Coupled, Drafter, Keyed, Refused, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.plugins import build
-from specdec.table import TableModel
+from specdec.models.table import TableModel, TableSession
 from tests.exact import KNOWN, make, title
 from tests.models import CONTEXT, VOCABULARY, head, lm, shared
 from tests.models import build as fresh
@@ -31,7 +31,8 @@ def refused(
     message = str(caught.value)
     assert not [word for word in words if word not in message], message
     with pytest.raises(error, match=re.escape(message)):
-        list(specdec.stream(target, prompts, **options))
+        events = specdec.stream(target, prompts, **options)  # bad input is refused here
+        list(events)  # broken contracts when they are met
     return message
 
 
@@ -195,9 +196,29 @@ def test_stop_strings_without_a_tokenizer():
     refused("stop strings need a tokenizer", "(model, tokenizer)", stop="end")
 
 
-def test_an_unknown_option():
-    with pytest.raises(TypeError, match="temprature"):
-        specdec.generate(shared("llama_gqa"), ROW, temprature=1.0)
+@pytest.mark.parametrize("call", [specdec.generate, specdec.stream])
+def test_an_unknown_option(call):
+    with pytest.raises(TypeError, match=r"no argument 'temprature'; did you mean 'temperature'\?"):
+        call(shared("llama_gqa"), ROW, temprature=1.0)
+
+
+def test_a_seed_beside_a_chance():
+    refused("seed=3", "Keyed", "were both given", seed=3, chance=Keyed(1))
+
+
+def test_a_lone_surrogate_in_a_prompt():
+    target = specdec.load("demo")
+    refused("prompt 1", "half of a surrogate pair", "character 4", prompts=["fine", "def \ud800"], target=target)
+
+
+def test_a_stream_refuses_bad_input_at_the_call():
+    with pytest.raises(ValueError, match="max_new_tokens must be an integer >= 1"):
+        specdec.stream(shared("llama_gqa"), ROW, max_new_tokens=0)
+
+
+@pytest.mark.parametrize("seats", [0, -1, 1.5, True, "8"])
+def test_seats_that_are_none(seats):
+    refused("seats must be an integer >= 1", repr(seats), seats=seats)
 
 
 # --------------------------------------------------------------------------------------------------------------- plug-ins
@@ -391,15 +412,18 @@ EVEN = [1 / 3, 1 / 3, 1 / 3]
     [
         (([-1, 2, 0], [0, 1]), ("earlier node", "no parent after its child")),
         (([-1, 2, 1], [0, 1]), ("no cycles",)),
-        (([-1, 0, 0], [1, 1], SiblingLaw.WOR, law(EVEN)), ("two siblings carry one token", "without replacement")),
+        (([-1, 0, 0], [1, 1], SiblingLaw.WOR, law(EVEN)), ("two siblings carry one token", "WOR")),
         (
             ([-1, 0, 1], [1, 0], SiblingLaw.WR, law([0.5, 0.0, 0.5], EVEN)),
             ("q gives a drawn token probability 0", "sampled from"),
         ),
         (([-1, 0, 1], [1, 0], SiblingLaw.WR, law([float("nan")] * 3, EVEN)), ("NaN", "q")),
         (([-1, 0, 1], [1, 0], SiblingLaw.WOR, law([0.2, 0.2, 0.2], EVEN)), ("sum to 1",)),
+        (([-1, 0, 1], [1, 0], SiblingLaw.WOR, law([0.3, 0.3, 0.409], EVEN)), ("sum to 1",)),
+        (([-1, 0, 1], [1, 0], SiblingLaw.WOR, law([0.5, 0.7, -0.2], EVEN)), ("is negative",)),
         (([-1, 0, 1], [1, 3]), ("outside the vocabulary",)),
-        (([-1, 0, 1], [1, -1]), ("negative",)),
+        (([-1, 0, 1], [1, -1]), ("outside the vocabulary",)),
+        (([-1, 0, 1], [1, 10**12]), ("outside the vocabulary",)),
         (([-1, 0, 0], [1, 2], SiblingLaw.WOR, None), ("must carry q",)),
         (([-1, 0, 0, 0, 0], [0, 1, 2, 2]), ("5 nodes", "max_nodes=4")),
         (([-1, 0, 1], [1, 0], SiblingLaw.WR, law(EVEN, EVEN), SiblingLaw.DET), ("declares siblings DET", "WR tree")),
@@ -434,6 +458,105 @@ def test_the_row_and_the_drafter_are_named():
     assert "test_errors" in message  # the module of the drafter
 
 
+class Says(Drafter):
+    """Answers with whatever `answer(state)` gives."""
+
+    max_nodes = 4
+
+    def __init__(self, answer, **declared):
+        self.answer = answer
+        for name, value in declared.items():
+            setattr(self, name, value)
+
+    def propose(self, state, chance):
+        return self.answer(state)
+
+
+def tree_of(state, parents, tokens, **options):
+    return TokenTree(torch.tensor([[int(state.roots[0]), *tokens]]), torch.tensor([parents]), **options)
+
+
+def another_root(state):
+    return TokenTree.chain((state.roots[:, None] + 1).repeat(1, 2) % 3, None)
+
+
+def written(state):
+    state.tokens[0, 0] = 2
+    return TokenTree.root(state.roots)
+
+
+THIRDS = torch.full((1, 3, 3), 1 / 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("answer", "declared", "words"),
+    [
+        (lambda state: None, {}, ("returned NoneType", "specdec.TokenTree")),
+        (lambda state: [[0, 1]], {}, ("returned list",)),
+        (another_root, {}, ("column 0 of its tokens is not the root",)),
+        (written, {}, ("has written into state.tokens", "row 0")),
+        (lambda state: tree_of(state, [-1, 0, 0], [1, 2]), {"chain": True}, ("no chain", "(chain)")),
+        (lambda state: TokenTree(state.roots[:, None].double(), [[-1]]), {}, ("torch.float64", "torch.long")),
+        (lambda state: TokenTree(state.roots[:, None].int(), [[-1]]), {}, ("torch.int32", "torch.long")),
+        (lambda state: TokenTree.root(state.roots.repeat(2)), {}, ("trees for 2 rows, there are 1",)),
+        (lambda state: TokenTree.root(state.roots.to("meta")), {}, ("are on meta", "cpu")),
+        (
+            lambda state: TokenTree.chain(state.roots[:, None].repeat(1, 2), None, SiblingLaw.WR, THIRDS[:, :2, :2]),
+            {"law": SiblingLaw.WR},
+            ("q over 2 tokens", "vocabulary has 3"),
+        ),
+    ],
+)
+def test_a_drafter_that_breaks_its_contract(answer, declared, words):
+    refused("drafter 'test_errors'", *words, target=KNOWN.target, prompts=[0], drafter=Says(answer, **declared))
+
+
+def test_a_width_that_is_declared_fixed_and_is_not():
+    """Seen over rounds: two children at first, then one, though q has tokens left."""
+    widths = iter([2, 1, 1, 1, 1, 1, 1, 1])
+
+    def answer(state):
+        k = next(widths)
+        tokens, parents = [[1, 2], [1, 0]][k == 1], [-1, 0, 0 if k == 2 else -1]
+        return tree_of(state, parents, tokens, law=SiblingLaw.WOR, q=THIRDS)
+
+    drafter = Says(answer, law=SiblingLaw.WOR, fixed_width=True)
+    options = {"target": KNOWN.target, "prompts": [0], "drafter": drafter, "temperature": 1.0}
+    with pytest.raises(ValueError, match="its width varies, and the drafter declares it fixed"):
+        specdec.generate(options.pop("target"), options.pop("prompts"), verifier="ot", max_new_tokens=8, **options)
+
+
+class Wanders(Verifier):
+    """Accepts whatever it was told to."""
+
+    laws = frozenset(SiblingLaw)
+
+    def __init__(self, path, accepted, bonus=0):
+        self.answer = path, accepted, bonus
+
+    def verify(self, trees, p, chance):
+        path, accepted, bonus = self.answer
+        return Verdict(torch.tensor([path]), torch.tensor([accepted]), torch.tensor([bonus]))
+
+
+@pytest.mark.parametrize(
+    ("path", "accepted", "bonus", "words"),
+    [
+        ([2, -1], 1, 0, ("the path [2, -1]", "no path from the root")),  # node 2 is node 1's child
+        ([1, 3], 2, 0, ("the path [1, 3]",)),  # there is no node 3
+        ([1, 2], 1, 0, ("num_accepted=1",)),
+        ([-1, 2], 1, 0, ("the path [-1, 2]",)),
+        ([0, -1], 1, 0, ("the path [0, -1]",)),
+        ([1, -1], 1, 3, ("bonus token 3", "vocabulary of 3")),
+        ([1, -1], 1, -1, ("bonus token -1",)),
+    ],
+)
+def test_a_verifier_that_breaks_its_contract(path, accepted, bonus, words):
+    drafter = Says(lambda state: tree_of(state, [-1, 0, 1], [1, 2]))
+    rule = Wanders(path, accepted, bonus)
+    refused("verifier 'test_errors'", *words, target=KNOWN.target, prompts=[0], drafter=drafter, verifier=rule)
+
+
 # ------------------------------------------------------------------------------------------------------------ broken targets
 
 
@@ -444,10 +567,15 @@ class Sick(TableModel):
         super().__init__(KNOWN.p)
         self.value, self.row, self.place = value, row, place
 
+    def open(self, rows, slots):
+        return SickSession(self, rows)
+
+
+class SickSession(TableSession):
     def score(self, tree, start=0, taps=()):
         scores = super().score(tree, start, taps)
-        if len(self._committed[self.row]) + 1 >= self.place:
-            scores.logits[self.row] = self.value
+        if len(self._texts[self.model.row]) + 1 >= self.model.place:
+            scores.logits[self.model.row] = self.model.value
         return scores
 
 
@@ -456,7 +584,7 @@ class Sick(TableModel):
 @pytest.mark.parametrize("drafter", ["none", "ngram", {"name": "small_model", "model": KNOWN.draft}])
 def test_logits_that_are_no_law(value, temperature, drafter):
     refused(
-        "logits for prompt 1", "request 6", "after position 4", "NaN", "-inf", "dtype", "processors",
+        "logits in row 1", "request 6", "after position 4", "NaN", "-inf", "dtype", "processors",
         target=Sick(value, 1, 5), prompts=[[0, 1], [1, 2, 0, 1, 2]], drafter=drafter, temperature=temperature, request_ids=[5, 6],
     )  # fmt: skip
 
@@ -466,7 +594,7 @@ def test_a_processor_that_leaves_no_token():
         return torch.full_like(scores, -torch.inf)
 
     for temperature in (0.0, 1.0):
-        refused("logits for prompt 0", "-inf", "processors", temperature=temperature, logits_processors=[nothing])
+        refused("logits in row 0", "-inf", "processors", temperature=temperature, logits_processors=[nothing])
 
 
 # ----------------------------------------------------------------------------------------------------------- model folders

@@ -31,8 +31,8 @@ from experiments.measures import Played
 from experiments.prompts import Prompt
 from experiments.report import __main__ as pages
 from experiments.ways import Sample
-from specdec.load import BUNDLED
-from specdec.metrics import Report, Step
+from specdec.models.load import BUNDLED
+from specdec.measuring.report import Report, Step
 from specdec.plugins import CONF
 
 GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import specdec
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 from tests import models
 
 

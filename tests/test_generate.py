@@ -14,9 +14,9 @@ import specdec
 from experiments.certificates import suite
 from experiments.certificates.suite import pairs
 from specdec import Coupled
-from specdec.load import BUNDLED
+from specdec.models.load import BUNDLED
 from specdec.plugins import names
-from specdec.table import TableModel
+from specdec.models.table import TableModel
 from tests.exact import KNOWN, make, title
 from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, build, prompts, shared, similar
 

@@ -3,29 +3,31 @@
 What a drafter keeps from round to round is compared with what the whole committed text gives when it is read afresh.
 """
 
+import copy
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 import specdec
 from drafters.eagle import Eagle
 from drafters.eagle3 import Eagle3, Eagle3Head
-from drafters.medusa import Batched, MedusaHeads
+from drafters.medusa import MedusaHeads, Stacked
 from experiments.certificates import tiny
 from experiments.certificates.suite import make
 from specdec import Drafter, Sampling, TokenTree
-from specdec.features import FeatureDrafter, FeatureHead
-from specdec.heads import Head, random_head
-from specdec.interfaces import Last, OnHost, State
-from specdec.language_model import TransformersLM
+from specdec.heads.features import FeatureDrafter, FeatureHead
+from specdec.heads.head import Head, random_head
+from specdec.state import Last, OnHost, State
+from specdec.models.language_model import TransformersLM
+from specdec.models.memory import Memory
 from specdec.plugins import build
-from specdec.rank_tree import RankTree
-from specdec.support import layer_kinds
+from specdec.drafting.rank_tree import RankTree
+from specdec.models.support import layer_kinds
 from tests import models
 from tests.models import CHAINS, CONTEXT, HEADS, VOCABULARY, lm, prompts, shared
 
@@ -62,7 +64,7 @@ def reread(head: FeatureHead, target: TransformersLM, text: Tensor) -> tuple[Ten
     window = layer_kinds(head.decoder.config)[0].size
     visible = (back >= 0) & (back < (window or len(text)))
     mask = torch.zeros(visible.shape, dtype=target.dtype).masked_fill(~visible, -torch.inf)[None, None]
-    features = head(target.embed(text[None, 1:]), head.fuse(taps), positions, mask, None)
+    features = head(target.embed(text[None, 1:]), head.fuse(taps), positions, mask, None, use_cache=False)
     return features[0], head.logits(features, target)[0]
 
 
@@ -71,15 +73,18 @@ def watched(kind: str, head: Head, **settings: Any) -> Any:
 
     class Watched(FEATURES[kind]):  # type: ignore[misc]
         seen: list[tuple[Tensor, Tensor]]
+        said: list[Tensor] | None = None  # the roots' features of every round
 
         def _read_new(self, state: State) -> Tensor | None:
             logits = super()._read_new(state)
+            if self.said is not None:
+                self.said.append(self._features)
             for row, (length, live) in enumerate(zip(state.on_host.lengths, state.on_host.live, strict=True)):
                 if logits is not None and live and length > 1:
                     self.seen.append((state.tokens[row, :length].clone(), logits[row, 0].clone()))
             return logits
 
-    made = Watched(head, **{"depth": 3, "branching": None, "draw": "wor", "nodes": None, "tree": None, **settings})
+    made = Watched(head, **{"depth": 3, "draw": "wor", **settings})
     made.seen = []
     return made
 
@@ -111,7 +116,7 @@ def test_a_feature_goes_with_the_token_after_it_whatever_was_accepted(kind, name
     assert len(made.seen) > 3 * 40 / 4 - 3  # at least one per row and round
     for text, logits in made.seen:
         whole = torch.full_like(logits, -torch.inf)
-        whole[made.heads.kept if made.heads.kept is not None else slice(None)] = reread(made.heads, target, text)[1][-1]
+        whole[made.heads.token_ids if made.heads.token_ids is not None else slice(None)] = reread(made.heads, target, text)[1][-1]
         torch.testing.assert_close(logits, whole, rtol=exact, atol=exact)
     assert (
         max(float((ours - other).nan_to_num().abs().max()) for (_, ours), (_, other) in itertools.pairwise(made.seen))
@@ -120,23 +125,32 @@ def test_a_feature_goes_with_the_token_after_it_whatever_was_accepted(kind, name
 
 
 @pytest.mark.parametrize("kind", FEATURES)
-def test_the_cache_is_in_step_after_200_rounds(kind):
+def test_the_memory_is_in_step_after_200_rounds(kind, monkeypatch):
     """float32. Keys, values and the root's feature are those of the whole text read afresh."""
     target = TransformersLM(models.long_llama())
+    memories, features = [], []
+    once = Memory.close
+
+    def remember(self: Memory) -> None:
+        if len(self.layout.shapes) == 1:  # the head's
+            memories.append((list(self.lengths), [block.clone() for block in self.blocks]))
+        once(self)
+
+    monkeypatch.setattr(Memory, "close", remember)
     made = watched(kind, models.head(kind, target), depth=2)
+    made.said = features
     out = specdec.generate(target, prompts(7, 3), drafter=made, temperature=3.0, max_new_tokens=700)
     assert len(out.steps) >= 200
     assert kinds_of(out) == {"none", "part", "all"}
     text, logits = made.seen[-1]
-    kept = made._place.opened()
-    row = next(row for row, length in enumerate(kept.lengths) if length == len(text) - 1)
-    keys, values = (block[0, row, :, : kept.lengths[row]].clone() for block in kept.blocks)
-    features, _ = reread(made.heads, target, text)
-    torch.testing.assert_close(made._features[row, 0], features[-1], rtol=0, atol=1e-4)
+    lengths, blocks = memories[-1]
+    row = next(row for row, length in enumerate(lengths) if length == len(text) - 1)
+    keys, values = (block[0, row, :, : lengths[row]] for block in blocks)
+    torch.testing.assert_close(features[-1][row, 0], reread(made.heads, target, text)[0][-1], rtol=0, atol=1e-4)
 
     again = watched(kind, made.heads, depth=2)
     specdec.generate(target, [text.tolist()], drafter=again, temperature=3.0, max_new_tokens=1)
-    fresh = [block[0, 0, :, : len(text) - 1] for block in again._place.opened().blocks]
+    fresh = [block[0, 0, :, : len(text) - 1] for block in memories[-1][1]]
     torch.testing.assert_close((keys, values), tuple(fresh), rtol=0, atol=1e-4)
     torch.testing.assert_close(logits, again.seen[0][1], rtol=0, atol=1e-4)
 
@@ -144,17 +158,16 @@ def test_the_cache_is_in_step_after_200_rounds(kind):
 # --------------------------------------------------------------------------------------------------- training and drafting
 
 
-def standing(target: TransformersLM, text: Tensor, taps: tuple[Any, ...]) -> State:
-    """As after the prefill of a text (T,)."""
-    target.open(1, 2 * len(text))
-    states = target.read(text[None, :-1], torch.tensor([len(text) - 1]), taps).taps
-    return State(
-        OnHost([len(text)], [True], [20]),
-        text[None],
-        torch.zeros(1, dtype=torch.long),
-        Sampling(0.0),
-        Last(None, None, states),
-    )
+def standing(made: Any, target: TransformersLM, text: Tensor) -> State:
+    """As in the first round after the prefill of a text (T,), which the drafter has begun and entered."""
+    made.begin(target, 1, Sampling(0.0))
+    memory = target.open(1, 2 * len(text))
+    states = memory.read(text[None, :-1], [len(text) - 1], taps=made.taps).taps
+    host = OnHost([len(text)], [True], [20], [True], [text.tolist()])
+    ids = torch.zeros(1, dtype=torch.long)
+    state = State(host, text[None], ids, Sampling(0.0), Last(None, None, [0], None, states), memory)
+    made.enter([0], state)
+    return replace(state, last=state.last._replace(taps=states[:, -1:]))
 
 
 @torch.no_grad()
@@ -175,15 +188,14 @@ def test_three_steps_of_training_are_three_levels_of_drafting(kind, name, at):
     guesses = lessons(made.heads, target, text)
     assert [guess.offset for guess in guesses] == [1, 2, 3]
     with torch.inference_mode():
-        state = standing(target, text[: at + 2], made.taps)
-        made.begin(target, state)
+        state = standing(made, target, text[: at + 2])
         drafted = [made._read_new(state)]
         tree = TokenTree.root(state.roots)
         for step in (1, 2):
             tree = tree.grow(text[None, at + 1 + step, None], torch.tensor([[step - 1]]))
             drafted.append(made._score(tree, step))
     for guess, logits in zip(guesses, drafted, strict=True):
-        ours = logits[0, 0] if made.heads.kept is None else logits[0, 0, made.heads.kept]
+        ours = logits[0, 0] if made.heads.token_ids is None else logits[0, 0, made.heads.token_ids]
         exact = 1e-4 if name == "gemma2" else EXACT  # eager attention takes its softmax in float32
         torch.testing.assert_close(ours, guess.logits[0, at], rtol=exact, atol=exact)
 
@@ -196,15 +208,14 @@ def test_what_is_drafted_is_what_training_says(kind):
     if isinstance(made.heads, FeatureHead):
         made.heads.steps = 3
     with torch.inference_mode():
-        state = standing(target, text, made.taps)
-        made.begin(target, state)
+        state = standing(made, target, text)
         tree = made.propose(state, specdec.Keyed(0).round(state))
         assert tree.parents.tolist() == [[-1, 0, 1, 2]]
         # One token more than was drafted, since each law stands before its token.
         guesses = lessons(made.heads, target, torch.cat([text, tree.tokens[0, 1:], text[:1]]))
     said = [guess.logits[0, len(text) - 2].argmax() for guess in guesses]
-    if made.heads.kept is not None:
-        said = [made.heads.kept[best] for best in said]
+    if made.heads.token_ids is not None:
+        said = [made.heads.token_ids[best] for best in said]
     assert [int(token) for token in said] == tree.tokens[0, 1:].tolist()
 
 
@@ -267,13 +278,13 @@ def test_a_head_of_another_target_is_refused(kind):
 
 def test_layers_that_the_target_lacks_are_named():
     """What leaves the last layer enters none: transformers hands it out with the final norm only."""
-    lm("llama_gqa").open(1, 8)
+    session = lm("llama_gqa").open(1, 8)
     for tap in (3, -1, "tail"):
         with (
             torch.inference_mode(),
-            pytest.raises(ValueError, match=rf"entering layers {tap} of llama_gqa .* has 3 layers"),
+            pytest.raises(ValueError, match=rf"entering layers {tap} of llama_gqa.* has 3 layers"),
         ):
-            lm("llama_gqa").read(torch.tensor([[1, 2]]), torch.tensor([2]), taps=(1, tap))
+            session.read(torch.tensor([[1, 2]]), [2], taps=(1, tap))
     target = lm("llama_gqa")
     made = Eagle3(Eagle3Head.for_target(target, taps=(1, 5, 9)))
     with pytest.raises(ValueError, match=r"layers \[1, 5, 9\], the target has 3"):
@@ -287,17 +298,23 @@ class Recorded(Drafter):
     """A drafter whose trees are kept with the room that their rows had."""
 
     def __init__(self, inner: Drafter) -> None:
-        self.inner, self.seen = inner, []
-        self.chain, self.fixed_width, self.max_nodes, self.taps = (
-            inner.chain, inner.fixed_width, inner.max_nodes, inner.taps
-        )  # fmt: skip
+        self.given, self.seen = inner, []
 
-    def begin(self, target: Any, state: State) -> None:
-        self.inner.begin(target, state)
-        self.law, self.chain = self.inner.law, self.inner.chain
+    def begin(self, target: Any, rows: int, sampling: Sampling) -> None:
+        inner = self.inner = copy.copy(self.given)
+        inner.begin(target, rows, sampling)
+        for name in ("law", "chain", "fixed_width", "max_nodes", "taps", "opened"):
+            setattr(self, name, getattr(inner, name))
+
+    def enter(self, rows: Any, state: State) -> None:
+        self.inner.enter(rows, state)
+
+    def observe(self, state: State) -> None:
+        self.inner.observe(state)
 
     def propose(self, state: State, chance: Any) -> TokenTree:
         tree = self.inner.propose(state, chance)
+        self.aside = self.inner.aside
         depths = (tree.depths * tree.used).max(1).values.tolist()
         self.seen += [
             (depth, room, length)
@@ -325,62 +342,6 @@ def test_no_tree_is_deeper_than_the_room_of_its_row(kind, settings):
     assert {depth for depth, *_ in made.seen} >= {0, 1, 2}
 
 
-# ------------------------------------------------------------------------------------------------- the device is left alone
-
-
-class Crossings(TorchFunctionMode):
-    """Counts calls that move numbers between host and device: .item(), .tolist(), bool(tensor), torch.tensor(...)."""
-
-    NAMES = ("item", "tolist", "__bool__", "__int__", "__float__", "cpu", "tensor", "as_tensor", "nonzero", "numpy")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        self.count += getattr(function, "__name__", "") in self.NAMES
-        return function(*arguments, **(options or {}))
-
-
-def crossings(made: Drafter, target: TransformersLM) -> list[int]:
-    """Per round of one prompt, in the middle of a generation."""
-    counted: list[int] = []
-    propose = made.propose
-
-    def counting(state: State, chance: Any) -> TokenTree:
-        with Crossings() as seen:
-            tree = propose(state, chance)
-        counted.append(seen.count)
-        return tree
-
-    made.propose = counting  # type: ignore[method-assign]
-    specdec.generate(target, prompts(6), drafter=made, temperature=3.0, max_new_tokens=24)
-    return counted[2:-4]
-
-
-SHALLOW_AND_DEEP = {
-    "medusa": ({"branching": [2]}, {"branching": [2, 2, 1]}),
-    **{
-        kind: ({"depth": 1, **settings}, {"depth": 3, **settings})
-        for kind in ("hydra_heads", "eagle", "eagle3")
-        for settings in ({"draw": "ranked", "nodes": 9},)
-    },
-    "eagle static": (
-        {"depth": 1, "draw": "static", "tree": [[0], [1]]},
-        {"depth": 3, "draw": "static", "tree": [[0], [1], [0, 0], [1, 0], [0, 1], [0, 0, 0]]},
-    ),
-    "eagle sampled": ({"depth": 1, "draw": "wor"}, {"depth": 3, "draw": "wor"}),
-}
-
-
-@pytest.mark.parametrize("which", SHALLOW_AND_DEEP)
-def test_levels_copy_nothing_between_host_and_device(which):
-    """A deeper tree costs no copy more, and a round has few: what is committed, and who is live."""
-    target, kind = lm("llama_gqa"), which.split()[0]
-    shallow, deep = (crossings(drafter(kind, target, settings), target) for settings in SHALLOW_AND_DEEP[which])
-    assert max(deep) <= max(shallow) <= 4
-
-
 # ------------------------------------------------------------------------------------------------------------------- medusa
 
 
@@ -395,7 +356,7 @@ def test_medusas_batched_product_is_its_heads_one_by_one(tied, tmp_path):
 
     with torch.no_grad():
         before = one_by_one(heads)
-        torch.testing.assert_close(Batched(heads, target)(states), before, rtol=EXACT, atol=EXACT)
+        torch.testing.assert_close(Stacked(heads, target.head)(states), before, rtol=EXACT, atol=EXACT)
         torch.testing.assert_close(one_by_one(heads), before)  # its parameters are now views; they still mean the same
         heads.save(tmp_path / "head")
         again = MedusaHeads.load(tmp_path / "head")
@@ -537,10 +498,9 @@ def test_a_static_tree_takes_each_rank_at_its_parent():
     target, text = lm("llama_gqa"), torch.tensor(prompts(7)[0])
     made: Any = drafter("medusa", target, {"tree": [[0], [2], [0, 0], [2, 0], [2, 1]]})
     with torch.inference_mode():
-        state = standing(target, text, made.taps)
-        made.begin(target, state)
+        state = standing(made, target, text)
         tree = made.propose(state, specdec.Keyed(0).round(state))
-        order = torch.stack([head(state.last.taps[0, -1, -1]) for head in made.heads]).argsort(
+        order = torch.stack([head(state.last.taps[0, 0, -1]) for head in made.heads]).argsort(
             dim=-1, descending=True, stable=True
         )
     first, second = order[0].tolist(), order[1].tolist()
@@ -557,8 +517,7 @@ def test_a_static_tree_is_cut_from_the_tree_of_its_best_tokens(kind):
     def proposed(settings: dict[str, Any]) -> dict[tuple[int, ...], int]:
         made: Any = drafter(kind, target, {"depth": 3, **settings})
         with torch.inference_mode():
-            state = standing(target, text, made.taps)
-            made.begin(target, state)
+            state = standing(made, target, text)
             tree = made.propose(state, specdec.Keyed(0).round(state))
         children: dict[int, int] = {}
         named: dict[int, tuple[int, ...]] = {0: ()}
@@ -580,21 +539,21 @@ def test_a_static_tree_is_cut_from_the_tree_of_its_best_tokens(kind):
 
 def test_a_reduced_vocabulary_proposes_only_its_own_tokens():
     target = lm("llama_gqa")
-    made = Recorded(drafter("eagle3", target, {"depth": 2, "draw": "wor", "branching": 4}))
-    head: Any = made.inner.heads  # type: ignore[attr-defined]
-    kept = set(head.kept.tolist())
+    made = drafter("eagle3", target, {"depth": 2, "draw": "wor", "branching": 4})
+    head: Any = made.heads  # type: ignore[attr-defined]
+    kept = set(head.token_ids.tolist())
     assert len(kept) == VOCABULARY * 2 // 3
     assert kept == set(head.t2d.nonzero()[:, 0].tolist())
-    propose = made.inner.propose
     drafted: set[int] = set()
 
-    def noting(state: State, chance: Any) -> TokenTree:
-        tree = propose(state, chance)
-        drafted.update(tree.tokens[:, 1:][tree.used[:, 1:]].tolist())
-        return tree
+    class Noted(Eagle3):
+        def propose(self, state: State, chance: Any) -> TokenTree:
+            tree = super().propose(state, chance)
+            drafted.update(tree.tokens[:, 1:][tree.used[:, 1:]].tolist())
+            return tree
 
-    made.inner.propose = noting  # type: ignore[method-assign]
-    specdec.generate(target, prompts(9, 6), drafter=made, temperature=3.0, max_new_tokens=24)
+    noted = Noted(head, depth=2, draw="wor", branching=4)
+    specdec.generate(target, prompts(9, 6), drafter=noted, temperature=3.0, max_new_tokens=24)
     assert drafted <= kept
     assert len(drafted) > 20
 
@@ -604,7 +563,7 @@ def test_the_reduced_vocabulary_is_the_most_frequent_tokens():
     frequency = torch.zeros(VOCABULARY)
     frequency[[5, 90, 33]] = torch.tensor([2.0, 7.0, 1.0])
     head = Eagle3Head.for_target(target, draft_vocabulary=4, frequency=frequency)
-    assert head.kept.tolist() == [0, 5, 33, 90]  # ties to the lowest id
+    assert head.token_ids.tolist() == [0, 5, 33, 90]  # ties to the lowest id
     torch.testing.assert_close(head.lm_head.weight, target.head_weight[[0, 5, 33, 90]])
     with pytest.raises(ValueError, match=f"1 .. {VOCABULARY}"):
         Eagle3Head.for_target(target, draft_vocabulary=VOCABULARY + 1)

@@ -2,18 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 import specdec
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 from specdec.tree import TokenTree
 from tests import models
 from tests.models import ARCHITECTURES, CONTEXT, REFUSED, VOCABULARY, WINDOW, build, prompts, shared
 
 LENGTHS = [9, 12, 7]  # ragged, all longer than the sliding window
 PARENTS = torch.tensor([[-1, 0, 0, 1, 1, 3, 2], [-1, 0, 1, 2, 3, 4, -1], [-1, 0, 0, 0, -1, 3, 5]])
-KEPT = torch.tensor([[1, 3, 5], [1, 2, -1], [3, -1, -1]]), torch.tensor([3, 2, 0])
+KEPT = np.array([[1, 3, 5], [1, 2, -1], [3, -1, -1]]), [3, 2, 0]
 
 
 def tokens_of(seed: int, *shape: int) -> torch.Tensor:
@@ -41,19 +42,19 @@ def worst(model, tree: TokenTree, logits: torch.Tensor, before: list[list[int]])
 def both_rounds(model, tolerance: float, taps=()) -> None:
     """A tree over a ragged batch, then another one after a path was kept."""
     lm, rows = TransformersLM(model), prompts(*LENGTHS)
-    lm.open(3, 40)
-    lm.read(padded(rows), torch.tensor(LENGTHS))
-    tree = TokenTree(tokens_of(1, 3, 7), PARENTS)
-    logits = lm.score(tree, taps=taps).logits
-    assert worst(model, tree, logits, rows) < tolerance
+    with lm.open(3, 40) as session:
+        session.read(padded(rows), LENGTHS)
+        tree = TokenTree(tokens_of(1, 3, 7), PARENTS)
+        logits = session.score(tree, taps=taps).logits
+        assert worst(model, tree, logits, rows) < tolerance
 
-    path, counts = KEPT
-    lm.keep(path, counts)
-    lm.place.cache.check_integrity()
-    rows = [row + tree.tokens[i, [0, *path[i, : counts[i]].tolist()]].tolist() for i, row in enumerate(rows)]
-    assert lm.place.cache.lengths == [len(row) for row in rows]
-    following = TokenTree(tokens_of(2, 3, 7), PARENTS.flip(0))
-    assert worst(model, following, lm.score(following).logits, rows) < tolerance
+        path, counts = KEPT
+        session.keep(path, counts)
+        session._memory.check_integrity()
+        rows = [row + tree.tokens[i, [0, *path[i, : counts[i]].tolist()]].tolist() for i, row in enumerate(rows)]
+        assert session._memory.lengths == [len(row) for row in rows]
+        following = TokenTree(tokens_of(2, 3, 7), PARENTS.flip(0))
+        assert worst(model, following, session.score(following).logits, rows) < tolerance
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -80,14 +81,13 @@ def test_other_attention_of_the_user_works_too(attention):
 def test_one_level_after_the_other_gives_the_same_logits(name):
     """What a draft model does: the root is read, then each level is scored with `start`."""
     model, rows = shared(name), prompts(*LENGTHS)
-    lm = TransformersLM(model)
-    lm.open(3, 40)
+    session = TransformersLM(model).open(3, 40)
     root = tokens_of(1, 3, 7)[:, 0]
     read = [[*row, int(token)] for row, token in zip(rows, root, strict=True)]
-    logits = [lm.read(padded(read), torch.tensor(LENGTHS) + 1).logits]
+    logits = [session.read(padded(read), [length + 1 for length in LENGTHS], root=True).logits]
     tree = TokenTree(tokens_of(1, 3, 7), torch.tensor([[-1, 0, 0, 1, 1, 2, 2]] * 3))
     first = TokenTree(tree.tokens[:, :3], tree.parents[:, :3])
-    logits += [lm.score(first, 1).logits, lm.score(tree, 3).logits]
+    logits += [session.score(first, 1).logits, session.score(tree, 3).logits]
     assert worst(model, tree, torch.cat(logits, 1), rows) < 1e-5
 
 
@@ -96,20 +96,18 @@ def test_one_level_after_the_other_gives_the_same_logits(name):
 def test_windows_count_positions_not_slots(name):
     """A path longer than the window, behind siblings that put its nodes in later slots than their positions."""
     model, rows = shared(name), prompts(*LENGTHS)
-    lm = TransformersLM(model)
-    lm.open(3, 40)
-    lm.read(padded(rows), torch.tensor(LENGTHS))
+    session = TransformersLM(model).open(3, 40)
+    session.read(padded(rows), LENGTHS)
     tree = TokenTree(tokens_of(1, 3, 10), torch.tensor([[-1, 0, 0, 0, 3, 4, 5, 6, 7, 8]] * 3))
     assert int(tree.depths.max()) > WINDOW
-    assert worst(model, tree, lm.score(tree).logits, rows) < 1e-5
+    assert worst(model, tree, session.score(tree).logits, rows) < 1e-5
 
 
 @torch.inference_mode()
 def test_taps_are_the_models_own_hidden_states():
     model, (row,) = shared("llama_gqa"), prompts(9)
-    lm = TransformersLM(model)
-    lm.open(1, 16)
-    taps = lm.read(torch.tensor([row]), torch.tensor([9]), taps=(0, 2, "head")).taps
+    session = TransformersLM(model).open(1, 16)
+    taps = session.read(torch.tensor([row]), [9], taps=(0, 2, "head")).taps
     states = model(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states
     for place, state in enumerate((states[0], states[2], states[-1])):
         torch.testing.assert_close(taps[:, :, place], state, atol=1e-5, rtol=1e-5)
@@ -184,14 +182,16 @@ def test_the_users_model_is_left_as_it_was(attention):
 # -------------------------------------------------------------------------------------------------------------- the cache
 
 
-def test_the_cache_is_allocated_once_and_says_how_large_it_is(monkeypatch):
+def test_the_memory_is_allocated_once_and_says_how_large_it_is(monkeypatch):
     opened = []
     once = TransformersLM.open
-    monkeypatch.setattr(
-        TransformersLM, "open", lambda self, rows, slots: (opened.append((rows, slots)), once(self, rows, slots))
-    )
+
+    def counted(self, rows, slots):
+        opened.append((rows, slots))
+        return once(self, rows, slots)
+
     lm = specdec.load(shared("llama_gqa"))
-    opened.clear()
+    monkeypatch.setattr(TransformersLM, "open", counted)
     rows = prompts(9, 4)
     out = specdec.generate(lm, rows, drafter={"name": "ngram", "length": 5}, max_new_tokens=20)
     slots = 9 + 20 + 6  # the longest prompt, the new tokens, the largest tree with its root
@@ -201,26 +201,42 @@ def test_the_cache_is_allocated_once_and_says_how_large_it_is(monkeypatch):
 
 
 def test_keys_and_values_may_differ_in_size_as_in_latent_attention():
-    lm = TransformersLM(shared("deepseek_v3"))
-    lm.open(1, 10)
-    assert lm.cache_bytes == 3 * 10 * (16 + 8) * 4  # three layers, ten slots, the latent and the shared rotary part
+    session = TransformersLM(shared("deepseek_v3")).open(1, 10)
+    assert session.nbytes == 3 * 10 * (16 + 8) * 4  # layers, slots, the latent and the rotary part
 
 
 @torch.inference_mode()
-def test_running_out_of_room_is_an_error_before_the_forward_pass():
-    lm = TransformersLM(shared("llama_gqa"))
-    lm.open(1, 10)
-    lm.read(torch.tensor(prompts(8)), torch.tensor([8]))
-    calls, before = lm.calls, lm.place.cache.blocks[0].clone()
-    with pytest.raises(ValueError, match=r"10 slots.*holds 8 tokens.*writes 3 more"):
-        lm.score(TokenTree.chain(tokens_of(1, 1, 3), torch.tensor([2])))
-    assert lm.calls == calls
-    assert torch.equal(lm.place.cache.blocks[0], before)
+def test_memory_grows_where_a_text_outgrows_it():
+    model, rows = shared("llama_gqa"), prompts(*LENGTHS)
+    session = TransformersLM(model).open(3, 2)
+    session.read(padded(rows), LENGTHS)
+    tree = TokenTree(tokens_of(1, 3, 7), PARENTS)
+    assert worst(model, tree, session.score(tree).logits, rows) < 1e-5
+    session._memory.check_integrity()
+    assert session._memory.slots == 64
 
 
-def test_scoring_before_open_is_an_error():
-    with pytest.raises(ValueError, match="open"):
-        TransformersLM(shared("llama_gqa")).score(TokenTree.root(torch.tensor([1])))
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma3", "mistral_window"])
+def test_a_row_can_be_emptied_and_read_anew_while_its_neighbours_stay(name):
+    model, rows = shared(name), prompts(*LENGTHS)
+    session = TransformersLM(model).open(3, 40)
+    session.read(padded(rows), LENGTHS)
+    (other,) = prompts(11, seed=9)
+    session.release([1])
+    session.read(torch.tensor([other[:6]]), [6], rows=[1])
+    session.read(torch.tensor([other[6:]]), [5], rows=[1])  # goes on behind what is there
+    session._memory.check_integrity()
+    tree = TokenTree(tokens_of(1, 3, 7), PARENTS)
+    assert worst(model, tree, session.score(tree).logits, [rows[0], other, rows[2]]) < 1e-5
+
+
+def test_a_closed_session_says_so():
+    session = TransformersLM(shared("llama_gqa")).open(1, 10)
+    session.close()
+    assert session.nbytes == 0
+    with pytest.raises(ValueError, match=r"this session is closed; open another one"):
+        session.score(TokenTree.root(torch.tensor([1])))
 
 
 # ------------------------------------------------------------------------------------------------- extra layers and dtypes
@@ -238,9 +254,9 @@ def test_extra_layers_change_no_bit_of_the_logits(name, dtype):
     ids, tree = torch.tensor(prompts(8)), TokenTree(tokens_of(1, 1, 7), PARENTS[:1])
     scored = []
     for lm in (TransformersLM(model), deeper):
-        lm.open(1, 20)
-        lm.read(ids, torch.tensor([8]))
-        scored.append(lm.score(tree).logits)
+        session = lm.open(1, 20)
+        session.read(ids, [8])
+        scored.append(session.score(tree).logits)
     assert torch.equal(*scored)
     out = specdec.generate(deeper, ids, drafter="none", max_new_tokens=3)
     assert out.report.extra_layers == 4

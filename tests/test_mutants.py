@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import specdec
-from specdec import Drafter, Keyed, Laws, SiblingLaw, TokenTree, chance, emission, rejection
+from specdec import Drafter, Keyed, Laws, SiblingLaw, TokenTree, chance
 from specdec.chance import KeyedDraws, Trace
-from specdec.descent import Descent, ratio, residual, without
-from specdec.table import TableModel
+from specdec.output import Emission
+from specdec.verifying import rejection
+from specdec.verifying.walk import Walk, drawn_out, ratio, residual
+from specdec.models.table import TableModel
 from tests.exact import COINS, KNOWN, Toy, exact, make
 from tests.test_chance import BELOW_1, Injected, recording
 from verifiers.block import Block
@@ -57,7 +59,7 @@ class BonusFromRawLogits(Naive):
     """The bonus comes from softmax(logits), without the temperature."""
 
     def verify(self, trees: TokenTree, laws: Laws, chance) -> specdec.Verdict:
-        walk = Descent(trees, laws.state.live)
+        walk = Walk(trees, laws.state.live)
         raw = laws.scores[walk.rows, walk.node].softmax(-1)
         return walk.verdict(chance.categorical(raw, walk.sites(), "bonus"))
 
@@ -89,8 +91,8 @@ class DrawsAgain(Naive):
     """On a mismatch the target's token is thrown away and another one drawn."""
 
     def verify(self, trees: TokenTree, laws: Laws, chance) -> specdec.Verdict:
-        walk = Descent(trees, laws.state.live)
-        for _ in range(trees.levels):
+        walk = Walk(trees, laws.state.live)
+        for _ in range(trees.depth):
             child = walk.find(chance.categorical(laws[walk.rows, walk.node], walk.sites(), "target"))
             walk.step(child, walk.open & (child > 0))
         return walk.verdict(chance.categorical(laws[walk.rows, walk.node], walk.sites(live=laws.state.live), "again"))
@@ -133,8 +135,8 @@ class UnsharpenedAtZero(Naive):
     q = torch.tensor([[0.30, 0.25, 0.25, 0.20]], dtype=torch.float64)
 
     def verify(self, trees: TokenTree, laws: Laws, chance) -> specdec.Verdict:
-        walk = Descent(trees, laws.state.live)
-        for _ in range(trees.levels):
+        walk = Walk(trees, laws.state.live)
+        for _ in range(trees.depth):
             child, p = walk.child(0), laws.scores[walk.rows, walk.node].softmax(-1)
             accepted = chance.bernoulli(ratio(p, self.q, walk.token(child)).clamp(max=1), walk.sites(child), "accept")
             walk.step(child, walk.open & accepted & (child > 0))
@@ -187,19 +189,19 @@ class ShrinksSharedQ(RecursiveRejectionWithoutReplacement):
     """Takes rejected siblings out of the tree's q, which a drafter may share between nodes."""
 
     def verify(self, trees: TokenTree, laws: Laws, chance) -> specdec.Verdict:
-        walk = Descent(trees, laws.state.live)
+        walk = Walk(trees, laws.state.live)
         bonus = torch.zeros_like(walk.node)
-        for level in range(trees.levels + 1):
+        for level in range(trees.depth + 1):
             p, undecided, chosen = laws[walk.rows, walk.node], walk.open, torch.zeros_like(walk.node)
-            for rank in range(trees.width if level < trees.levels else 0):
+            for rank in range(trees.width if level < trees.depth else 0):
                 child = walk.child(rank)
                 trying, token, q = undecided & (child > 0), walk.token(child), trees.q[:, 0]
                 accepted = chance.bernoulli(ratio(p, q, token).clamp(max=1), walk.sites(child, live=trying), "accept")
                 chosen, undecided = torch.where(accepted, child, chosen), undecided & ~accepted
                 p = torch.where((trying & ~accepted)[:, None], residual(p, q)[0], p)
-                q.copy_(without(q, token))  # in place
+                q.copy_(drawn_out(q, token))  # in place
             bonus = torch.where(undecided, chance.categorical(p, walk.sites(live=undecided), "bonus"), bonus)
-            if level < trees.levels:
+            if level < trees.depth:
                 walk.step(chosen, walk.open & (chosen > 0))
         return walk.verdict(bonus)
 
@@ -455,5 +457,5 @@ def test_fault_17_accepted_past_the_end(monkeypatch):
             self.finish_reason = "eos"
         return tokens
 
-    monkeypatch.setattr(emission.Emission, "add", keeps_everything)
+    monkeypatch.setattr(Emission, "add", keeps_everything)
     assert not ends_well()

@@ -13,7 +13,7 @@ from experiments import measures, ways
 from experiments.play import Play
 from experiments.prompts import Prompt, read
 from experiments.prompts.conversation import Conversation, uses_chat
-from specdec.load import load
+from specdec.models.load import load
 from specdec.plugins import build
 
 SPEC_BENCH = [

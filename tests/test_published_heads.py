@@ -11,8 +11,8 @@ from drafters.eagle import EagleHead
 from drafters.eagle3 import Eagle3Head, default_taps
 from drafters.medusa import MedusaHeads
 from experiments.export_head import export
-from specdec.heads import Head, random_head
-from specdec.load import load
+from specdec.heads.head import Head, random_head
+from specdec.models.load import load
 from tests.models import shared
 
 D, V, MLP, OWN = 32, 40, 48, 12

@@ -7,7 +7,7 @@ import pytest
 
 import specdec
 from specdec import Enumerate
-from specdec.table import TableModel
+from specdec.models.table import TableModel
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -14,8 +14,8 @@ from transformers import (
 
 import specdec
 from specdec import Laws, Sampling, TokenTree
-from specdec.interfaces import Last, OnHost, State
-from specdec.sampling import top
+from specdec.state import Last, OnHost, State
+from specdec.probs import top
 from tests.models import prompts, shared
 
 V, LENGTHS = 11, [6, 9]

@@ -10,6 +10,8 @@ from drafters.layer_skip import LayerSkip
 from experiments.certificates import tiny
 from experiments.training.calibration import Calibration, Skip, search
 from specdec import Enumerate, TokenTree
+from specdec.models.language_model import TransformersLM
+from specdec.models.session import TransformersSession
 from tests import models
 
 SKIP = {"layers": 3, "attention": [1], "mlp": [1, 2]}
@@ -80,23 +82,26 @@ def test_two_rounds_on_a_transformers_model_have_the_law_of_plain_sampling(kind,
 
 @pytest.mark.parametrize("kind", DRAFTERS)
 @pytest.mark.parametrize("shape", ["tree", "ranked"])
-def test_the_cache_is_in_step_after_200_rounds(kind, shape):
+def test_the_memory_is_in_step_after_200_rounds(kind, shape, monkeypatch):
     """What the rounds have left in the slots equals what one pass over the text writes."""
     longer = models.hf.LlamaConfig(**{**models.GROUPED, "max_position_embeddings": 1024})
     torch.manual_seed(0)
     target = specdec.load(models.sharpened(models.hf.LlamaForCausalLM(longer)))
+    sessions, once = [], TransformersLM.open
+    monkeypatch.setattr(TransformersLM, "open", lambda *given: sessions.append(once(*given)) or sessions[-1])
+    monkeypatch.setattr(TransformersSession, "close", lambda self: None)
     out = specdec.generate(
         target, models.prompts(5), drafter=DRAFTERS[kind](**SHAPES[shape]), temperature=1.0, max_new_tokens=800
     )
     assert len(out.steps) >= 200
-    cache = target.place.opened()
-    length = cache.lengths[0]
-    kept = [block[:, :, :, :length].clone() for block in cache.blocks]
+    memory = sessions[-1]._memory  # the last one opened is the run's; those before tried the part
+    length = memory.lengths[0]
+    kept = [block[:, :, :, :length].clone() for block in memory.blocks]
     text = torch.cat([torch.tensor(models.prompts(5)[0]), out.tokens[0]])[None, :length]
     with torch.inference_mode():
-        target.open(1, length)
-        target.read(text, torch.tensor([length]))
-    for ours, fresh in zip(kept, target.place.opened().blocks, strict=True):
+        again = once(target, 1, length)
+        again.read(text, [length])
+    for ours, fresh in zip(kept, again._memory.blocks, strict=True):
         assert (ours - fresh).abs().max() < 1e-4
 
 
@@ -105,25 +110,24 @@ def test_upper_layers_go_on_where_lower_ones_stopped(name):
     """The same logits as the whole model's, and the lower layers do not run again."""
     target = specdec.load(models.shared(name))
     ran = []
-    hooks = [
-        layer.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, layer in enumerate(_layers(target.model))
-    ]
+    for n, layer in enumerate(_layers(target.runner)):
+        layer.register_forward_hook(lambda *_, n=n: ran.append(n))
     tokens = torch.tensor(models.prompts(9))
     tree = TokenTree(tokens[:, 4:], torch.tensor([[-1, 0, 0, 1, 2]]))
-    try:
-        with torch.inference_mode():
-            part = target.lower(2)
-            target.open(1, 12)
-            target.read(tokens[:, :4], torch.tensor([4]))
-            whole = target.score(tree).logits
-            ran.clear()
-            part.score(tree)
-            assert ran == [0, 1]
-            resumed = target.score(tree.resumed(2, part.states)).logits
-            assert ran == [0, 1, 2]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.inference_mode(), target.open(1, 12) as session:
+        part = target.lower(2)
+        session.read(tokens[:, :4], [4])
+        whole = session.score(tree).logits
+        ran.clear()
+        states = part.score(session, tree).states
+        assert ran == [0, 1]
+        part.hand_over(session, tree, states)
+        resumed = session.score(tree).logits
+        assert ran == [0, 1, 2]
+        ran.clear()
+        part.hand_over(session, TokenTree(tree.tokens, [[-1, 0, 0, 1, 2]]), states)
+        session.score(tree)  # another tree: from the start
+        assert ran == [0, 1, 2]
     assert (resumed - whole).abs().max() < 1e-4
 
 

@@ -8,8 +8,7 @@ import torch
 
 import specdec
 from drafters.small_model import SmallModel
-from specdec import TokenTree, Verdict
-from specdec.stopping import Adaptive, FixedLength, Stop, Threshold, make_stop
+from specdec.drafting.stop_rules import AdaptiveThreshold, FixedLength, StopRule, Threshold, make_stop
 from tests import models
 from tests.exact import KNOWN, exact, make
 
@@ -26,13 +25,13 @@ def test_the_law_survives(stop, rule):
 
 
 @dataclass
-class Asked(Stop):
+class Asked(StopRule):
     """Notes what it is asked, and stops as told."""
 
     answers: list[list[bool]]
 
     def __post_init__(self):
-        self.q, self.depths = [], []
+        self.q, self.depths = [], []  # shared with the copy that a run makes
 
     def __call__(self, q, depth):
         self.q.append(q)
@@ -98,21 +97,25 @@ def test_a_row_is_the_same_alone_and_in_a_batch(stop):
 
 def _after(drafted, accepted):
     """A state after rounds in which rows drafted and accepted so many tokens."""
-    tree = TokenTree.chain(torch.zeros(len(drafted), max(drafted) + 1, dtype=torch.long), torch.tensor(drafted))
-    verdict = Verdict(torch.zeros(len(drafted), 1), torch.tensor(accepted), torch.zeros(len(drafted)))
-    return _state(len(drafted), tree, verdict)
+    return _state(len(drafted), drafted, accepted)
 
 
-def _state(rows, trees=None, verdict=None):
+def _state(rows, drafted=None, accepted=None):
+    fresh = [drafted is None] * rows
     return SimpleNamespace(
-        last=SimpleNamespace(trees=trees, verdict=verdict), on_host=SimpleNamespace(live=[True] * rows)
+        last=SimpleNamespace(drafted=drafted, num_accepted=accepted or [0] * rows), on_host=SimpleNamespace(fresh=fresh)
     )
+
+
+def _begun(stop, rows):
+    stop.begin(rows)
+    stop.round(_state(rows))
+    return stop
 
 
 def test_an_adaptive_threshold_moves_towards_the_wanted_acceptance():
     """Too little is accepted: draft less (the threshold rises). Too much: draft more. Rows don't know each other."""
-    stop = Adaptive(acceptance=0.5, threshold=0.4)
-    stop.round(_state(2))
+    stop = _begun(AdaptiveThreshold(acceptance=0.5, threshold=0.4), 2)
     for _ in range(50):
         stop.round(_after([4, 4], [0, 4]))
     assert stop.thresholds.tolist() == pytest.approx([0.45, 0.35])
@@ -121,8 +124,7 @@ def test_an_adaptive_threshold_moves_towards_the_wanted_acceptance():
 
 
 def test_an_adaptive_threshold_comes_back_from_drafting_nothing():
-    stop = Adaptive(acceptance=0.9, threshold=1.0)
-    stop.round(_state(1))
+    stop = _begun(AdaptiveThreshold(acceptance=0.9, threshold=1.0), 1)
     before = stop.thresholds.item()
     stop.round(_after([0], [0]))
     assert stop.thresholds.item() < before
@@ -133,8 +135,7 @@ def test_where_a_threshold_starts_is_forgotten():
     higher where more is wanted."""
 
     def settled(wanted, start):
-        stop, random = Adaptive(wanted, start), torch.Generator().manual_seed(0)
-        stop.round(_state(1))
+        stop, random = _begun(AdaptiveThreshold(wanted, start), 1), torch.Generator().manual_seed(0)
         for _ in range(1500):
             confidence, coins = torch.rand(2, 6, generator=random)
             confidence = confidence.sqrt()

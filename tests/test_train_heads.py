@@ -25,9 +25,9 @@ from experiments.training.losses import LOSSES, distance, mass_by_rank
 from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, train_tokenizer
-from specdec.features import FeatureHead
-from specdec.heads import Guess, Head
-from specdec.language_model import TransformersLM
+from specdec.heads.features import FeatureHead
+from specdec.heads.head import Guess, Head
+from specdec.models.language_model import TransformersLM
 from specdec.plugins import CONF, build
 from tests import models
 from tests.models import CHAINS, HEADS, lm, prompts

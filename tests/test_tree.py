@@ -1,11 +1,14 @@
 """Token trees: what their structure says, and what is refused."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specdec import SiblingLaw, TokenTree
+from specdec.tree import Structure
 
 # def ── read ── _csv        node   0    1     2     3     4     5
 #  │      └───── _table      parent -1   0     0     1     1     2
@@ -16,7 +19,7 @@ PICTURE = [-1, 0, 0, 1, 1, 2]
 def tree_of(*parents: list[int], tokens: list[int] | None = None, **options) -> TokenTree:
     width = len(parents[0])
     values = torch.tensor([tokens or list(range(10, 10 + width))] * len(parents))
-    return TokenTree(values, torch.tensor(parents), **options)
+    return TokenTree(values, parents, **options)
 
 
 @st.composite
@@ -47,7 +50,7 @@ def test_the_picture():
     assert tree.ranks.tolist() == [[0, 0, 1, 0, 1, 0]]
     assert tree.path(0, 4) == [1, 4]
     assert tree.ancestors[0, 5].tolist() == [True, False, True, False, False, True]
-    assert (tree.levels, tree.width) == (5, 2)
+    assert (tree.depth, tree.width) == (2, 2)
 
 
 @given(forests())
@@ -67,11 +70,63 @@ def test_structure_follows_from_parents(parents):
 
 
 @given(forests(), st.data())
-def test_levels_that_are_large_enough_change_nothing(parents, data):
-    deepest = int(tree_of(*parents).depths.max())
-    levels = data.draw(st.integers(deepest, max(deepest, len(parents[0]) - 1)))
-    tree = tree_of(*parents, levels=levels)
-    assert torch.equal(tree.depths, tree_of(*parents).depths)
+def test_a_tensor_of_parents_means_the_same_as_lists(parents, data):
+    """Bounds that are large enough change nothing; without any they are the number of nodes."""
+    known = tree_of(*parents)
+    depth = data.draw(st.integers(known.depth, max(known.depth, len(parents[0]) - 1)))
+    for bound in (depth, None):
+        tree = TokenTree(known.tokens, torch.tensor(parents), depth=bound)
+        assert torch.equal(tree.depths, known.depths)
+        assert torch.equal(tree.ancestors, known.ancestors)
+        assert tree.depth == (len(parents[0]) - 1 if bound is None else bound)
+        assert tree.width >= known.width
+
+
+@given(forests())
+def test_a_tree_that_grows_level_by_level_is_the_tree(parents):
+    whole = tree_of(*parents)
+    depths = whole.depths.numpy()
+    tree, numbers = TokenTree.root(whole.tokens[:, 0]), [{0: 0} for _ in parents]
+    for depth in range(1, whole.depth + 1):
+        level = [[node for node, parent in enumerate(row) if parent >= 0 and depths[i, node] == depth] for i, row in enumerate(parents)]
+        widest = max(map(len, level))
+        above = [[numbers[i][parents[i][node]] for node in nodes] + [-1] * (widest - len(nodes)) for i, nodes in enumerate(level)]
+        tokens = [[int(whole.tokens[i, node]) for node in nodes] + [0] * (widest - len(nodes)) for i, nodes in enumerate(level)]
+        for i, nodes in enumerate(level):
+            numbers[i] |= {node: tree.num_nodes + place for place, node in enumerate(nodes)}
+        tree = tree.grow(torch.tensor(tokens).view(len(parents), -1), torch.tensor(above, dtype=torch.long).view(len(parents), -1))
+    for i, names in enumerate(numbers):
+        for node, number in names.items():
+            assert int(tree.depths[i, number]) == depths[i, node]
+            assert [names[other] for other in whole.path(i, node)] == tree.path(i, number)
+            above = {names[other] for other in whole.ancestors[i, node].nonzero()[:, 0].tolist()}
+            assert set(tree.ancestors[i, number].nonzero()[:, 0].tolist()) == above
+
+
+@given(forests(), st.data())
+def test_rows_of_a_shared_frame_use_parts_of_it(parents, data):
+    frame = parents[0]
+    frame = [-1, *(max(parent, 0) for parent in frame[1:])]
+    depths = Structure.of([frame]).depths
+    limit = torch.tensor(data.draw(st.lists(st.integers(0, 4), min_size=2, max_size=2)))
+    shared = Structure.shared(frame, 2, torch.device("cpu"), depths <= limit[:, None])
+    for row in range(2):
+        plain = Structure.of([[parent if depths[0, node] <= limit[row] else -1 for node, parent in enumerate(frame)]])
+        used = plain.used[0]
+        assert torch.equal(shared.parents[row], plain.parents[0])
+        assert torch.equal(shared.depths[row], plain.depths[0])
+        assert torch.equal(shared.ancestors[row][used], plain.ancestors[0][used])
+    assert Structure.shared(frame, 2, torch.device("cpu")) is Structure.shared(frame, 2, torch.device("cpu"))
+
+
+def test_a_tree_is_not_written_to():
+    tree = tree_of(PICTURE)
+    with pytest.raises(AttributeError):
+        tree.tokens = tree.tokens + 1
+    with pytest.raises(AttributeError):
+        tree.note = 1
+    with pytest.raises(FrozenInstanceError):
+        tree.structure.depth = 7
 
 
 @given(forests(), st.data())
@@ -100,7 +155,7 @@ def test_the_empty_tree():
     tree = TokenTree.root(torch.tensor([4, 5]), SiblingLaw.WOR)
     assert tree.tokens.tolist() == [[4], [5]]
     assert tree.used.all()
-    assert (tree.num_nodes, tree.levels, tree.width) == (1, 0, 0)
+    assert (tree.num_nodes, tree.depth, tree.width) == (1, 0, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ what is refused
@@ -121,25 +176,6 @@ def test_the_empty_tree():
 def test_malformed_parents_are_refused(parents, message):
     with pytest.raises(ValueError, match=f"malformed tree in row 1:.*{message}"):
         tree_of([-1, 0, 0], parents)
-
-
-def test_duplicate_siblings_are_refused_without_replacement_only():
-    q = torch.full((1, 4, 5), 0.2)
-    parents, tokens = [-1, 0, 0, 1], [0, 3, 3, 3]
-    with pytest.raises(ValueError, match="two siblings carry one token"):
-        tree_of(parents, tokens=tokens, law=SiblingLaw.WOR, q=q)
-    tree_of(parents, tokens=tokens, law=SiblingLaw.WR, q=q)
-    tree_of([-1, 0, 1, 1], tokens=[0, 3, 3, 4], law=SiblingLaw.WOR, q=q)  # the same token below is no sibling
-
-
-def test_negative_tokens_are_refused():
-    with pytest.raises(ValueError, match="token id is negative"):
-        tree_of([-1, 0], tokens=[1, -4])
-
-
-def test_a_tree_deeper_than_its_levels_is_refused():
-    with pytest.raises(ValueError, match="deeper than its `levels`"):
-        tree_of([-1, 0, 1, 2], levels=2)
 
 
 @pytest.mark.parametrize("law", [SiblingLaw.WOR, SiblingLaw.WR, SiblingLaw.HUB])

@@ -10,7 +10,7 @@ import torch
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws, Sites
-from specdec.descent import residual
+from specdec.verifying.walk import residual
 
 
 class Block(Verifier):
@@ -19,15 +19,18 @@ class Block(Verifier):
     laws = frozenset({SiblingLaw.DET, SiblingLaw.WOR, SiblingLaw.WR})
     chain_only = True
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        batch, nodes = trees.rows, trees.num_nodes
-        device = trees.tokens.device
-        rows, numbers = torch.arange(batch, device=device), torch.arange(nodes, device=device)
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        (batch, nodes), rows, alive = trees.tokens.shape, p.rows, p.state.live
+        numbers = torch.arange(nodes, device=rows.device)
         length = trees.used.sum(1)[:, None] - 1  # (B, 1) drafted tokens; nodes beyond are padding
         real = numbers <= length
-        p = laws[rows.repeat_interleave(nodes), torch.where(real, numbers, 0).flatten()].view(batch, nodes, -1)
-        below, token = p[:, :-1], trees.tokens[:, 1:, None]
-        q = torch.zeros_like(below).scatter_(2, token, 1.0) if trees.q is None else trees.q[:, :-1].to(p.dtype)
+        law = p.everywhere
+        below, token = law[:, :-1], trees.tokens[:, 1:, None]
+        q = (
+            torch.zeros_like(below).scatter_(2, token, 1.0)
+            if trees.q is None
+            else trees.q[:, :-1].to(law.dtype)
+        )
 
         drawn, wanted = q.gather(2, token)[..., 0].double(), below.gather(2, token)[..., 0].double()
         r = torch.where(drawn > 0, wanted / drawn.clamp(min=1e-300), 0.0)
@@ -35,27 +38,30 @@ class Block(Verifier):
         for i in range(nodes - 1):
             pi.append((pi[-1] * r[:, i]).clamp(max=1))
         worth = torch.stack(pi, 1)  # (B, N) pi_i
-        scaled = below * worth[:, :-1, None].to(p.dtype)
+        scaled = below * worth[:, :-1, None].to(law.dtype)
         surplus = (scaled - q).clamp_(min=0).sum(-1).double()  # S_i of inner nodes
         total = surplus + 1 - worth[:, :-1]
         inner = torch.where(total > 0, surplus / total.clamp(min=1e-300), 1.0)
         h = torch.where(numbers == length, worth, torch.nn.functional.pad(inner, (0, 1)))
         h[:, 0] = 1.0  # the empty prefix always stands
 
-        live = laws.state.live[:, None] & real
+        live = alive[:, None] & real
         node = numbers.expand(batch, -1).flatten()
-        at = Sites(rows.repeat_interleave(nodes), node, torch.zeros_like(node), node, live.flatten())
+        at = Sites(
+            rows.repeat_interleave(nodes), node, torch.zeros_like(node), node, live.flatten()
+        )
         stands = chance.bernoulli(h.flatten(), at, "accept").view(batch, nodes) & live
         best = (stands * numbers).amax(1)  # the longest prefix whose coin says so
         ended = best[:, None] == length
-        law = p[rows, best]
+        emitted = law[rows, best]
         if nodes > 1:
             at_best = best.clamp(max=nodes - 2)
             left, empty = residual(scaled[rows, at_best], q[rows, at_best])
-            law = torch.where(ended, law, left)
+            emitted = torch.where(ended, emitted, left)
             zero_residuals = (empty & ~ended[:, 0]).long()
         else:
             zero_residuals = torch.zeros_like(best)
-        bonus = chance.categorical(law, Sites(rows, best, torch.zeros_like(best), best, laws.state.live), "bonus")
+        at = Sites(rows, best, torch.zeros_like(best), best, alive)
+        bonus = chance.categorical(emitted, at, "bonus")
         path = torch.where(numbers[1:] <= best[:, None], numbers[1:], -1)
         return Verdict(path, best, bonus, {"zero_residuals": zero_residuals})

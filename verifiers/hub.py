@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, Judged, descend, ratio, residual
+from specdec.verifying.walk import Judged, Walk, descend, ratio, residual
 
 
 class Hub(Verifier):
@@ -19,11 +19,11 @@ class Hub(Verifier):
     laws = frozenset({SiblingLaw.HUB})
     needs_fixed_width = True
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return descend(trees, laws, chance, judge, matching=True)
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        return descend(trees, p, chance, judge, matching=True)
 
 
-def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+def judge(walk: Walk, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
     """Of the sampled child; the fixed ones are found by the token that the target then draws."""
     assert q is not None
     children = walk.trees.parents == walk.node[:, None]  # (B, N)

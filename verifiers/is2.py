@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, Judged, descend, ratio, residual
+from specdec.verifying.walk import Judged, Walk, descend, ratio, residual
 
 
 class ImportanceSampling(Verifier):
@@ -21,11 +21,11 @@ class ImportanceSampling(Verifier):
     needs_fixed_width = True
     max_vocabulary = 16
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return descend(trees, laws, chance, judge)
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        return descend(trees, p, chance, judge)
 
 
-def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+def judge(walk: Walk, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
     assert q is not None
     p, q = p.double(), q.double()
     children = torch.stack([walk.child(rank) for rank in range(walk.trees.width)], 1)  # (B, k)
@@ -38,7 +38,9 @@ def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
     slots = torch.where(parent[:, None], slots, 1.0)  # a row at rest draws nothing
     pick = chance.categorical(slots, walk.sites(live=parent), "pick")
     picked = children.gather(1, pick[:, None])[:, 0]
-    proposal = torch.stack([picked_law(w, law, int(k)) for w, law, k in zip(weights, q, count, strict=True)])
+    proposal = torch.stack(
+        [picked_law(w, law, int(k)) for w, law, k in zip(weights, q, count, strict=True)]
+    )
     odds = ratio(p, proposal, walk.token(picked)).clamp(max=1)
     kept = chance.bernoulli(odds, walk.sites(picked, live=parent), "accept") & parent
     remainder, empty = residual(p, proposal)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, Judged, descend, ratio, residual
+from specdec.verifying.walk import Judged, Walk, descend, ratio, residual
 
 STEP = 1e-6  # gamma is a multiple of this
 
@@ -22,11 +22,11 @@ class KSeq(Verifier):
     laws = frozenset({SiblingLaw.WR})
     needs_fixed_width = True
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return descend(trees, laws, chance, judge)
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        return descend(trees, p, chance, judge)
 
 
-def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+def judge(walk: Walk, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
     assert q is not None
     p, q = p.double(), q.double()
     count = (walk.trees.parents == walk.node[:, None]).sum(1)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import Descent, Judged, descend, one_hot, ratio, residual
-from specdec.deviation import Deviation
+from specdec.verifying.deviation import Deviation
+from specdec.verifying.walk import Judged, Walk, descend, one_hot, ratio, residual
 
 
 class Lenient(Verifier):
@@ -28,19 +28,24 @@ class Lenient(Verifier):
             raise ValueError(f"lenience must be in (0, 1], got {lenience!r}")
         self.lenience = lenience
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
         deviation = Deviation(torch.arange(trees.rows, device=trees.tokens.device))
 
-        def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+        def judge(walk: Walk, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
             child = walk.child(0)
             trying = walk.open & (child > 0)
             token = walk.token(child)
             q = one_hot(token, p) if q is None else q.to(p.dtype)
             eased = torch.minimum(q, p / self.lenience)
             left, empty = residual(p, eased)
-            kept = chance.bernoulli(ratio(eased, q, token), walk.sites(child, live=trying), "accept") & trying
+            kept = (
+                chance.bernoulli(ratio(eased, q, token), walk.sites(child, live=trying), "accept")
+                & trying
+            )
             deviation.add(eased + (1 - eased.sum(-1, keepdim=True)).clamp(min=0) * left, p, trying)
-            return Judged(child * kept, torch.where(trying[:, None], left, p), trying & ~kept & empty)
+            return Judged(
+                child * kept, torch.where(trying[:, None], left, p), trying & ~kept & empty
+            )
 
-        verdict = descend(trees, laws, chance, judge)
+        verdict = descend(trees, p, chance, judge)
         return replace(verdict, counts=deviation.counts)

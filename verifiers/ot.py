@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.descent import NOTHING, Descent, Judged, descend
+from specdec.verifying.walk import NOTHING, Judged, Walk, descend
 
 
 class OptimalTransport(Verifier):
@@ -27,11 +27,11 @@ class OptimalTransport(Verifier):
     needs_fixed_width = True
     max_vocabulary = 16
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return descend(trees, laws, chance, judge)
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        return descend(trees, p, chance, judge)
 
 
-def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
+def judge(walk: Walk, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
     assert q is not None
     p = p.double()
     accept, left, parent = plans(walk, p, q.double())
@@ -39,10 +39,14 @@ def judge(walk: Descent, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
     token = chance.categorical(law, walk.sites(live=parent), "accept")
     kept = parent & (token < p.shape[1])
     empty = left.sum(-1) <= NOTHING
-    return Judged(walk.find(token) * kept, torch.where((parent & ~empty)[:, None], left, p), parent & ~kept & empty)
+    return Judged(
+        walk.find(token) * kept,
+        torch.where((parent & ~empty)[:, None], left, p),
+        parent & ~kept & empty,
+    )
 
 
-def plans(walk: Descent, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def plans(walk: Walk, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per row: acceptance of each token, and in column V of none (B, V + 1); what is left of p (B, V); rows with children."""
     trees, (rows, vocabulary) = walk.trees, p.shape
     accept = torch.zeros(rows, vocabulary + 1, dtype=torch.float64)
@@ -102,7 +106,9 @@ def transport(sets: Sets, p: np.ndarray) -> Flow:
     columns = [*range(len(edges)), *range(len(edges))]
     limits = np.concatenate([list(sets.values()), p])
     matrix = coo_array((np.ones(len(lines)), (lines, columns)), shape=(len(limits), len(edges)))
-    solution = linprog(-np.ones(len(edges)), A_ub=matrix.tocsr(), b_ub=limits, bounds=(0, None), method="highs")
+    solution = linprog(
+        -np.ones(len(edges)), A_ub=matrix.tocsr(), b_ub=limits, bounds=(0, None), method="highs"
+    )
     flow: Flow = {}
     room_set, room_token = dict(sets), p.astype(float).copy()
     for (members, x), amount in zip(edges, solution.x, strict=True):

@@ -6,7 +6,7 @@ included. Cost: O(V) per tried child.
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.rejection import recursive_rejection
+from specdec.verifying.rejection import recursive_rejection
 
 
 class RecursiveRejectionWithoutReplacement(Verifier):
@@ -14,5 +14,5 @@ class RecursiveRejectionWithoutReplacement(Verifier):
 
     laws = frozenset({SiblingLaw.WOR, SiblingLaw.DET})
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return recursive_rejection(trees, laws, chance)
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        return recursive_rejection(trees, p, chance)

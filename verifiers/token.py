@@ -6,7 +6,7 @@ differ in q only). Expected accepted length: sum over i of E_q[prod_{j<=i} min(1
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws
-from specdec.rejection import recursive_rejection
+from specdec.verifying.rejection import recursive_rejection
 
 
 class Token(Verifier):
@@ -15,5 +15,5 @@ class Token(Verifier):
     laws = frozenset({SiblingLaw.DET, SiblingLaw.WOR, SiblingLaw.WR})
     chain_only = True
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return recursive_rejection(trees, laws, chance)
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        return recursive_rejection(trees, p, chance)

@@ -1,23 +1,30 @@
-"""Lossless on trees: leaves are judged before their ancestors, so that a rejected branch still leaves its prefix a chance.
+"""Lossless on trees: leaves are judged before their ancestors, so that a rejected branch still leaves
+its prefix a chance.
 
-Weng et al. 2505.12398 (traversal verification). Exact for DET, WOR and WR siblings, adaptive width included; on a chain it is
-block verification. Not worse than recursive rejection in any case known here. Cost: O(V) per node, O(depth V) memory.
+Weng et al. 2505.12398 (traversal verification). Exact for DET, WOR and WR siblings, adaptive width
+included; on a chain it is block verification. Not worse than recursive rejection in any case known
+here. Cost: O(V) per node.
 
 visit(v, a), p the law at v and q that of its children, for each child x in order:
     a_x = min(1, a p(x)/q(x))  (DET: a p(x));  visit(x, a_x);  done if it accepts
-    m = (a p - q)+  (DET: a p without x),  r = sum(m);  a <- r / (1 - a + r),  p <- norm(m);  WOR: q loses x
-then accept v with u < a and emit from p. The root has a = 1. Each visit accepts with probability a and law a p.
+    m = (a p - q)+  (DET: a p without x),  r = sum(m);  a <- r / (1 - a + r),  p <- norm(m)
+    WOR: q loses x
+then accept v with u < a and emit from p. The root has a = 1. Each visit accepts with probability a
+and law a p.
+
+Letters: B rows, N nodes, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
-from specdec.chance import Draws, Sites, Toss
-from specdec.descent import NOTHING, verdict_at
-from specdec.sampling import picked
+from specdec.chance import Draws, Part, Sites
+from specdec.verifying.walk import NOTHING, verdict_at
 
 
 class Traversal(Verifier):
@@ -25,162 +32,196 @@ class Traversal(Verifier):
 
     laws = frozenset({SiblingLaw.DET, SiblingLaw.WOR, SiblingLaw.WR})
 
-    def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        rows = torch.arange(trees.rows, device=trees.tokens.device)
-        rank = torch.zeros_like(rows)
-        on_host = rows.device.type == "cpu"
-        pending = laws.state.live.clone()  # rows that have not accepted yet
+    def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
+        live, rows = p.state.live, p.rows
+        nodes = torch.arange(trees.num_nodes, device=rows.device).repeat_interleave(trees.rows)
+        every, zero = rows.repeat(trees.num_nodes), torch.zeros_like(nodes)
+        standing = live.repeat(trees.num_nodes) & (nodes > 0) & trees.used.T.flatten()
+        at = Sites(every, nodes, zero, trees.depths.T.flatten(), standing)
+        coins = chance.places(at, "accept")
+        left = Remains(trees, p)
+        pending = live  # rows that have not accepted yet
         leaf, zero_residuals = torch.zeros_like(rows), torch.zeros_like(rows)
-        stack = [Open.at(trees, laws, rows, leaf, torch.ones(trees.rows, dtype=torch.float64, device=rows.device))]
-        law = stack[0].law()
-        places = itinerary(trees)
-        toss, coin = coins(chance, places, laws.state.live), 0
-        for place, node in places:
-            parent = stack[place.depth - 1]
-            token = trees.tokens[rows, node]
-            if place.opens:
-                stack[place.depth :] = [Open.at(trees, laws, rows, node, parent.share(token))]
+        law: Tensor | None = None
+        for event in tour(trees):
+            node, parent = event.node, event.parent
+            token = left.tokens.get(node)
+            if event.enters is not False:
+                left.enter(node, parent, token, event.enters)
+            if event.enters is True:
                 continue
-            a = parent.share(token) if place.leaf else stack[place.depth].a
-            standing = pending if place.everywhere else pending & (node > 0)
-            won, coin = toss(slice(coin, coin + trees.rows), a, standing), coin + trees.rows
-            if not on_host or bool(won.any()):
-                p = laws[rows, node] if place.leaf else stack[place.depth].law()
-                law = torch.where(won[:, None], p, law)
-                leaf = torch.where(won, node, leaf)
-                pending = pending & ~won
-                if on_host and not bool(pending.any()):
-                    break
-            zero_residuals += parent.reject(token, standing & ~won, place.last)
-        law = torch.where(pending[:, None], stack[0].law(), law)  # the root stands where everything else fell
+            judged = pending & left.used.get(node)
+            if isinstance(event.enters, Tensor):
+                judged = judged & ~event.enters
+            if isinstance(node, Tensor):
+                part: Part = node * trees.rows + rows
+            else:
+                part = slice(node * trees.rows, (node + 1) * trees.rows)
+            won = coins.bernoulli(part, left.a.get(node), judged)
+            stood = left.law(node)
+            law = stood if law is None else torch.where(won[:, None], stood, law)
+            leaf = torch.where(won, node, leaf)
+            pending = pending & ~won
+            zero_residuals += left.reject(parent, token, judged & ~won, event.last)
+        root = left.law(0 if left.shared else torch.zeros_like(rows))
+        law = root if law is None else torch.where(pending[:, None], root, law)  # the root stands
         depth = trees.depths[rows, leaf]
-        bonus = chance.categorical(law, Sites(rows, leaf, rank, depth, laws.state.live), "bonus")
+        bonus = chance.categorical(law, Sites(rows, leaf, zero[: len(rows)], depth, live), "bonus")
         return verdict_at(trees, leaf, bonus, zero_residuals=zero_residuals)
 
 
-def coins(chance: Draws, places: list[tuple["Place", Tensor]], live: Tensor) -> Toss:
-    """A coin per judged place and row, place by place."""
-    judged = [(place.depth, node) for place, node in places if not place.opens]
-    rows = torch.arange(len(live), device=live.device)
-    nodes = torch.cat([rows[:0], *(node for _, node in judged)])
-    depth = torch.tensor([depth for depth, _ in judged for _ in live], dtype=torch.long, device=live.device)
-    standing = (nodes > 0) & live.repeat(len(judged))
-    return chance.coins(Sites(rows.repeat(len(judged)), nodes, torch.zeros_like(nodes), depth, standing), "accept")
+# ---------------------------------------------------------------------------- the order of visits
+
+
+class Event(NamedTuple):
+    """A node is entered, or judged when all below it has been rejected. Where the trees of a batch
+    have one frame, a node is one number; else a number (B,) per row, and so is the rest."""
+
+    node: int | Tensor
+    parent: int | Tensor
+    enters: bool | Tensor
+    last: bool  # in no row does the parent have a later child: its q is not needed again
+
+
+def tour(trees: TokenTree) -> Iterator[Event]:
+    """Depth first, siblings in order. A leaf is entered and judged at once."""
+    if trees.structure.frame is not None:
+        yield from _framed(trees.structure.frame)
+        return
+    # Per row, by the times at which a walk along the edges enters and leaves each node.
+    used, below = trees.used, trees.ancestors & trees.used[:, :, None]
+    size = below.sum(1)  # (B, N) nodes below a node, itself included
+    parents = torch.where(used, trees.parents, -1)
+    earlier = (parents[:, :, None] == parents[:, None]) & (parents >= 0)[:, :, None]
+    offset = 1 + (earlier.tril(-1) * size[:, None]).sum(2)  # from the parent's time on
+    offset[:, 0] = 0
+    before = (trees.ancestors * offset[:, None]).sum(2)  # (B, N) nodes that come before
+    late = 2 * trees.num_nodes
+    entering = torch.where(used, 2 * before - trees.depths, late)
+    leaving = torch.where(used, entering + 2 * size - 1, late)
+    order = torch.cat([entering, leaving], 1).sort(dim=1, stable=True).indices
+    for step in range(1, 2 * trees.num_nodes - 1):  # without the root's
+        node = order[:, step] % trees.num_nodes
+        enters = (order[:, step] < trees.num_nodes) & (node > 0)
+        yield Event(node, parents.gather(1, node[:, None])[:, 0].clamp(min=0), enters, False)
+
+
+@lru_cache(64)
+def _framed(frame: tuple[int, ...]) -> tuple[Event, ...]:
+    children: list[list[int]] = [[] for _ in frame]
+    for node, parent in enumerate(frame[1:], 1):
+        children[parent].append(node)
+
+    def visits(node: int, last: bool) -> Iterator[Event]:
+        if children[node]:
+            yield Event(node, frame[node], True, last)
+            for child in children[node]:
+                yield from visits(child, child == children[node][-1])
+            yield Event(node, frame[node], False, last)
+        else:
+            yield Event(node, frame[node], True, last)
+            yield Event(node, frame[node], False, last)
+
+    found: list[Event] = []
+    for child in children[0]:
+        found += visits(child, child == children[0][-1])
+    return tuple(found)
+
+
+# ------------------------------------------------------------------------ what is left of the laws
 
 
 SMALL = 1e-6  # a sum of p below which p is normalised
 
 
-@dataclass
-class Open:
-    """What is left of a node whose children are being visited, in every row. All but q is its own."""
+class PerNode:
+    """Something (B, ...) of every node: a list where a node is one number in all rows."""
 
-    a: Tensor  # (B,) the weight with which the node stands
-    p: Tensor  # (B, V) the law that it would emit from, not normalised
-    total: Tensor  # (B,) the sum of p
-    q: Tensor | None  # (B, V) what its children were drawn from, not normalised; None: DET
-    z: Tensor  # (B,) the sum of q
-    shrinks: bool  # WOR: q loses every rejected token
-    lent: bool  # q is the tree's: to be copied before it is written to
+    def __init__(self, values: Tensor, shared: bool, written: bool = False) -> None:
+        self._list = list(values.unbind(1)) if shared else []
+        self._whole = values.clone() if written and not shared else values
+        self._rows = torch.arange(len(values), device=values.device)
 
-    @classmethod
-    def at(cls, trees: TokenTree, laws: Laws, rows: Tensor, node: Tensor, a: Tensor) -> "Open":
-        p = laws[rows, node]
-        one, shrinks = torch.ones_like(a), trees.law is SiblingLaw.WOR
-        if trees.q is None:
-            return cls(a, p, one, None, one, shrinks, False)
-        lent = (
-            trees.rows == 1 and not node.is_cuda
-        )  # a copy is a pass over the vocabulary, which an only child can do without
-        q = trees.q[:, int(node)] if lent else picked(trees.q, rows, node)
-        return cls(a, p, one, q.to(p.dtype), one, shrinks, lent and q.dtype == p.dtype)
+    def get(self, node: int | Tensor) -> Tensor:
+        return self._whole[self._rows, node] if isinstance(node, Tensor) else self._list[node]
 
-    def law(self) -> Tensor:
+    def set(self, node: int | Tensor, values: Tensor) -> None:
+        if isinstance(node, Tensor):
+            self._whole[self._rows, node] = values
+        else:
+            self._list[node] = values
+
+
+class Remains:
+    """What is left of every node while its children are being visited.
+
+    a      the weight with which the node stands
+    p      (B, V) the law that it would emit from, not normalised; total: its sum
+    q      (B, V) what its children were drawn from; z: what is left of its sum
+    """
+
+    def __init__(self, trees: TokenTree, laws: Laws) -> None:
+        self.shared = shared = trees.structure.frame is not None
+        self.shrinks = trees.law is SiblingLaw.WOR
+        p = laws.everywhere
+        one = torch.ones(p.shape[:2], dtype=torch.float64, device=p.device)
+        self.tokens = PerNode(trees.tokens, shared)
+        self.used = PerNode(trees.used, shared)
+        self.a = PerNode(one, shared, written=True)
+        self.p = PerNode(p, shared, written=True)
+        self.total = PerNode(one, shared, written=True)
+        self.q = None if trees.q is None else PerNode(trees.q, shared)
+        self.z = PerNode(one, shared, written=True)
+
+    def law(self, node: int | Tensor) -> Tensor:
         """(B, V) p, normalised."""
-        return self.p / self.total.to(self.p.dtype)[:, None]
+        p = self.p.get(node)
+        return p / self.total.get(node).to(p.dtype)[:, None]
 
-    def share(self, token: Tensor) -> Tensor:
-        """(B,) min(1, a p(x) / q(x)): the weight with which the child x is entered."""
+    def enter(
+        self, node: int | Tensor, parent: int | Tensor, token: Tensor, enters: bool | Tensor
+    ) -> None:
+        """The weight of a node: min(1, a p(x) / q(x)), of what is left of its parent."""
         x = token[:, None]
-        wanted = self.a * self.p.gather(1, x)[:, 0] / self.total
-        if self.q is None:
-            return wanted
-        drawn = self.q.gather(1, x)[:, 0] / self.z
-        return torch.where(drawn > 0, wanted / drawn, 0.0).clamp_(max=1)
+        p, total, a = (part.get(parent) for part in (self.p, self.total, self.a))
+        share = a * p.gather(1, x)[:, 0] / total
+        if self.q is not None:
+            drawn = self.q.get(parent).gather(1, x)[:, 0] / self.z.get(parent)
+            share = torch.where(drawn > 0, share / drawn, 0.0).clamp_(max=1)
+        if isinstance(enters, Tensor):
+            share = torch.where(enters, share, self.a.get(node))
+        self.a.set(node, share)
 
-    def reject(self, token: Tensor, lost: Tensor, last: bool) -> Tensor:
-        """`lost` rows keep what the rejected child leaves: m = (a p - q)+, a <- r / (1 - a + r), p <- norm(m). After the `last`
-        child q is not needed again. Returns where nothing was left though the node stands for certain, which only rounding reaches.
+    def reject(self, parent: int | Tensor, token: Tensor, lost: Tensor, last: bool) -> Tensor:
+        """In `lost` rows a child was rejected: m = (a p - q)+, a <- r / (1 - a + r), p <- norm(m).
+        Returns where nothing was left though the node stands for certain, which only rounding
+        reaches.
 
-        A pass over the vocabulary is what costs, so p is divided by its sum where it is used, not here."""
+        A pass over the vocabulary is what costs, so p is divided by its sum where it is used, not
+        here; and q is left as it is: where it has lost a token, p has nothing left either.
+        """
         x = token[:, None]
-        lost = lost & (self.a > 0)
+        a, p, total = (part.get(parent) for part in (self.a, self.p, self.total))
+        lost = lost & (a > 0)
         if self.q is None:
-            left = self.p.scatter(1, x, self.p.gather(1, x).masked_fill(lost[:, None], 0.0))
+            left = p.scatter(1, x, p.gather(1, x).masked_fill(lost[:, None], 0.0))
         else:  # m / a, times the sum of p, in rows that lost; p in the others
-            most = torch.finfo(self.p.dtype).max
-            scale = torch.where(lost, self.total / (self.a * self.z), 0.0).clamp_(max=most).to(self.p.dtype)
-            left = torch.addcmul(self.p, self.q, scale[:, None], value=-1).clamp_(min=0)
-        total = left.sum(-1).double()
-        mass = total / self.total
+            q, z, most = self.q.get(parent), self.z.get(parent), torch.finfo(p.dtype).max
+            scale = torch.where(lost, total / (a * z), 0.0).clamp_(max=most).to(p.dtype)
+            left = torch.addcmul(p, q.to(p.dtype), scale[:, None], value=-1).clamp_(min=0)
+            if self.shrinks and not last:
+                drawn = q.gather(1, x)[:, 0].double()
+                self.z.set(parent, torch.where(lost, (z - drawn).clamp_(min=0), z))
+        mass = left.sum(-1).double() / total
         empty = lost & (mass <= NOTHING)
-        kept = lost & ~empty
-        if empty.device.type != "cpu" or bool(empty.any()):
-            left = torch.where(empty[:, None], self.p, left)
-        zero_residual = empty & (self.a >= 1)
-        r = self.a * mass
-        rest = 1 - self.a + r
-        self.a = torch.where(lost, torch.where(rest > 0, r / rest, 1.0), self.a)
-        self.p, self.total = left, torch.where(kept, total, self.total)
-        if left.device.type != "cpu" or bool((self.total < SMALL).any()):  # before float32 runs out of exponents
-            self.p, self.total = self.law(), torch.ones_like(self.total)
-        if self.q is not None and self.shrinks and not last:
-            self.q, self.lent = self.q.clone() if self.lent else self.q, False
-            self.q.scatter_(1, x, self.q.gather(1, x).masked_fill(lost[:, None], 0.0))
-            self.z = self.q.sum(-1).double()
-        return zero_residual
-
-
-@dataclass(frozen=True)
-class Place:
-    """A step of the traversal: one place in the tree, named by sibling ranks, in all the rows that have a node there."""
-
-    depth: int
-    opens: bool  # its children come next; otherwise it is judged, all of them having been rejected
-    leaf: bool  # in no row does it have children
-    last: bool  # no row has a later sibling there
-    everywhere: bool  # every row has a node there
-
-
-def itinerary(trees: TokenTree) -> list[tuple[Place, Tensor]]:
-    """The order in which places are opened and judged, depth first, and their nodes (B,), 0 where a row has none there. It depends
-    on the shapes of the trees alone."""
-    children: list[dict[int, list[int]]] = []
-    for row in trees.parents.tolist():
-        family: dict[int, list[int]] = {}
-        for node, parent in enumerate(row):
-            if parent >= 0:
-                family.setdefault(parent, []).append(node)
-        children.append(family)
-
-    def below(nodes: list[int]) -> list[list[int]]:
-        families = [row.get(node, []) for row, node in zip(children, nodes, strict=True)]
-        width = max(map(len, families))
-        return [[family[rank] if rank < len(family) else -1 for family in families] for rank in range(width)]
-
-    def backwards(families: list[list[int]]) -> list[tuple[list[int], bool]]:
-        return [(family, rank == 0) for rank, family in enumerate(reversed(families))]
-
-    places: list[Place] = []
-    numbers: list[list[int]] = []
-    stack = [(nodes, 1, last, False) for nodes, last in backwards(below([0] * trees.rows))]
-    while stack:
-        nodes, depth, last, visited = stack.pop()
-        families = [] if visited else below(nodes)
-        places.append(Place(depth, bool(families), not (visited or families), last, min(nodes) > 0))
-        numbers.append(nodes)
-        if families:
-            stack.append((nodes, depth, last, True))
-            stack += [(family, depth + 1, final, False) for family, final in backwards(families)]
-    at = torch.tensor(numbers, device=trees.tokens.device).clamp_(min=0)
-    return list(zip(places, at, strict=True)) if places else []
+        left = torch.where(empty[:, None], p, left)
+        r = a * mass
+        rest = 1 - a + r
+        after = torch.where(lost, torch.where(rest > 0, r / rest, 1.0), a)
+        total = torch.where(lost & ~empty, mass * total, total)
+        small = total < SMALL  # before float32 runs out of exponents
+        left = torch.where(small[:, None], left / total.to(p.dtype)[:, None], left)
+        self.a.set(parent, after)
+        self.p.set(parent, left)
+        self.total.set(parent, torch.where(small, 1.0, total))
+        return empty & (a >= 1)

@@ -17,7 +17,7 @@ from experiments.certificates.tables import Tables, standard
 from experiments.prompts import read
 from specdec import Drafter, Refused, Verifier, load
 from specdec.chance import Keyed
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 from specdec.pairing import name_of
 from specdec.plugins import build
 

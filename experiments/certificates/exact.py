@@ -54,13 +54,13 @@ def program(
     tables: Tables, drafter: Callable[[Tables], Drafter], verifier: Any, tokens: int, rounds: int
 ) -> Callable[[Chance, int], Sequence[Round]]:
     """`rounds` rounds of decoding as a function of its draws."""
-    target = tables.target()
+    target, made = tables.target(), drafter(tables)
 
     def run(chance: Chance, rows: int) -> Sequence[Round]:
         events = specdec.stream(
             target,
             [list(tables.prompt)] * rows,
-            drafter=drafter(tables),
+            drafter=made,
             verifier=verifier,
             max_new_tokens=tokens,
             chance=chance,

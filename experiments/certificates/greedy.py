@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 import specdec
 from specdec import Drafter
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 
 TIE_CAP = 0.5  # a larger share of prompts that part at ties fails
 QUANTILE = 0.9999

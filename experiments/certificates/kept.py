@@ -11,7 +11,7 @@ import yaml
 from experiments import records
 from experiments.certificates.suite import Settings, begun
 from specdec.chance import Keyed
-from specdec.metrics import Report
+from specdec.measuring.report import Report
 from specdec.pairing import choose
 from specdec.plugins import CONF, find
 from specdec.sampling import Sampling

@@ -21,7 +21,7 @@ from experiments.certificates import tiny
 from experiments.certificates.statistics import CELLS, SIZE, Fit, fit, sample_size
 from specdec import Drafter
 from specdec.chance import Chance, Keyed
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 from specdec.sampling import Sampling
 
 ROWS = 512  # of a batch

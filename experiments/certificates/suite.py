@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import specdec
 from experiments.certificates.tables import Tables, standard
 from specdec import Drafter, Keyed, LanguageModel, Refused, Sampling
 from specdec.pairing import pair
@@ -38,8 +37,8 @@ def begun(settings: Settings, temperature: float = 1.0) -> tuple[Drafter, Tables
     refusal: ValueError | None = None
     for tables in standard():
         try:
-            drafter, target = make(settings, tables.target(), tables.draft()), tables.target()
-            specdec.generate(target, [list(tables.prompt)], drafter=drafter, temperature=temperature, max_new_tokens=1)
+            drafter = make(settings, tables.target(), tables.draft())
+            drafter.begin(tables.target(), 1, Sampling(temperature))
         except Refused:
             raise
         except ValueError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from specdec.sampling import Sampling
-from specdec.table import TableModel
+from specdec.models.table import TableModel
 
 Prefix = tuple[int, ...]
 Rows = Mapping[Prefix, Sequence[float]]

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 
 CONTEXT = 64
 

@@ -6,14 +6,14 @@ Letters: B places in the text, D depth, V vocabulary.
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments import progress
 from experiments.training.text import Stream, documents, encode
-from specdec.language_model import TransformersLM
+from specdec.interfaces import Part
+from specdec.models.language_model import TransformersLM
 from specdec.tree import TokenTree
 
 
@@ -44,7 +44,7 @@ class Calibration:
     def __init__(self, target: TransformersLM, texts: list[Tensor], context: int, temperature: float) -> None:
         self.target, self.texts, self.context, self.temperature = target, texts, context, temperature
         self.depth = texts[0].shape[1] - context
-        self.p = [self._law(ids, target) for ids in texts]
+        self.p = [self._law(ids, None) for ids in texts]
         self.costs = self._costs()
 
     def agreement(self, no_attention: Collection[int], no_mlp: Collection[int]) -> tuple[float, ...]:
@@ -60,13 +60,14 @@ class Calibration:
         return 1 - saved - both * self.costs["layer"]
 
     @torch.inference_mode()
-    def _law(self, ids: Tensor, model: Any) -> Tensor:
-        """(B, D, V) laws at the nodes of chains that go on after the context, which the whole model has read."""
-        target, rows = self.target, len(ids)
-        target.open(rows, ids.shape[1])
-        target.read(ids[:, : self.context - 1], torch.full((rows,), self.context - 1))
-        logits = _logits(model.score(TokenTree.chain(ids[:, self.context - 1 : -1], None)))
-        return (logits.float() / self.temperature).softmax(-1)
+    def _law(self, ids: Tensor, part: Part | None) -> Tensor:
+        """(B, D, V) laws at the nodes of chains that go on after the context, which the whole model has read; part: some of its
+        layers, None: all."""
+        chain = TokenTree.chain(ids[:, self.context - 1 : -1], None)
+        with self.target.open(len(ids), ids.shape[1]) as session:
+            session.read(ids[:, : self.context - 1], [self.context - 1] * len(ids))
+            scores = session.score(chain) if part is None else part.score(session, chain)
+        return (scores.logits.float() / self.temperature).softmax(-1)
 
     @torch.inference_mode()
     def _costs(self, repeats: int = 40) -> dict[str, float]:
@@ -74,8 +75,8 @@ class Calibration:
         layers but one, are left out; and what a further node adds. The shortest times, since noise only adds."""
         target, layers = self.target, self.target.layers
         ids = self.texts[0][:1]
-        target.open(1, ids.shape[1] + 1)
-        target.read(ids[:, : self.context], torch.tensor([self.context]))
+        session = target.open(1, ids.shape[1] + 1)
+        session.read(ids[:, : self.context], [self.context])
         root, chain, every = TokenTree.root(ids[:, -1]), TokenTree.chain(ids[:, self.context :], None), range(layers)
         models = {
             "whole": target.without((), ()),
@@ -86,9 +87,8 @@ class Calibration:
         seconds: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(repeats):
             for name, model in models.items():
-                target.place.opened().roots = None
                 began = time.perf_counter()
-                model.score(chain if name == "node" else root)
+                model.score(session, chain if name == "node" else root)
                 if target.device.type == "cuda":
                     torch.cuda.synchronize(target.device)
                 seconds[name].append(time.perf_counter() - began)
@@ -99,11 +99,6 @@ class Calibration:
             "layer": max(0.0, 1 - share["layer"]) / max(1, layers - 1),
             "node": max(0.0, share["node"] - 1) / max(1, chain.num_nodes - 1),
         }
-
-
-def _logits(scored: Any) -> Tensor:
-    """The whole model answers with scores, a part with logits."""
-    return scored if isinstance(scored, Tensor) else scored.logits
 
 
 def search(calibration: Calibration, layers: int) -> list[Skip]:

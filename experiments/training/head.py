@@ -11,9 +11,9 @@ from torch import Tensor
 import specdec
 from experiments.training.losses import distance, mass_by_rank
 from experiments.training.teacher import Lesson, Teacher
-from specdec.heads import Head
+from specdec.heads.head import Head
 from specdec.interfaces import Drafter
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 
 RANKS = 10  # of the table of accuracies that static trees are built from
 
@@ -28,8 +28,8 @@ def loss_of(
         weight = depth_weight**index
         truth = lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]]
         p = teacher.law(truth)
-        if head.kept is not None:
-            p = p[..., head.kept]
+        if head.token_ids is not None:
+            p = p[..., head.token_ids]
         part = distance(p.flatten(0, 1), guess.logits.flatten(0, 1), loss).mean()
         if states_weight and guess.states is not None:
             distances = torch.nn.functional.smooth_l1_loss(guess.states.float(), truth.float())
@@ -50,8 +50,8 @@ def accuracies(
             guesses = head.guesses(lesson.ids, lesson.taps, teacher.target)
         for index, guess in enumerate(guesses):
             p = teacher.law(lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]], temperature)
-            if head.kept is not None:
-                p = p[..., head.kept]
+            if head.token_ids is not None:
+                p = p[..., head.token_ids]
             mass = mass_by_rank(p.flatten(0, 1), guess.logits.flatten(0, 1), RANKS) / len(lessons)
             if index == len(table):
                 table.append(torch.zeros_like(mass))

@@ -22,8 +22,8 @@ from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, documents, encode, train_tokenizer
 from experiments.training.watch import curves, reporting
-from specdec.language_model import TransformersLM
-from specdec.load import load
+from specdec.models.language_model import TransformersLM
+from specdec.models.load import load
 from specdec.plugins import build
 
 console = Console(stderr=True)

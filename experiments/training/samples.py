@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 import specdec
 from experiments.training.text import Stream
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 
 console = Console(stderr=True)
 

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from specdec.interfaces import Tap
-from specdec.language_model import TransformersLM
+from specdec.models.language_model import TransformersLM
 
 console = Console(stderr=True)
 Windows = Callable[[int], np.ndarray]  # a step's ids (B, T)

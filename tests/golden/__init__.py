@@ -18,7 +18,7 @@ import specdec
 from experiments.certificates import suite
 from specdec import Coupled, Keyed
 from specdec.plugins import build
-from specdec.table import TableModel
+from specdec.models.table import TableModel
 from tests import models
 from tests.exact import table
 

@@ -1,14 +1,13 @@
 """Drafters whose declared law is not the one that they draw from, and some that only look so."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drafters.small_model import SmallModel
-from specdec import Drafter, SiblingLaw, State, TokenTree
+from specdec import Drafter, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws, Sites
 
 Change = Callable[[TokenTree], TokenTree]
@@ -74,8 +73,8 @@ class Drafting(SmallModel):
         super().__init__(**settings)
         self.draws, self.change = draws, change
 
-    def begin(self, target: Any, state: State) -> None:
-        super().begin(target, state)
+    def begin(self, target: Any, rows: int, sampling: Sampling) -> None:
+        super().begin(target, rows, sampling)
         if self.change is merged_as_wor:
             self.law = SiblingLaw.WOR
 
@@ -97,12 +96,11 @@ def merged(tree: TokenTree) -> TokenTree:
             mine = first.setdefault((above, int(tree.tokens[row, node])), node)
             stands[node] = mine
             parents[row, node] = above if mine == node else -1
-    q = tree.q
-    return replace(tree, parents=parents, q=q, shape_is_known=True)
+    return TokenTree(tree.tokens, parents, tree.law, tree.q)
 
 
 def merged_as_wor(tree: TokenTree) -> TokenTree:
-    return replace(merged(tree), law=SiblingLaw.WOR)
+    return merged(tree).drawn_from(SiblingLaw.WOR, tree.q)
 
 
 def reranked(tree: TokenTree) -> TokenTree:
@@ -117,7 +115,7 @@ def reranked(tree: TokenTree) -> TokenTree:
             worth[node] = worth[above] * float(tree.q[row, above, tree.tokens[row, node]])
         for node in sorted(drafted, key=lambda node: (-worth[node], node))[4:]:
             parents[row, node] = -1
-    return replace(tree, parents=parents, shape_is_known=True)
+    return TokenTree(tree.tokens, parents, tree.law, tree.q)
 
 
 class SecondIfImprobable(Drafter):
@@ -129,10 +127,6 @@ class SecondIfImprobable(Drafter):
 
     def __init__(self, model: Any, fixed_width: bool = False) -> None:
         self.model, self.fixed_width = model, fixed_width
-
-    def begin(self, target: Any, state: State) -> None:
-        self.model.open(len(state.on_host.lengths), 64)
-        self.seen = 0
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         if state.deepest < 1:
@@ -151,7 +145,7 @@ class SecondIfImprobable(Drafter):
         tokens = torch.stack([state.roots, first, second], 1)
         parents = torch.stack([zero - 1, torch.where(live, 0, -1), torch.where(more, 0, -1)], 1)
         laws = torch.cat([q[:, None], torch.zeros(rows, 2, q.shape[1], dtype=q.dtype)], 1)
-        return TokenTree(tokens, parents, self.law, laws, levels=1, width=2)
+        return TokenTree(tokens, parents, self.law, laws, depth=1, width=2)
 
     def _prefix(self, state: State, row: int) -> list[int]:
-        return state.tokens[row, self.model.prompt : state.on_host.lengths[row]].tolist()
+        return state.text(row, self.model.prompt)

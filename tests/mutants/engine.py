@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specdec.chance import Keyed, KeyedDraws, Sites, _mix, _purpose_key, _unit
-from specdec.emission import Emission
-from specdec.language_model import TransformersLM
-from specdec.placement import Placement
+from specdec.models.language_model import TransformersLM
+from specdec.models.memory import Memory
+from specdec.models.session import TransformersSession
+from specdec.output import Emission
 
 
 class OneNumberPerRound(KeyedDraws):
@@ -48,52 +50,67 @@ class Changed(Keyed):
         return self.draws(self.seed, state.request_ids, state.lengths)
 
 
-class OneTokenUnseen(Placement):
-    def _visible(self, ancestors: Tensor, roots: list[int], slots: int) -> Tensor:
-        visible = super()._visible(ancestors, roots, slots).clone()
-        for row, root in enumerate(roots):
+class OneTokenUnseen(Memory):
+    def scoring(self, tree: Any, start: int) -> Any:
+        over = super().scoring(tree, start)
+        if over.masks is None:
+            return over
+        for row, root in enumerate(self.roots):
             if root > 1:
-                visible[row, :, root - 1] = False
-        return visible
+                over.masks[row, :, :, root - 1] = torch.finfo(over.masks.dtype).min
+        return over
 
 
-class MaskOffByOne(TransformersLM):
-    """A node does not see the last committed token before the root."""
+class Engine(TransformersLM):
+    """A model whose sessions have another memory."""
 
-    def _probe(self) -> Any:
-        self.place.__class__ = OneTokenUnseen
-        return super()._probe()
+    memory: type[Memory] = Memory
+    session: type[TransformersSession] = TransformersSession
 
-    def _prove(self) -> None:
-        """The model is not tried out, or it would be refused here."""
-
-
-class MaskOffByOneProved(MaskOffByOne):
-    """The same, tried out as every model is."""
-
-    def _prove(self) -> None:
-        TransformersLM._prove(self)
+    def open(self, rows: int, slots: int) -> TransformersSession:
+        session = self.session(self, rows, slots)
+        session._memory.__class__ = self.memory
+        return session
 
 
-class RunsOn(Placement):
-    def _column(self, numbers: list[int], uniform: bool) -> Tensor:
-        return torch.tensor([number + 3 * (number > 7) for number in numbers], device=self.device)[:, None]
+class MaskOffByOneProved(Engine):
+    """A node does not see the last committed token before the root; tried out as every model is."""
+
+    memory = OneTokenUnseen
 
 
-class PositionsOfRejectedNodes(TransformersLM):
+class MaskOffByOne(MaskOffByOneProved):
+    """The same, not tried out, or it would be refused here."""
+
+    def open(self, rows: int, slots: int) -> TransformersSession:
+        session = super().open(rows, slots)
+        if not hasattr(self, "layout_is_proved"):
+            self.layout_is_proved = True  # the first session is the proof's
+            session._memory.__class__ = Memory
+        return session
+
+
+class RunsOn(Memory):
+    def _positions(self, first: list[int], depths: Tensor) -> Tensor:
+        return super()._positions([number + 3 * (number > 7) for number in first], depths)
+
+
+class PositionsOfRejectedNodes(Engine):
     """Once a round is over, positions run on as if rejected nodes were still there."""
 
-    def _probe(self) -> Any:
-        self.place.__class__ = RunsOn
-        return super()._probe()
+    memory = RunsOn
 
 
-class KeepsTheWrongBranch(TransformersLM):
-    """The cache keeps the first nodes of the tree instead of the accepted ones."""
+class KeepsFirstNodes(TransformersSession):
+    def keep(self, path: np.ndarray, counts: Any) -> None:
+        first = np.broadcast_to(np.arange(1, path.shape[1] + 1), path.shape)
+        super().keep(np.where(path >= 0, first, path), counts)
 
-    def keep(self, path: Tensor, counts: Tensor) -> None:
-        first = torch.arange(1, path.shape[1] + 1).expand_as(path)
-        super().keep(torch.where(path >= 0, first, path), counts)
+
+class KeepsTheWrongBranch(Engine):
+    """The memory keeps the first nodes of the tree instead of the accepted ones."""
+
+    session = KeepsFirstNodes
 
 
 def past_the_end(self: Emission, tokens: list[int]) -> list[int]:

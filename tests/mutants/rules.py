@@ -55,7 +55,7 @@ class RowRule(Verifier):
         raise NotImplementedError
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        path = torch.full((trees.rows, max(trees.levels, 1)), -1)
+        path = torch.full((trees.rows, max(trees.depth, 1)), -1)
         bonus = torch.zeros(trees.rows, dtype=torch.long)
         for row in laws.state.live.nonzero()[:, 0].tolist():
             nodes, bonus[row] = self.judge(Row(row, trees, laws, chance))
@@ -230,4 +230,4 @@ class ForgetsWhatWasRejected(Verifier):
         self.rule = build("verifier", "rrs_wor")
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        return self.rule.verify(replace(trees, law=SiblingLaw.WOR, shape_is_known=True), laws, chance)
+        return self.rule.verify(trees.drawn_from(SiblingLaw.WOR, trees.q), laws, chance)

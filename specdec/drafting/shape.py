@@ -1,0 +1,237 @@
+"""The shape of the trees that a drafter with laws of its own grows, as users name it: depth, branching,
+draw, nodes.
+
+Everything that drafts token by token from a model's laws (a small model, EAGLE, a part of the target)
+takes these settings and grows its tree here; what differs between them is only how a level is scored.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from specdec.chance import Draws
+from specdec.drafting.adaptive import adaptive
+from specdec.drafting.by_level import Grown, Score, by_level
+from specdec.drafting.rank_tree import RankTree
+from specdec.drafting.ranked import ranked
+from specdec.drafting.static import static
+from specdec.drafting.stop_rules import StopRule, make_stop
+from specdec.errors import integer
+from specdec.interfaces import Drafter, LanguageModel
+from specdec.sampling import Sampling
+from specdec.state import State
+from specdec.tree import SiblingLaw
+
+LAWS = {
+    "wor": SiblingLaw.WOR,
+    "wr": SiblingLaw.WR,
+    "hub": SiblingLaw.HUB,
+    "topk": SiblingLaw.DET,
+}
+BY_VALUE = ("ranked", "adaptive")
+MOST_NODES = 4096  # of a tree; a pass over more is a mistake, not a draft
+VARIANTS: tuple[Mapping[str, Any], ...] = (  # one for each kind of tree, small
+    *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),
+    *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in LAWS),
+    {"depth": 1, "branching": 3, "draw": "wor"},
+    {"depth": 1, "branching": 3, "draw": "wr"},
+    {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
+    {"depth": 2, "draw": "adaptive", "nodes": 3},
+)
+FEW_VARIANTS: tuple[Mapping[str, Any], ...] = (  # for drafters that grow the same from other laws
+    {"depth": 2, "branching": 1, "draw": "wor"},
+    {"depth": 2, "branching": [2, 1], "draw": "wor"},
+    {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
+)
+STOPPED: tuple[Mapping[str, Any], ...] = (  # chains with a stop rule
+    {"depth": 2, "stop": {"threshold": 0.6}},
+    {"depth": 2, "stop": {"acceptance": 0.5}},
+)
+
+
+class ShapeArguments(TypedDict, total=False):
+    """What a drafter that grows trees takes beside its own arguments; see `Shape`."""
+
+    depth: int
+    branching: int | Sequence[int]
+    draw: str
+    nodes: int | None
+    stop: StopRule | Mapping[str, float] | None
+
+
+class HeadShapeArguments(ShapeArguments, total=False):
+    """The same for trained heads, whose trees may be static. branching None: 6 for trees by value,
+    else 1."""
+
+    tree: Sequence[Sequence[int]] | None  # rank paths
+
+
+@dataclass(frozen=True)
+class Shape:
+    """depth      levels of the tree, or tokens of the chain
+    branching  children per node, one number or one per depth; 1 everywhere is a chain
+    draw       auto (= wor) | wor | wr | hub | topk | ranked (DET: the best `nodes` by cumulative
+               probability, expanding `branching` nodes per level by as many tokens) | adaptive (WOR:
+               decide on a site, then draw there) | static (DET: `tree`)
+    nodes      drafted nodes of ranked and adaptive trees, the root not counted
+    tree       of draw="static": which ranks to take, whatever the tokens are
+    stop       where a chain ends before `depth`: {length: 3} | {threshold: 0.4} | {acceptance: 0.8}
+               (`specdec.drafting.stop_rules`)
+
+    At temperature 0 there is nothing to draw: siblings are the most probable tokens, DET. Raises
+    ValueError for settings that do not go together.
+    """
+
+    depth: int
+    branching: int | Sequence[int] = 1
+    draw: str = "auto"
+    nodes: int | None = None
+    tree: RankTree | None = None
+    stop: StopRule | Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        depth, branching, draw, nodes = self.depth, self.branching, self.draw, self.nodes
+        integer("depth", depth, 1, MOST_NODES)
+        if self.tree is not None:
+            if draw != "static" or self.tree.depth > depth:
+                raise ValueError(
+                    f"a static tree of depth {self.tree.depth} needs draw='static' and that depth, got {draw}, {depth}"
+                )
+            return
+        if draw not in ("auto", *BY_VALUE, *LAWS):
+            raise ValueError(
+                f"draw must be auto, wor, wr, hub, topk, ranked or adaptive, got {draw!r}"
+            )
+        widths = self.widths
+        whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for k in widths)
+        if len(widths) != depth or not whole:
+            raise ValueError(
+                f"branching must be one integer >= 1, or one for each of {depth} depths; got {branching!r}"
+            )
+        if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int)):
+            raise ValueError(f"nodes must be an integer >= depth ({depth}), or null; got {nodes!r}")
+        if self.by_value and (nodes is None or nodes < depth):
+            raise ValueError(
+                f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}"
+            )
+        if not self.by_value and nodes is not None:
+            raise ValueError(
+                f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as branching says"
+            )
+        if self.max_nodes > MOST_NODES:
+            raise ValueError(
+                f"depth={depth}, branching={branching!r} and nodes={nodes!r} make trees of "
+                f"{self.max_nodes} nodes or more; at most {MOST_NODES} are drafted"
+            )
+        if self.stop_rule is not None and not self.chain:
+            raise ValueError(
+                "stop is for chains (branching=1, no draw='ranked' or 'adaptive'); drop it or draft a chain"
+            )
+
+    @classmethod
+    def asked(cls, given: ShapeArguments, depth: int) -> "Shape":
+        """What a drafter's arguments ask for; `depth` unless they say else."""
+        return cls(
+            given.get("depth", depth),
+            given.get("branching", 1),
+            given.get("draw", "auto"),
+            given.get("nodes"),
+            stop=given.get("stop"),
+        )
+
+    @cached_property
+    def stop_rule(self) -> StopRule | None:
+        return make_stop(self.stop)
+
+    @property
+    def by_value(self) -> bool:
+        return self.draw in BY_VALUE
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Children per node at each depth."""
+        if isinstance(self.branching, Sequence):
+            return list(self.branching)
+        return [self.branching] * self.depth
+
+    @property
+    def expand(self) -> int:
+        """Nodes that a ranked tree expands per level."""
+        return self.widths[0] if self.widths[0] > 1 else max(2, -(-(self.nodes or 0) // 2))
+
+    @property
+    def chain(self) -> bool:
+        if self.tree is not None:
+            return self.tree.is_chain
+        return not self.by_value and max(self.widths) == 1
+
+    @property
+    def fixed_width(self) -> bool:
+        return self.draw != "adaptive"
+
+    @cached_property
+    def max_nodes(self) -> int:
+        """Of the finished tree, the root included."""
+        if self.tree is not None:
+            return 1 + self.tree.nodes
+        if self.by_value:
+            return 1 + (self.nodes or 0)
+        total, level = 1, 1
+        for k in self.widths:
+            level *= k
+            total += level
+            if total > MOST_NODES:
+                break
+        return total
+
+    @property
+    def slots(self) -> int:
+        """What the drafter's memory needs beyond the committed tokens: a ranked tree scores more
+        than it keeps."""
+        return max(self.max_nodes, 1 + (self.depth - 1) * self.expand if self.by_value else 0)
+
+    def law(self, greedy: bool) -> SiblingLaw:
+        if greedy or self.draw in ("ranked", "static"):
+            return SiblingLaw.DET
+        return LAWS.get(self.draw, SiblingLaw.WOR)
+
+
+class TreeDrafter(Drafter):
+    """A drafter that grows a `Shape` from laws of its own."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.chain, self.fixed_width = shape.chain, shape.fixed_width
+        self.max_nodes = shape.max_nodes
+        self._stop: StopRule | None = None
+
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        self.law = self.shape.law(sampling.greedy)
+        self._stop = copy.copy(self.shape.stop_rule)
+        if self._stop is not None:
+            self._stop.begin(rows)
+
+    def grow(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
+        """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each further
+        level."""
+        shape, greedy = self.shape, state.sampling.greedy
+        if shape.tree is not None:
+            return static(logits, score, state, shape.tree)
+        if shape.draw == "ranked" or (shape.draw == "adaptive" and greedy):
+            return ranked(logits, score, state, shape.depth, shape.expand, shape.nodes or 0)
+        if shape.draw == "adaptive":
+            return adaptive(logits, score, state, chance, shape.depth, shape.nodes or 0)
+        return by_level(logits, score, state, chance, shape.widths, self.law, self._stop)
+
+    def settings_in_effect(self) -> dict[str, Any]:
+        shape = self.shape
+        found = asdict(shape)
+        found["draw"] = {"auto": "wor"}.get(shape.draw, shape.draw)
+        found["branching"] = shape.expand if shape.by_value else shape.widths
+        found["nodes"] = shape.max_nodes - 1
+        found["tree"] = None if shape.tree is None else [list(path) for path in shape.tree.paths]
+        return {**found, "law": self.law.value}

@@ -1,0 +1,173 @@
+"""One decoder layer of the target's own family, for heads that are a layer over the target's states.
+
+Nothing of a model's code is repeated here: the layer is built by transformers from the target's config, and runs inside the
+family's own decoder, which brings positions and attention with it; the embedding and the final norm are taken out.
+
+Letters: B rows, T tokens, S keys, d hidden size.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache
+
+from specdec.interfaces import LanguageModel
+from specdec.models.language_model import TransformersLM
+from specdec.models.memory import LayerShape, ShapeProbe
+from specdec.models.support import layer_kinds
+
+NOT_THE_LAYERS = (  # what a config says beside the layers
+    *(key for key in PreTrainedConfig().to_dict() if key != "model_type"),
+    *(
+        "_name_or_path",
+        "auto_map",
+        "quantization_config",
+        "torch_dtype",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ),
+)
+NO_TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}  # of one; not every family takes None
+
+
+def layer_config(target: LanguageModel) -> dict[str, Any]:
+    """What of a target's (text) config a layer is made of, as JSON: one layer, no vocabulary of its
+    own. For a target that is no transformers model, a small Llama layer of its hidden size."""
+    if isinstance(target, TransformersLM):
+        return _of_one_layer(target.config)
+    size = target.hidden_size
+    return _of_one_layer(
+        LlamaConfig(hidden_size=size, intermediate_size=2 * size, num_attention_heads=2)
+    )
+
+
+def published_layer(described: dict[str, Any]) -> dict[str, Any]:
+    """The same of the config.json of a published head, which has one layer. Raises ValueError for what it does not say, or
+    says wrong."""
+    layers, family = described.get("num_hidden_layers", 1), described.get("model_type", "llama")
+    if layers != 1:
+        raise ValueError(f"the config has num_hidden_layers {layers}, and heads have one layer")
+    missing = [
+        key
+        for key in ("hidden_size", "intermediate_size", "num_attention_heads")
+        if described.get(key) is None
+    ]
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}")
+    if family not in CONFIG_MAPPING:
+        raise ValueError(f"the config's model_type {family!r} is none that transformers knows")
+    known = {*CONFIG_MAPPING[family]().to_dict(), "rope_theta", "rope_scaling"} - {
+        "model_type",
+        "vocab_size",
+    }
+    try:
+        config = AutoConfig.for_model(
+            family, **{key: value for key, value in described.items() if key in known}
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"the config is none of a {family} layer: {error}") from None
+    return _of_one_layer(config)
+
+
+def _of_one_layer(config: Any) -> dict[str, Any]:
+    described = {key: value for key, value in config.to_dict().items() if key not in NOT_THE_LAYERS}
+    described |= {"num_hidden_layers": 1, "vocab_size": 1}
+    if described.get("layer_types"):
+        described["layer_types"] = described["layer_types"][-1:]
+    return described
+
+
+def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
+    """The family's decoder with one layer, without embedding and final norm: inputs_embeds in, the layer's output out.
+
+    Raises ValueError for families whose decoder has no `layers` and `norm`.
+    """
+    settings = copy.deepcopy(described)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings, **NO_TOKENS)
+    # With SDPA, or eager attention where the family knows no other.
+    decoder: PreTrainedModel = AutoModel.from_config(config)
+    layers, norm = (getattr(decoder, name, None) for name in ("layers", "norm"))
+    if not isinstance(layers, nn.ModuleList) or norm is None:
+        raise ValueError(
+            f"{type(decoder).__name__} has no `layers` and `norm`, so a single layer of it cannot be taken; heads of one "
+            "decoder layer (eagle, eagle3) work for Llama-like families"
+        )
+    decoder.norm = nn.Identity()
+    decoder.set_input_embeddings(nn.Identity())
+    return decoder
+
+
+def shape_of(run: Any, decoder: PreTrainedModel) -> LayerShape:
+    """What the layer writes into a cache, found by running `run(cache)`, one pass over one token. Raises ValueError for layers
+    that cannot run as a head does."""
+    probe = ShapeProbe()
+    try:
+        with torch.inference_mode():
+            run(probe)
+        return probe.seen[0]
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        raise ValueError(
+            f"a layer of {type(decoder).__name__} cannot serve as a head: fed with the head's states it fails "
+            f"({type(error).__name__}: {error}); heads of one decoder layer (eagle, eagle3) work for Llama-like families"
+        ) from error
+
+
+class Unrolled(Cache):
+    """Keys and values of several passes of one layer over the same text, for training on its own states.
+
+    Pass s starts from what pass s - 1 said: its token at index t stands for the path (truth up to t, then s guesses). It sees
+    the first pass up to t and, of every later pass, index t alone (EAGLE-3 2503.01840, "training-time test").
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.keys.append(key_states)
+        self.values.append(value_states)
+        return torch.cat(self.keys, 2), torch.cat(self.values, 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return sum(keys.shape[2] for keys in self.keys) + query_length, 0
+
+    def mask(self, length: int, config: Any, device: torch.device) -> Tensor:
+        """(1, 1, length, S), for the coming pass of `length` tokens: bool, or additive for eager attention."""
+        kind, passes = layer_kinds(config)[0], len(self.keys)
+        sizes = [*(keys.shape[2] for keys in self.keys), length]
+        query = torch.arange(length, device=device)[:, None]
+        seen = []
+        for number, size in enumerate(sizes):
+            key = torch.arange(size, device=device)
+            visible = key <= query if number == 0 else key == query
+            if kind.size is not None:
+                visible = visible & kind.reaches(query + passes, key + number)
+            seen.append(visible)
+        mask = torch.cat(seen, 1)[None, None]
+        if config._attn_implementation == "eager":
+            return torch.zeros(mask.shape, device=device).masked_fill(
+                ~mask, torch.finfo(torch.float32).min
+            )
+        return mask

@@ -1,0 +1,283 @@
+"""Drafting on the target's features: one decoder layer that, from a token and the feature before it,
+guesses the next feature.
+
+The pair at index j is (token x_{j+1}, feature f_j), so features lag tokens by one: a round brings
+num_accepted + 1 new pairs, the last of them the root with the state before it. Pairs are always read
+with the target's own features; inside a tree, where there are none yet, a node takes what the layer
+said at its parent.
+
+Letters: B rows, b rows of one call, T tokens, N nodes, m nodes of a level, K taps, d hidden size, V
+vocabulary.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, Unpack
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from specdec.chance import Draws
+from specdec.drafting.shape import (
+    BY_VALUE,
+    FEW_VARIANTS,
+    HeadShapeArguments,
+    Shape,
+    TreeDrafter,
+)
+from specdec.heads.decoder_layer import Unrolled, decoder_of, shape_of
+from specdec.heads.head import (
+    FirstRounds,
+    Guess,
+    Head,
+    check_target,
+    random_head,
+    static_tree,
+    with_states,
+)
+from specdec.interfaces import LanguageModel, LendsHead, lends_head
+from specdec.models import attention
+from specdec.models.masks import Masks
+from specdec.models.memory import Layout, Memory
+from specdec.models.support import layer_kinds
+from specdec.sampling import Sampling
+from specdec.state import State
+from specdec.tree import TokenTree
+
+
+class FeatureHead(Head):
+    """A decoder layer over (embedding, feature). What is fused, fed in and read out is the concrete head's."""
+
+    decoder: PreTrainedModel
+    steps: int = 1  # of training on its own states
+
+    def _build(self, layer: dict[str, Any]) -> None:
+        self.decoder = decoder_of(layer)
+        self.hidden_size = int(self.decoder.config.hidden_size)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As everywhere, for `to` and its like, but frequencies stay as exact as transformers keep
+        them in the target: rounding them to 16 bits would change RoPE's rotation at position 100."""
+        exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
+        Module._apply(self, fn, recurse)
+        for name, buffer in exact.items():
+            module, _, own = name.rpartition(".")
+            setattr(self.get_submodule(module), own, buffer.to(fn(buffer).device))
+        return self
+
+    @property
+    def layer(self) -> Module:
+        """The decoder's only one."""
+        return self.decoder.get_submodule("layers.0")
+
+    @classmethod
+    @abstractmethod
+    def for_target(cls, target: LendsHead, steps: int = 1) -> "FeatureHead":
+        """Untrained. steps: how far training unrolls it on its own states."""
+
+    @abstractmethod
+    def fuse(self, taps: Tensor) -> Tensor:
+        """Features (B, T, d) of the target's states (B, T, K, d)."""
+
+    @abstractmethod
+    def enter(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """The layer's input (B, T, d)."""
+
+    @abstractmethod
+    def logits(self, features: Tensor, target: LendsHead) -> Tensor:
+        """(B, T, V') of the layer's output (B, T, d), over the head's own vocabulary."""
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        features: Tensor,
+        position_ids: Tensor,
+        attention_mask: Masks,
+        past_key_values: Cache | None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """The layer's output (B, T, d): the features that it guesses."""
+        guessed: Tensor = self.decoder(
+            inputs_embeds=self.enter(embeddings, features),
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        ).last_hidden_state
+        return guessed
+
+    def runner(self) -> Self:
+        """The same weights in shells of their own, with the attention that drafting runs with: for one
+        run, since a pass leaves traces in its shells."""
+        shell: Self = attention.shallow(self)
+        shell._modules["decoder"] = attention.rewired(self.decoder, attention.choose(self.decoder))
+        return shell
+
+    def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
+        embeddings, features = target.embed(ids), self.fuse(taps)[:, :-1]
+        rows, pairs = len(ids), ids.shape[1] - 1
+        unrolled, found = Unrolled(), []
+        for step in range(self.steps):
+            length = pairs - step
+            positions = (torch.arange(length, device=ids.device) + step).expand(rows, -1)
+            mask = unrolled.mask(length, self.decoder.config, ids.device)
+            features = self(
+                embeddings[:, 1 + step :], features[:, :length], positions, mask, unrolled
+            )
+            found.append(
+                Guess(self.logits(features, target), 1 + step, self.guessed_states(features))
+            )
+        return found
+
+    def guessed_states(self, features: Tensor) -> Tensor | None:
+        """The guess at the target's "head" state, for heads whose features are that."""
+        return None
+
+
+def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ranked") -> Shape:
+    """The shape that a head's drafter is asked for. Unless given, trees by value and static ones have
+    24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled is a chain."""
+    depth, draw, tree = given.get("depth", depth), given.get("draw", draw), given.get("tree")
+    nodes, branching = given.get("nodes"), given.get("branching")
+    if nodes is None and tree is None and draw in (*BY_VALUE, "static"):
+        nodes = 24
+    if draw == "static":
+        return Shape(depth, draw=draw, tree=static_tree(head, nodes, tree, None, depth))
+    if tree is not None:
+        raise ValueError(f"`tree`, a list of rank paths, is for draw='static'; got draw={draw!r}")
+    if branching is None:
+        branching = 6 if draw in BY_VALUE else 1
+    return Shape(depth, branching, draw, nodes, stop=given.get("stop"))
+
+
+class FeatureDrafter(TreeDrafter):
+    """Grows a `Shape` with a FeatureHead. One pass per level for the whole frontier; the LM head runs
+    on the frontier only."""
+
+    Kind: ClassVar[type[FeatureHead]]
+    weight_arguments = frozenset({"heads"})
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = FEW_VARIANTS
+
+    def __init__(
+        self, heads: str | Path | FeatureHead, **shape: Unpack[HeadShapeArguments]
+    ) -> None:
+        self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load(heads)
+        super().__init__(shape_for(self.heads, shape, depth=5))
+        self.taps = self.heads.taps
+
+    @classmethod
+    def tiny(
+        cls, target: LanguageModel, draft: LanguageModel, **arguments: Any
+    ) -> "FeatureDrafter":
+        lender = lends_head(target, cls.Kind.kind)
+        heads = random_head(lambda: cls.Kind.for_target(lender), target.dtype)
+        return cls(**{**arguments, "heads": heads})
+
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        super().begin(target, rows, sampling)
+        self._target = lends_head(target, self.Kind.kind)
+        check_target(self.heads, self._target)
+        self._target.check_head()
+        self.taps = self.heads.taps_for(target)
+        self._heads = self.heads.on(target.device, target.dtype).runner()
+        decoder = self._heads.decoder
+        layout = Layout(
+            self.Kind.kind,
+            [self._layer_shape()],
+            layer_kinds(decoder.config),
+            attention.choose(self.heads.decoder),
+        )
+        self._memory = Memory(layout, rows, 0, target.dtype, target.device)  # grows with the texts
+        self.opened = (self._memory,)
+        self._first_rounds = FirstRounds(self.heads)
+
+    def _layer_shape(self) -> Any:
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self._target.device)
+        one = self._target.embed(zero)
+        mask = one.new_zeros(1, 1, 1, 1)
+        return shape_of(
+            lambda cache: self._heads(one, torch.zeros_like(one), zero, mask, cache),
+            self._heads.decoder,
+        )
+
+    def enter(self, rows: Sequence[int], state: State) -> None:
+        """Read the pairs of these rows' prompts, but for the last, whose token is the root."""
+        self._memory.release(rows)
+        taps = state.last.taps
+        counts = [max(state.on_host.lengths[row] - 2, 0) for row in rows]
+        widest = max(counts)
+        if taps is None or widest == 0:
+            return
+        every = len(rows) == state.rows
+        tokens = (state.tokens if every else state.tokens[list(rows)])[:, 1 : widest + 1]
+        over = self._memory.reading(widest, None if every else rows)
+        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
+        self._memory.run(self._heads, over, embeddings=embeddings, features=features)
+        self._memory.commit(counts, None if every else rows)
+
+    def propose(self, state: State, chance: Draws) -> TokenTree:
+        logits = self._read_new(state)
+        if logits is None or state.deepest < 1:
+            return TokenTree.root(state.roots, self.law)
+        return self.grow(logits, self._score, with_states(state), chance).tree
+
+    def observe(self, state: State) -> None:
+        self._first_rounds.see(state)
+
+    def _read_new(self, state: State) -> Tensor | None:
+        """Read the pairs that the last round brought: (B, 1, V) logits after the roots. None where no
+        row has any."""
+        taps, host = state.last.taps, state.on_host
+        if taps is None:  # prompts of one token: the first states come with the first round
+            return None
+        counts = [
+            accepted + 1 if live and length > 1 else 0
+            for accepted, live, length in zip(
+                state.last.num_accepted, host.live, host.lengths, strict=True
+            )
+        ]
+        widest = max(counts)
+        if widest == 0:
+            return None
+        first = [length - count for length, count in zip(host.lengths, counts, strict=True)]
+        if min(first) == max(first):
+            tokens = state.tokens[:, first[0] : first[0] + widest]
+        else:
+            steps = torch.arange(widest, device=taps.device)
+            index = torch.tensor(first, device=taps.device)[:, None] + steps
+            tokens = state.tokens.gather(1, index.clamp(max=state.tokens.shape[1] - 1))
+        over = self._memory.reading(widest)
+        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
+        out = self._memory.run(self._heads, over, embeddings=embeddings, features=features)
+        self._memory.commit(counts, root=True)
+        if min(counts) == max(counts):
+            self._features = out[:, widest - 1 :]
+        else:
+            last = torch.tensor([max(count - 1, 0) for count in counts], device=taps.device)
+            self._features = out[torch.arange(state.rows, device=taps.device), last][:, None]
+        return self._all_logits(self._features)
+
+    def _score(self, tree: TokenTree, start: int) -> Tensor:
+        """(B, m, V) of nodes >= start: each stands on what the layer said at its parent."""
+        parents = tree.parents[:, start:].clamp(min=0)
+        size = self._features.shape[2]
+        before = self._features.gather(1, parents[:, :, None].expand(-1, -1, size))
+        over = self._memory.scoring(tree, start)
+        embeddings = self._target.embed(tree.tokens[:, start:])
+        new = self._memory.run(self._heads, over, embeddings=embeddings, features=before)
+        self._features = torch.cat([self._features, new], 1)
+        return self._all_logits(new)
+
+    def _all_logits(self, features: Tensor) -> Tensor:
+        """Over the target's vocabulary: tokens that the head does not know are impossible."""
+        logits = self._heads.logits(features, self._target)
+        known = self._heads.token_ids
+        if known is None:
+            return logits
+        whole = logits.new_full((*logits.shape[:-1], self.heads.vocabulary), -torch.inf)
+        whole[..., known] = logits
+        return whole

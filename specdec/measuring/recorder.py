@@ -1,0 +1,74 @@
+"""What happens in a run, noted while it happens: steps, times, memory."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from specdec.interfaces import Opened, Session
+from specdec.measuring.clock import Clock
+from specdec.measuring.report import Report, Served, Step
+from specdec.outcome import Outcome
+
+
+class Recorder:
+    """Of one run over `prompts` prompts."""
+
+    def __init__(self, device: torch.device, prompts: int) -> None:
+        self.clock = Clock(device)
+        self.steps: list[Step] = []
+        self.served = [Served(0.0, 0.0, 0.0)] * prompts
+        self.cache_bytes: dict[str, int] = {}
+        self.forward_seconds: dict[str, float] = {}
+        self._began, self._ended = time.perf_counter(), 0.0
+
+    def admit(self, prompts: Sequence[int]) -> None:
+        """These prompts get their seats now."""
+        now = time.perf_counter() - self._began
+        for prompt in prompts:
+            self.served[prompt] = Served(now, now, now)
+
+    def step(self, outcome: Outcome, kept: np.ndarray, prompts: np.ndarray) -> Step:
+        """A round is over. prompts (B,): whose text each row is."""
+        now = time.perf_counter() - self._began
+        prompts = np.where(outcome.live, prompts, -1)
+        for prompt in prompts[outcome.live].tolist():
+            one = self.served[prompt]
+            first = now if one.first_token == one.admitted else one.first_token
+            self.served[prompt] = Served(one.admitted, first, now)
+        verdict = outcome.verdict
+        step = Step(
+            len(self.steps),
+            outcome.live,
+            outcome.parents.astype(np.int16),
+            verdict.path.astype(np.int16),
+            verdict.num_accepted,
+            kept,
+            self.clock.take(),
+            outcome.counts,
+            prompts,
+        )
+        self.steps.append(step)
+        return step
+
+    def end(self, target: Session, opened: Sequence[Opened]) -> None:
+        """The run is over; its memory is about to be freed."""
+        self._ended = time.perf_counter()
+        self.cache_bytes = {"target": target.nbytes, "drafter": sum(one.nbytes for one in opened)}
+        drafting = sum(one.forward_seconds for one in opened) + target.part_seconds
+        self.forward_seconds = {"target": target.forward_seconds, "drafter": drafting}
+
+    def report(self, drafter: str, verifier: str, lossless: bool, extra_layers: int) -> Report:
+        """Of the rounds so far."""
+        return Report(
+            list(self.steps),
+            list(self.served),
+            (self._ended or time.perf_counter()) - self._began,
+            self.cache_bytes,
+            self.forward_seconds,
+            drafter,
+            verifier,
+            lossless,
+            extra_layers,
+        )

@@ -1,0 +1,258 @@
+"""Models by name: the bundled demo family, a local path, a hub id, or a model that the user already has."""
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from specdec.errors import integer, some, switch
+from specdec.models.language_model import TransformersLM
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+BUNDLED = {"demo": DEMO / "target", "demo-draft": DEMO / "draft"}
+
+Loadable = (
+    str | Path | PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase] | TransformersLM
+)
+
+
+def load(
+    name: Loadable,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    extra_layers: int = 0,
+) -> TransformersLM:
+    """A language model that can score token trees.
+
+    name: "demo" (about 10 M parameters, Python source), "demo-draft", a local folder, a hub id, a
+    transformers model, or (model, tokenizer). device: CUDA where there is one, unless given. dtype:
+    that of the checkpoint, unless given. extra_layers: append layers whose output projections are
+    zero: bit for bit the same logits at the cost of a deeper model, so that the cost ratio of target
+    and drafter becomes a knob.
+
+    Raises ValueError for a folder without safetensors weights (pickles are refused), for weights that
+    are missing, left over or of another shape than the config says, and for models that cannot score
+    a tree.
+    """
+    if isinstance(name, TransformersLM):
+        return name
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    integer("extra_layers", extra_layers, 0)
+    switch("trust_remote_code", trust_remote_code)
+    given = {
+        "device": device,
+        "dtype": dtype,
+        "revision": revision,
+        "attn_implementation": attn_implementation,
+    }
+    by_name = isinstance(name, (str, Path))
+    if unused := [key for key, value in given.items() if value is not None and not by_name]:
+        raise ValueError(
+            f"{', '.join(unused)}: for models that are loaded by name; this one is in memory, change "
+            "it there"
+        )
+    if isinstance(name, tuple):
+        if len(name) != 2 or not (name[1] is None or callable(name[1])):
+            raise ValueError(
+                "a target of two parts is (model, tokenizer), got "
+                f"{tuple(type(part).__name__ for part in name)}"
+            )
+        model, tokenizer, title = name[0], name[1], type(name[0]).__name__
+    elif isinstance(name, (str, Path)):
+        title = str(name)
+        model, tokenizer = _from_disk(
+            title, dtype, revision, attn_implementation, trust_remote_code
+        )
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            model = model.to(device)  # type: ignore[arg-type]
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"the model cannot be moved to {str(device)!r}: {error}") from error
+    else:
+        model, tokenizer, title = name, None, type(name).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            "a target is 'demo', a path, a hub id, a transformers model or (model, tokenizer); got "
+            f"{type(model).__name__}"
+        )
+    if extra_layers:
+        model = deepen(model, extra_layers)
+    return TransformersLM(model, tokenizer, title, extra_layers)
+
+
+def _from_disk(
+    name: str, dtype: Any, revision: str | None, attention: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    folder: Path | None = BUNDLED.get(name, Path(name).expanduser())
+    if folder is not None and folder.is_dir():
+        _check_weights(folder)
+        name = str(folder)
+    elif name in BUNDLED or name.startswith((".", "/", "~")):
+        raise ValueError(f"no model folder at {folder}")
+    else:
+        folder = None
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if isinstance(dtype, str) and dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(
+                f"dtype must be a torch dtype such as 'float32' or 'bfloat16', got {dtype!r}"
+            )
+        dtype = getattr(torch, dtype)
+    options = {"attn_implementation": attention} if attention else {}
+    try:
+        config = AutoConfig.from_pretrained(name, **hub)
+        if config.is_encoder_decoder:
+            raise ValueError(f"{name} cannot score a token tree: it is an encoder-decoder model")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **hub,
+            **options,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"cannot load {name!r}, neither a local folder nor a reachable hub id: {error}"
+        ) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name}: a weights file is no whole safetensors file ({error}); copy it again"
+        ) from error
+    except ImportError as error:  # a quantisation or an attention whose package is not installed
+        raise ValueError(f"cannot load {name!r}: {error}") from error
+    model, found = loaded
+    check_loaded(name, found)
+    return model.eval(), _tokenizer(name, folder, hub)
+
+
+OPTIONAL = re.compile(
+    r"(inv_freq|masked_bias|\.attn\.bias|position_ids)$"
+)  # buffers that old files hold
+
+
+def check_loaded(name: str, found: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming keys, where weights and config do not belong together: transformers
+    gives a weight that is missing random values, and drops what it does not know.
+
+    found: its loading info. Tied weights and those that a family calls optional are in none of it.
+    """
+    missing = sorted(key for key in found["missing_keys"] if not OPTIONAL.search(key))
+    extra = sorted(key for key in found["unexpected_keys"] if not OPTIONAL.search(key))
+    other = sorted(
+        f"{key} is {tuple(stored)}, the config says {tuple(wanted)}"
+        for key, stored, wanted in found["mismatched_keys"]
+    )
+    parts = [("missing", missing), ("not expected", extra), ("of another shape", other)]
+    told = [f"{what}: {some(keys)}" for what, keys in parts if keys]
+    if told or found.get("error_msgs"):
+        raise ValueError(
+            f"the weights of {name} do not belong to its config; {'; '.join(told) or found['error_msgs']}. "
+            "A model like that would decode with random layers: restore the file that was lost, or the "
+            "config that the weights were saved with"
+        )
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+def _tokenizer(
+    name: str, folder: Path | None, hub: Mapping[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    """None for a bare model: prompts are ids then. Raises ValueError for one that cannot be read."""
+    there = [file for file in TOKENIZER_FILES if folder and (folder / file).exists()]
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
+        return tokenizer
+    except Exception as error:  # the tokenizers library raises Exception itself for broken files
+        if not there and isinstance(error, (OSError, ValueError, KeyError)):
+            return None
+        raise ValueError(
+            f"{name} has a tokenizer ({', '.join(there) or 'on the hub'}) that cannot be read "
+            f"({type(error).__name__}: {error}); copy it again, or remove it and give prompts as ids"
+        ) from error
+
+
+def _check_weights(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise ValueError(
+            f"{folder} has no config.json; a model folder is what save_pretrained writes"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = [
+        path.name
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
+        for path in folder.glob(pattern)
+    ]
+    if pickles:
+        raise ValueError(
+            f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is read; "
+            "convert it once, where you trust it: model = AutoModelForCausalLM.from_pretrained(FOLDER); "
+            "model.save_pretrained(FOLDER, safe_serialization=True)"
+        )
+    raise ValueError(f"{folder} has a config.json but no weights (*.safetensors)")
+
+
+def deepen(model: PreTrainedModel, extra_layers: int) -> PreTrainedModel:
+    """A copy with `extra_layers` more layers that add exactly 0 to the stream: the same logits, bit for bit.
+
+    Raises ValueError for families whose layers do not end in o_proj and down_proj.
+    """
+    model = copy.deepcopy(model)
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    projections = ("self_attn.o_proj", "mlp.down_proj")
+    if layers is None or not all(_has(layers[-1], path) for path in projections):
+        raise ValueError(
+            f"extra_layers needs layers with {' and '.join(projections)}; {type(model).__name__} has none"
+        )
+    for _ in range(extra_layers):
+        layer = copy.deepcopy(layers[-1])
+        for path in projections:
+            for weight in layer.get_submodule(path).parameters():
+                nn.init.zeros_(weight)
+        for module in layer.modules():
+            if "layer_idx" in vars(module):
+                module.layer_idx = len(layers)
+            if "config" in vars(module):
+                module.config = decoder.config  # one config for all layers, as in every other layer
+        layers.append(layer)
+    config = model.config.get_text_config()
+    if getattr(config, "layer_types", None):
+        config.layer_types = [*config.layer_types, *[config.layer_types[-1]] * extra_layers]
+    config.num_hidden_layers += extra_layers
+    return model
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        return module.get_submodule(path) is not None
+    except AttributeError:
+        return False

@@ -1,0 +1,72 @@
+"""Who sees whom in a pass: additive attention masks over the slots of a memory.
+
+Letters: B rows, N nodes of a tree, n nodes of this pass, T slots.
+"""
+
+import torch
+from torch import Tensor
+
+from specdec.models.support import LayerKind
+
+Masks = Tensor | dict[str, Tensor | None] | None
+
+
+def masks(
+    kinds: list[LayerKind],
+    ancestors: Tensor,
+    depths: Tensor,
+    start: int,
+    roots: list[int],
+    slots: int,
+    dtype: torch.dtype,
+    maskless: bool,
+) -> Masks:
+    """Additive masks (B, 1, n, T), one per kind of attention layer; a dict where there are several.
+
+    A node sees the committed slots before the root and its own ancestors (B, n, N); where a layer
+    has a window, only positions that it reaches. depths (B, N); roots: the slot of each root, which
+    is its position too. maskless: the pass is causal over nothing, or one node that sees
+    everything, which needs no mask where no window bites.
+    """
+    deepest = max(roots) + depths.shape[1]
+    visible: Tensor | None = None
+    found: dict[str, Tensor | None] = {}
+    for kind in kinds:
+        bites = kind.size is not None and deepest > kind.size
+        if maskless and not bites:
+            found[kind.name] = None
+            continue
+        if visible is None:
+            visible = _visible(ancestors, roots, slots)
+            whole = _additive(visible, dtype)
+        near = visible & _near(kind, depths, start, roots, slots) if bites else None
+        found[kind.name] = whole if near is None else _additive(near, dtype)
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def _visible(ancestors: Tensor, roots: list[int], slots: int) -> Tensor:
+    """(B, n, T) bool."""
+    rows, queries, nodes = ancestors.shape
+    if min(roots) == max(roots):
+        visible = torch.ones(rows, queries, slots, dtype=torch.bool, device=ancestors.device)
+        visible[:, :, roots[0] : roots[0] + nodes] = ancestors[:, :, : slots - roots[0]]
+        return visible
+    first = torch.tensor(roots, device=ancestors.device)[:, None]
+    node = torch.arange(slots, device=ancestors.device) - first
+    inside = ((node >= 0) & (node < nodes))[:, None]
+    own = ancestors.gather(2, node.clamp(0, nodes - 1)[:, None].expand(-1, queries, -1))
+    return (node < 0)[:, None] | (own & inside)
+
+
+def _near(kind: LayerKind, depths: Tensor, start: int, roots: list[int], slots: int) -> Tensor:
+    """(B, n, T) bool: positions (not slots) that the layer reaches."""
+    first = torch.tensor(roots, device=depths.device)[:, None]
+    slot = torch.arange(slots, device=depths.device)
+    node = (slot - first).clamp(0, depths.shape[1] - 1)
+    seen = torch.where(slot < first, slot, first + depths.gather(1, node))
+    return kind.reaches((first + depths)[:, start:, None], seen[:, None])
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,308 @@
+"""KV memory of one decoder for B rows: write a tree, keep a path, forget the rest.
+
+Committed token i of a row is stored in slot i at position i; node i of a tree in slot root + i at
+position root + depth, where `root` is the root's slot. What is behind a row's length is scratch.
+
+Letters: B rows, b rows of one pass, N nodes, T slots read by a pass, H heads, S slots, D head
+size, G layers of one shape.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers.cache_utils import Cache
+
+from specdec.models import attention
+from specdec.models.masks import Masks, masks
+from specdec.models.support import LayerKind
+from specdec.tree import TokenTree
+
+
+class LayerShape(NamedTuple):
+    """Heads and head sizes of one layer; K and V may differ (multi-head latent attention)."""
+
+    heads: int
+    key_size: int
+    value_heads: int
+    value_size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a decoder keeps per token, and how its layers look at it."""
+
+    name: str  # of the model, for messages
+    shapes: Sequence[LayerShape]  # of each layer
+    kinds: list[LayerKind]  # of attention; a decoder with several gets a dict of masks
+    implementation: str  # the attention of its layers; only ours can do without a mask
+    context: int = 1 << 30  # positions that the model has
+
+
+class Pass(NamedTuple):
+    """What a forward pass over a memory is given beside its tokens."""
+
+    positions: Tensor  # (b, n)
+    masks: Masks
+    slots: "Slots"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of a transformers model."""
+        return {
+            "position_ids": self.positions,
+            "attention_mask": self.masks,
+            "past_key_values": self.slots,
+            "use_cache": True,
+        }
+
+
+class Memory:
+    """Preallocated and written in place; one block per kind of layer, (G, B, H, S, D) each for K
+    and V. It grows where a text outgrows it."""
+
+    def __init__(
+        self, layout: Layout, rows: int, slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.layout, self.rows, self.slots = layout, rows, slots
+        self.dtype, self.device = dtype, device
+        self.lengths = [0] * rows  # committed tokens per row
+        self.roots = [0] * rows  # the slot of the coming tree's root
+        self.calls, self.forward_seconds = 0, 0.0  # passes, and the time inside them
+        self.blocks: list[Tensor] = []  # (G, B, H, S, D), K and V of each kind of layer in turn
+        self._members: list[list[int]] = []  # the layers of each block
+        alike = defaultdict(list)
+        for layer, shape in enumerate(layout.shapes):
+            alike[shape].append(layer)
+        for shape, members in alike.items():
+            for heads, size in (shape[:2], shape[2:]):
+                block = (len(members), rows, heads, slots, size)
+                self.blocks.append(torch.zeros(block, dtype=dtype, device=device))
+                self._members.append(members)
+        self._every_row = torch.arange(rows, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(block.numel() * block.element_size() for block in self.blocks)
+
+    def close(self) -> None:
+        """Give the memory back. Nothing can be read or scored afterwards."""
+        self.blocks, self.slots, self.rows = [], 0, 0
+
+    def run(self, model: Module, over: Pass, **inputs: Any) -> Any:
+        """A forward pass of a transformers model."""
+        began = time.perf_counter()
+        out = model(**inputs, **over.options)
+        self.forward_seconds += time.perf_counter() - began
+        self.calls += 1
+        return out
+
+    # ---------------------------------------------------------------------------------- passes
+
+    def reading(self, length: int, rows: Sequence[int] | None = None) -> Pass:
+        """For `length` more tokens of some rows, each seeing all before it. Commit them
+        afterwards."""
+        first = self.lengths if rows is None else [self.lengths[row] for row in rows]
+        uniform, empty = min(first) == max(first), not any(first)
+        slots = self._aim(first, length, rows, empty)
+        depths = torch.arange(length, device=self.device)[None].expand(len(first), -1)
+        causal = (depths[0][:, None] >= depths[0]).expand(len(first), -1, -1)
+        maskless = (empty or (length == 1 and uniform)) and self._needs_no_mask
+        seen = masks(self.layout.kinds, causal, depths, 0, first, slots.end, self.dtype, maskless)
+        return Pass(self._positions(first, depths), seen, slots)
+
+    def scoring(self, tree: TokenTree, start: int) -> Pass:
+        """For nodes >= start of a tree, each seeing what is committed and its own ancestors."""
+        roots, nodes = self.roots, tree.num_nodes
+        uniform = min(roots) == max(roots)
+        slots = self._aim([root + start for root in roots], nodes - start, None, False)
+        sees_all = uniform and tree.is_chain and start == nodes - 1  # one node
+        seen = masks(
+            self.layout.kinds,
+            tree.ancestors[:, start:],
+            tree.depths,
+            start,
+            roots,
+            slots.end,
+            self.dtype,
+            sees_all and self._needs_no_mask,
+        )
+        return Pass(self._positions(roots, tree.depths[:, start:]), seen, slots)
+
+    @property
+    def _needs_no_mask(self) -> bool:
+        return self.layout.implementation == attention.NAME
+
+    def _positions(self, first: list[int], depths: Tensor) -> Tensor:
+        """(b, n). Padding may be past the context, where a model has no positions, or rotates all
+        of them differently."""
+        if min(first) == max(first):
+            positions = depths + first[0]
+        else:
+            positions = depths + torch.tensor(first, device=self.device)[:, None]
+        if max(first) + depths.shape[1] > self.layout.context:
+            positions = positions.clamp(max=self.layout.context - 1)
+        return positions
+
+    def _aim(
+        self, first: list[int], count: int, rows: Sequence[int] | None, empty: bool
+    ) -> "Slots":
+        """Where a pass writes `count` tokens per row, from slot first[i] on, and what it reads."""
+        if not self.blocks:
+            raise ValueError(
+                f"{self.layout.name}: this session is closed; open another one with open(rows, slots)"
+            )
+        end = max(first) + count
+        if end > self.slots:
+            self._grow(end)
+        return Slots(self, first, count, rows, empty)
+
+    def _grow(self, needed: int) -> None:
+        """Room for `needed` tokens per row: twice as much as there was, or more."""
+        slots = max(needed, 2 * self.slots, 64)
+        for number, block in enumerate(self.blocks):
+            larger = block.new_zeros(*block.shape[:3], slots, block.shape[4])
+            larger[:, :, :, : self.slots] = block
+            self.blocks[number] = larger  # one block at a time, so that little exists twice
+        self.slots = slots
+
+    # ------------------------------------------------------------------------------ committing
+
+    def commit(
+        self, counts: Sequence[int], rows: Sequence[int] | None = None, root: bool = False
+    ) -> None:
+        """The tokens written last are committed, `counts` of each row. root: the last of them is
+        the root of the coming tree."""
+        for row, count in zip(range(self.rows) if rows is None else rows, counts, strict=True):
+            self.lengths[row] += count
+            self.roots[row] = self.lengths[row] - (root and self.lengths[row] > 0)
+
+    def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
+        """Move the first `counts` nodes of `path` (B, D) behind the root and commit both. A count
+        of -1 leaves a row as it was."""
+        moved = any(
+            node != place + 1
+            for row, count in zip(path.tolist(), counts, strict=True)
+            for place, node in enumerate(row[: max(count, 0)])
+        )
+        if moved:
+            wanted = np.arange(1, path.shape[1] + 1)
+            source = np.where(wanted <= np.array(counts)[:, None], path, wanted)
+            self._move(torch.from_numpy(source), torch.from_numpy(wanted))
+        for row, count in enumerate(counts):
+            if count >= 0:
+                self.lengths[row] = self.roots[row] + 1 + count
+            self.roots[row] = self.lengths[row]
+
+    def rearrange(self, source: Tensor) -> None:
+        """Node i of the tree that is being scored becomes what node source[:, i] (B, N) was."""
+        self._move(source, torch.arange(source.shape[1], device=source.device))
+
+    def release(self, rows: Sequence[int]) -> None:
+        """These rows are empty."""
+        for row in rows:
+            self.lengths[row] = self.roots[row] = 0
+
+    def _move(self, source: Tensor, wanted: Tensor) -> None:
+        """What is stored for nodes `source` (B, D) goes where nodes `wanted` (D,) were."""
+        first = torch.tensor(self.roots, device=source.device)[:, None]
+        to, frm = (first + wanted).to(self.device), (first + source).to(self.device)
+        rows = self._every_row[:, None]
+        for block in self.blocks:
+            by_slot = block.permute(1, 3, 0, 2, 4)
+            by_slot[rows, to] = by_slot[rows, frm]
+
+    def check_integrity(self) -> None:
+        """For tests: what must hold between passes."""
+        assert all(0 <= length <= self.slots for length in self.lengths)
+        assert all(
+            0 <= length - root <= 1 for length, root in zip(self.lengths, self.roots, strict=True)
+        )
+        assert all(block.shape[1] == self.rows for block in self.blocks)
+        assert all(block.shape[3] == self.slots for block in self.blocks)
+
+
+class Slots(Cache):
+    """transformers' seam to the memory, for one pass: where each layer writes and what it reads."""
+
+    def __init__(
+        self, memory: Memory, first: list[int], count: int, rows: Sequence[int] | None, empty: bool
+    ) -> None:
+        self.layers: list[Any] = []  # transformers' own layer objects; there are none
+        self.first = max(first)
+        self.end = self.first + count  # slots that the pass looks at
+        uniform = min(first) == max(first)
+        self._fresh = empty  # nothing but the pass itself is there to be seen
+        every = rows is None or list(rows) == list(range(memory.rows))
+        device = memory.device
+        self._rows = memory._every_row if every else torch.tensor(list(rows or ()), device=device)
+        self._whole = every
+        # Where rows differ in length, or are but some of all: the slots (b, n) written to.
+        self._slots: Tensor | None = None
+        if not uniform or not every:
+            self._slots = torch.tensor(first, device=device)[:, None] + torch.arange(
+                count, device=device
+            )
+        # Per layer, what the pass reads (b, H, T, D) and writes: views, cut for all layers at once.
+        layers = len(memory.layout.shapes)
+        self._reads: list[list[Tensor]] = [[] for _ in range(layers)]
+        self._writes: list[list[Tensor]] = [[] for _ in range(layers)]
+        for block, members in zip(memory.blocks, memory._members, strict=True):
+            reads = block[:, :, :, : self.end].unbind(0)
+            writes = reads
+            if self._slots is None:
+                writes = block[:, :, :, first[0] : self.end].unbind(0)
+            for index, layer in enumerate(members):
+                self._reads[layer].append(reads[index])
+                self._writes[layer].append(writes[index])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write this pass's K and V (b, H, n, D); return all (b, H, T, D) that it may look at."""
+        fresh = (key_states, value_states)
+        for place, states in zip(self._writes[layer_idx], fresh, strict=True):
+            if self._slots is None:
+                place.copy_(states)
+            else:
+                place.transpose(1, 2)[self._rows[:, None], self._slots] = states.transpose(1, 2)
+        if self._fresh:
+            return fresh
+        keys, values = self._reads[layer_idx]
+        if self._whole:
+            return keys, values
+        return keys[self._rows], values[self._rows]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.first
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.end, 0
+
+
+class ShapeProbe(Cache):
+    """A cache that keeps nothing and notes what each layer would have written."""
+
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
+        self.seen: dict[int, LayerShape] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.seen[layer_idx] = LayerShape(
+            key_states.shape[1], key_states.shape[3], value_states.shape[1], value_states.shape[3]
+        )
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0

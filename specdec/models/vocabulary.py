@@ -1,0 +1,39 @@
+"""Whether two models mean the same by a token id."""
+
+import hashlib
+import json
+from functools import lru_cache
+from typing import Any
+
+from specdec.interfaces import LanguageModel
+
+
+def tokenizer_digest(model: LanguageModel) -> str | None:
+    """Of a model's tokenizer: every token and its id. None for a model without one."""
+    return None if model.tokenizer is None else _digest(model.tokenizer)
+
+
+@lru_cache(32)
+def _digest(tokenizer: Any) -> str:
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+
+def check_same_tokens(draft: LanguageModel, target: LanguageModel) -> None:
+    """Raise ValueError, naming both sides, for a draft model of another vocabulary. Where one of them
+    has no tokenizer only the sizes can be compared."""
+    if draft.vocabulary != target.vocabulary:
+        raise ValueError(
+            f"the draft model has a vocabulary of {draft.vocabulary} tokens, the target of "
+            f"{target.vocabulary}; a draft model needs the target's tokenizer"
+        )
+    ours, theirs = tokenizer_digest(draft), tokenizer_digest(target)
+    if ours is None or theirs is None or ours == theirs:
+        return
+    one, other = draft.tokenizer.get_vocab(), target.tokenizer.get_vocab()
+    apart = next(token for token in {**one, **other} if one.get(token) != other.get(token))
+    raise ValueError(
+        f"the draft model {draft.name} has {draft.vocabulary} tokens, as many as the target {target.name}, "
+        f"but another tokenizer: {apart!r} is {one.get(apart)} there and {other.get(apart)} here; a draft "
+        "model needs the target's tokenizer"
+    )

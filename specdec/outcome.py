@@ -1,0 +1,301 @@
+"""The one read of the device in a round: the verdict, the tokens that it accepts, and every fault
+that only values can show.
+
+Letters: B rows, N nodes, D depth, V vocabulary.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.interfaces import Drafter, Verifier
+from specdec.probs import Laws
+from specdec.state import HostVerdict, State, Verdict
+from specdec.tree import STRUCTURE, SiblingLaw, TokenTree, structure_faults
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A round on the host."""
+
+    verdict: HostVerdict
+    tokens: list[list[int]]  # per row: accepted tokens and the bonus; nothing where not live
+    keep: list[int]  # per row: nodes that the memory keeps behind the root; -1 where not live
+    live: np.ndarray  # (B,) bool: rows that decoded in this round
+    parents: np.ndarray  # (B, N)
+    counts: dict[str, np.ndarray]  # the verifier's diagnostics, (B,) each
+    aside: np.ndarray | None  # (B, n) what the drafter wanted to know
+
+
+class Inspector:
+    """Reads rounds and refuses what breaks a contract: by drafter, verifier, target or processors.
+
+    One for a run: some promises, such as a fixed width, show only over several rounds.
+    """
+
+    def __init__(
+        self, drafter: Drafter, verifier: Verifier, names: tuple[str, str], vocabulary: int
+    ) -> None:
+        self.drafter, self.verifier, self.names = drafter, verifier, names
+        self.drafter_name, self.verifier_name = names
+        self.vocabulary = vocabulary
+        self._widest: dict[int, int] = defaultdict(int)  # children of a node, by its depth
+
+    # -------------------------------------------------------------------- before anything is read
+
+    def admitted(self, trees: TokenTree, state: State) -> TokenTree:
+        """The drafter's trees, with tokens that can be looked up: one outside the vocabulary is
+        reported when it is read. Raises ValueError for what shapes and types show."""
+        self._check_form(trees, state)
+        self._tokens = trees.tokens
+        return trees.within(self.vocabulary)
+
+    def _check_form(self, trees: TokenTree, state: State) -> None:
+        drafter = self.drafter
+        if not isinstance(trees, TokenTree):
+            raise self._fault(f"returned {type(trees).__name__}, expected a specdec.TokenTree")
+        tokens, device = trees.tokens, state.tokens.device
+        if trees.rows != state.rows:
+            raise self._fault(f"returned trees for {trees.rows} rows, there are {state.rows}")
+        for what, tensor in (("tokens", tokens), ("parents", trees.parents), ("q", trees.q)):
+            if tensor is not None and tensor.device != device:
+                raise self._fault(
+                    f"returned a tree whose {what} are on {tensor.device}, the run is on {device}"
+                )
+        if tokens.dtype != torch.long or trees.parents.dtype != torch.long:
+            raise self._fault(
+                f"returned tokens of {tokens.dtype} and parents of {trees.parents.dtype}, expected torch.long"
+            )
+        if trees.num_nodes > drafter.max_nodes:
+            raise self._fault(
+                f"returned a tree of {trees.num_nodes} nodes but declares max_nodes={drafter.max_nodes} (root included)"
+            )
+        if trees.num_nodes == 1:
+            return
+        if trees.law is not drafter.law:
+            raise self._fault(
+                f"declares siblings {drafter.law.name} but returned a {trees.law.name} tree; the rule "
+                "of acceptance was chosen for the former"
+            )
+        if trees.q is not None and trees.q.shape[2] != self.vocabulary:
+            raise self._fault(
+                f"returned q over {trees.q.shape[2]} tokens, the target's vocabulary has {self.vocabulary}"
+            )
+
+    # ---------------------------------------------------------------------------------- the read
+
+    def read(
+        self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State, own: Tensor
+    ) -> Outcome:
+        """`own`: the state's tokens as the loop knows them, to see whether somebody wrote there.
+
+        Raises ValueError for whatever broke its contract, naming it and the row.
+        """
+        live = np.array(state.on_host.live)
+        sampled = trees.q is not None and trees.num_nodes > 1
+        pieces = {
+            "path": verdict.path,
+            "accepted": verdict.num_accepted,
+            "bonus": verdict.bonus,
+            "tokens": self._tokens,
+            "parents": trees.parents,
+            "depths": trees.depths,
+            "no law": laws.faulty,
+            "written": (state.tokens != own).any(1),
+        }
+        if sampled:
+            pieces |= q_faults(trees)
+        if self.drafter.aside is not None:
+            pieces["aside"] = self.drafter.aside
+        counts = {f"count {name}": values for name, values in verdict.counts.items()}
+        host = fetched(pieces | counts)
+        accepted, bonus, tokens = host["accepted"], host["bonus"], host["tokens"]
+        if live.any():
+            self._check_state(host, state, live)
+            self._check_tree(host, trees, state, live)
+            self._check_laws(host, state, live)
+            self._check_verdict(host, live)
+        drafted = np.take_along_axis(tokens, host["path"].clip(0), 1).tolist()
+        numbers = zip(live.tolist(), drafted, accepted.tolist(), bonus.tolist(), strict=True)
+        out = [[*nodes[:n], extra] if alive else [] for alive, nodes, n, extra in numbers]
+        on_host = HostVerdict(host["path"], accepted, bonus)
+        keep = np.where(live, accepted, -1).tolist()
+        found = {name: host[f"count {name}"] for name in verdict.counts}
+        aside = host.get("aside")
+        return Outcome(on_host, out, keep, live, host["parents"], found, aside)
+
+    # --------------------------------------------------------------------------------- the checks
+
+    def _fault(self, what: str) -> ValueError:
+        return ValueError(f"drafter {self.drafter_name!r} {what}")
+
+    def _where(self, state: State, row: int) -> str:
+        return f"row {row} (request {int(state.request_ids[row])})"
+
+    def _check_state(self, host: dict[str, np.ndarray], state: State, live: np.ndarray) -> None:
+        for row in np.flatnonzero(host["written"] & live).tolist():
+            raise self._fault(
+                f"has written into state.tokens of {self._where(state, row)}; a state is only read"
+            )
+
+    def _check_tree(
+        self,
+        host: dict[str, np.ndarray],
+        trees: TokenTree,
+        state: State,
+        live: np.ndarray,
+    ) -> None:
+        tokens, parents = host["tokens"], host["parents"]
+        nodes = parents.shape[1]
+        faults: dict[str, Any] = {}
+        host_state = state.on_host
+        last = [
+            text[length - 1] if alive else 0
+            for text, length, alive in zip(host_state.texts, host_state.lengths, live, strict=True)
+        ]
+        faults["column 0 of its tokens is not the root, the last committed token"] = (
+            tokens[:, 0] != last
+        )
+        if nodes > 1:
+            drafted = parents >= 0
+            outside = drafted & ((tokens < 0) | (tokens >= self.vocabulary))
+            faults["a token id is outside the vocabulary"] = outside.any(1)
+            if trees.structure.frame is None:  # else its shape was checked when it was made
+                shape = structure_faults(parents, host["depths"])
+                faults |= {name: shape[:, place] for place, name in enumerate(STRUCTURE)}
+            room = np.array(host_state.room)[:, None]
+            deep = drafted & (host["depths"] >= room)
+            faults["it is deeper than room - 1, past the wanted length"] = deep.any(1)
+            faults |= self._promises(host, trees, drafted, live)
+            faults |= {name: host[name] for name in Q_FAULTS if name in host}
+        for row in np.flatnonzero(live).tolist():
+            named = [name for name, bad in faults.items() if bad[row]]
+            if named:
+                raise ValueError(
+                    f"malformed tree of drafter {self.drafter_name!r} in {self._where(state, row)}: {'; '.join(named)}"
+                )
+
+    def _promises(
+        self,
+        host: dict[str, np.ndarray],
+        trees: TokenTree,
+        drafted: np.ndarray,
+        live: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """What the drafter declared about its trees, and a tree of this round that is otherwise."""
+        parents, tokens = host["parents"], host["tokens"]
+        nodes = parents.shape[1]
+        faults = {}
+        if self.drafter.chain and not trees.is_chain:
+            straight = parents == np.arange(-1, nodes - 1)
+            faults["it is no chain, which the drafter declares (chain)"] = (
+                drafted & ~straight
+            ).any(1)
+        if trees.law is SiblingLaw.WOR and not trees.is_chain and nodes > 2:
+            same = (parents[:, :, None] == parents[:, None]) & (
+                tokens[:, :, None] == tokens[:, None]
+            )
+            twins = (np.tril(same, -1) & drafted[:, :, None]).any((1, 2))
+            faults["two siblings carry one token, which WOR siblings cannot"] = twins
+        if self.verifier.needs_fixed_width and self.drafter.fixed_width and "mass" in host:
+            faults["its width varies, and the drafter declares it fixed (fixed_width)"] = (
+                self._varying(host, trees.law, drafted, live)
+            )
+        return faults
+
+    def _varying(
+        self,
+        host: dict[str, np.ndarray],
+        law: SiblingLaw,
+        drafted: np.ndarray,
+        live: np.ndarray,
+    ) -> np.ndarray:
+        """(B,) bool: a node has fewer children than another of its depth, now or before, though its
+        q has tokens left. WR siblings may repeat, so theirs are always as many."""
+        depths = host["depths"]
+        children = np.zeros_like(depths)
+        rows = np.broadcast_to(np.arange(len(depths))[:, None], depths.shape)
+        np.add.at(children, (rows[drafted], host["parents"][drafted]), 1)
+        parents = (children > 0) & live[:, None]
+        for depth in np.unique(depths[parents]):
+            here = int(children[parents & (depths == depth)].max())
+            self._widest[int(depth)] = max(self._widest[int(depth)], here)
+        widest = np.vectorize(lambda depth: self._widest[int(depth)], otypes=[np.int64])(depths)
+        some_left = np.ones_like(parents) if law is SiblingLaw.WR else host["mass"] < 1 - 1e-4
+        varying: np.ndarray = (parents & (children < widest) & some_left).any(1)
+        return varying
+
+    def _check_laws(self, host: dict[str, np.ndarray], state: State, live: np.ndarray) -> None:
+        for row in np.flatnonzero(host["no law"] & live).tolist():
+            raise ValueError(
+                f"the target's logits in {self._where(state, row)}, after position "
+                f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row of -inf); "
+                "check the model's dtype and the logits processors"
+            )
+
+    def _check_verdict(self, host: dict[str, np.ndarray], live: np.ndarray) -> None:
+        path, accepted, parents = host["path"], host["accepted"], host["parents"]
+        taken = path >= 0
+        before = np.zeros_like(path)
+        before[:, 1:] = path[:, :-1]
+        inside = (path < parents.shape[1]) & (path != 0)
+        above = np.take_along_axis(parents, path.clip(0, parents.shape[1] - 1), 1)
+        on_path = (above == before) & (before >= 0) & inside
+        whole = (on_path | ~taken).all(1) & (taken.sum(1) == accepted)
+        bonus = (host["bonus"] >= 0) & (host["bonus"] < self.vocabulary)
+        for row in np.flatnonzero(~(whole & bonus) & live).tolist():
+            what = (
+                f"the bonus token {host['bonus'][row]}, outside the vocabulary of {self.vocabulary}"
+                if whole[row]
+                else f"the path {path[row].tolist()} with num_accepted={accepted[row]}, which is no "
+                f"path from the root of the tree with parents {parents[row].tolist()}"
+            )
+            raise ValueError(f"verifier {self.verifier_name!r} returned {what} (row {row})")
+
+
+Q_FAULTS = (
+    "q gives a drawn token probability 0 (q must be the very law that was sampled from)",
+    "q has NaN, is negative or does not sum to 1 at a node with children",
+)
+
+
+def q_faults(trees: TokenTree) -> dict[str, Tensor]:
+    """(B,) bool each, in the order of `Q_FAULTS`; and "mass" (B, N), of q on a node's children.
+    Worked out on the device, which q does not leave."""
+    q, drafted = trees.q, trees.parents >= 0
+    assert q is not None
+    parents = trees.parents.clamp(min=0)
+    rows = torch.arange(trees.rows, device=q.device)[:, None]
+    drawn = q[rows, parents, trees.tokens.clamp(0, q.shape[-1] - 1)]
+    exact = q.dtype in (torch.float32, torch.float64)
+    total, lowest = q.sum(-1), q.amin(-1)
+    law = ((total - 1).abs() < (1e-4 if exact else 1e-2)) & (lowest >= 0)
+    zero = (drafted & ~(drawn > 0) & ~drawn.isnan()).any(1)
+    no_law = (drafted & ~law.gather(1, parents)).any(1)
+    share = torch.where(drafted, drawn, 0.0).double()
+    mass = torch.zeros_like(share).scatter_add_(1, parents, share)
+    return {Q_FAULTS[0]: zero, Q_FAULTS[1]: no_law, "mass": mass}
+
+
+def fetched(pieces: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors (B,) or (B, n) on the host, in one copy. Floats come as float64."""
+    columns = []
+    for piece in pieces.values():
+        flat = piece.reshape(len(piece), -1)
+        columns.append(flat.double().view(torch.long) if flat.is_floating_point() else flat.long())
+    widths = [column.shape[1] for column in columns]
+    whole = torch.cat(columns, 1).cpu().numpy()
+    parts = np.split(whole, np.cumsum(widths)[:-1], axis=1)
+    found = {}
+    for (name, piece), part in zip(pieces.items(), parts, strict=True):
+        values = np.ascontiguousarray(part)
+        if piece.is_floating_point():
+            values = values.view(np.float64)
+        elif piece.dtype == torch.bool:
+            values = values.astype(bool)
+        found[name] = values.reshape(piece.shape)
+    return found

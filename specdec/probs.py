@@ -1,0 +1,157 @@
+"""Laws at the nodes of trees: the target's p, the drafter's q, each with the node's own path.
+
+Letters: B rows, N nodes, M nodes of a level, V vocabulary, n places, D depth.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from specdec.state import State
+from specdec.tree import TokenTree
+
+
+class Laws:
+    """The target's laws at the nodes of scored trees, computed when a rule asks for them.
+
+    `laws[rows, nodes]` is (n, V); `laws.at(nodes)` one node per row, (B, V); `laws.everywhere`
+    (B, N, V); `laws.argmax` (B, N), the mode of every node's law, all that temperature 0 needs.
+    """
+
+    def __init__(self, logits: Tensor, trees: TokenTree, state: State) -> None:
+        self.scores, self.trees, self.state = logits, trees, state
+        self.sampling = state.sampling
+        self._bad: list[Tensor] = []  # (B,) bool per use
+
+    @property
+    def vocabulary(self) -> int:
+        return self.scores.shape[-1]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(B,) row numbers."""
+        return torch.arange(len(self.scores), device=self.scores.device)
+
+    @property
+    def faulty(self) -> Tensor:
+        """(B,) bool: whether a law used so far was none: NaN, or no token left."""
+        if not self._bad:
+            return torch.zeros(len(self.scores), dtype=torch.bool, device=self.scores.device)
+        return self._bad[0] if len(self._bad) == 1 else torch.stack(self._bad).any(0)
+
+    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Tensor:
+        rows, nodes = index
+        logits = picked(self.scores, rows, nodes)
+        law = self.sampling.law(logits, lambda: self.prefixes(rows, nodes))
+        bad = ~self._finite(logits, law)
+        none = torch.zeros(len(self.scores), device=bad.device)
+        self._bad.append(none.index_add_(0, rows, bad.float()) > 0)
+        return law
+
+    def at(self, nodes: Tensor) -> Tensor:
+        """(B, V) the laws at one node (B,) of each row."""
+        one = len(self.scores) == 1
+        logits = (
+            self.scores[0].index_select(0, nodes) if one else picked(self.scores, self.rows, nodes)
+        )
+        law = self.sampling.law(logits, lambda: self.prefixes(self.rows, nodes))
+        self._bad.append(~self._finite(logits, law))
+        return law
+
+    @cached_property
+    def everywhere(self) -> Tensor:
+        """(B, N, V). A node that its row does not use has some law or other."""
+        rows, nodes, vocabulary = self.scores.shape
+        logits = self.scores.reshape(-1, vocabulary)
+        law = self.sampling.law(logits, self._all_prefixes).view(rows, nodes, vocabulary)
+        fine = self._finite(self.scores, law) | ~self.trees.used
+        self._bad.append(~fine.all(1))
+        return law
+
+    @cached_property
+    def argmax(self) -> Tensor:
+        rows, nodes, vocabulary = self.scores.shape
+        flat = self.scores.reshape(-1, vocabulary)
+        scores = self.sampling.logits(flat, self._all_prefixes)
+        most, winners = scores.view(rows, nodes, vocabulary).max(-1)
+        # The largest score is finite where the law is one; max of NaN is NaN.
+        self._bad.append((~most.isfinite() & self.trees.used).any(1))
+        return winners
+
+    def _finite(self, logits: Tensor, law: Tensor) -> Tensor:
+        """Where a law is one. A NaN anywhere makes every entry of a softmax NaN."""
+        return logits.amax(-1).isfinite() if self.sampling.greedy else law[..., 0].isfinite()
+
+    def _all_prefixes(self) -> list[Tensor]:
+        nodes = self.scores.shape[1]
+        places = torch.arange(len(self.scores) * nodes, device=self.scores.device)
+        return self.prefixes(places // nodes, places % nodes)
+
+    def prefixes(self, rows: Tensor, nodes: Tensor) -> list[Tensor]:
+        """What processors see at each place: the committed tokens and the drafted path."""
+        return prefixes(self.state, self.trees, rows, nodes)
+
+
+class DraftLaws:
+    """The drafter's laws at its own nodes, with the run's sampling and each node's own path."""
+
+    def __init__(self, state: State) -> None:
+        self.state, self.sampling = state, state.sampling
+
+    def __call__(
+        self, logits: Tensor, tree: TokenTree, start: int, across_nodes: bool = False
+    ) -> Tensor:
+        """(B, M, V) laws of nodes start .. start + M - 1. At temperature 0: scores to rank tokens
+        by, comparable `across_nodes` (log-probabilities) or only within one."""
+        rows, nodes, vocabulary = logits.shape
+        flat = logits.reshape(-1, vocabulary)
+
+        def paths() -> list[Tensor]:
+            index = torch.arange(rows * nodes, device=logits.device)
+            return prefixes(self.state, tree, index // nodes, index % nodes + start)
+
+        if self.sampling.greedy:
+            scores = self.sampling.logits(flat, paths)
+            return (scores.log_softmax(-1) if across_nodes else scores).view(rows, nodes, -1)
+        return self.sampling.law(flat, paths).view(rows, nodes, -1)
+
+
+def picked(values: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
+    """(n, V) values[rows, nodes] of (B, N, V), as a copy. Whole rows are copied at once, where
+    indexing by two tensors goes number by number: several times slower at a large vocabulary."""
+    if not values.is_contiguous():
+        return values[rows, nodes]
+    return values.flatten(0, 1).index_select(0, rows * values.shape[1] + nodes)
+
+
+def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> list[Tensor]:
+    """The committed tokens of each row followed by the drafted path to the node.
+
+    Processors take texts of one length at a time, so the lengths are read from the device: a run
+    with processors that look at the prefix reads it more than once a round.
+    """
+    numbers = torch.arange(trees.num_nodes, device=nodes.device)
+    on_path = trees.ancestors[rows, nodes] & (numbers > 0)
+    # (n, D), parents come first
+    path = torch.where(on_path, numbers, trees.num_nodes).sort(1).values[:, : trees.depth]
+    drafted = trees.tokens[rows[:, None], path.clamp(max=trees.num_nodes - 1)]
+    lengths, steps = state.lengths[rows], torch.arange(path.shape[1], device=nodes.device)
+    texts = torch.cat([state.tokens[rows], torch.zeros_like(drafted)], 1)
+    texts.scatter_(1, lengths[:, None] + steps, drafted)
+    ends = (lengths + on_path.sum(1)).tolist()
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
+
+def top(values: Tensor, k: int) -> Tensor:
+    """(n, k) indices of the largest values (n, V), largest first; ties go to the lowest index,
+    which topk does not promise.
+
+    Values are compared as float32, made into integers that also carry the index.
+    """
+    if k == 1:
+        return values.argmax(-1, keepdim=True)
+    bits = (values.float() + 0.0).view(torch.int32)  # + 0.0: minus zero and zero are one value
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    index = torch.arange(values.shape[-1], device=values.device)
+    return ((ordered << 24) - index).topk(k, sorted=True).indices

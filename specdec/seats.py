@@ -1,0 +1,147 @@
+"""Seats: rows of the batch that prompts take, are prefilled in, and leave when their texts end.
+
+Letters: B rows (seats), b rows that are filled, N nodes, D depth, K taps, d hidden size.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.interfaces import Drafter, Session
+from specdec.measuring.clock import PREFILL
+from specdec.measuring.recorder import Recorder
+from specdec.outcome import Outcome
+from specdec.output import Texts
+from specdec.requests import Call
+from specdec.state import Last, OnHost, State
+from specdec.tree import TokenTree
+
+
+class Seats:
+    """Who sits where, and the tokens of every row on the device."""
+
+    def __init__(
+        self, call: Call, target: Session, drafter: Drafter, texts: Texts, recorder: Recorder
+    ) -> None:
+        self.call, self.target, self.drafter = call, target, drafter
+        self.texts, self.recorder = texts, recorder
+        self.waiting = list(range(len(call.requests)))[
+            ::-1
+        ]  # numbers of prompts, the next one last
+        self.numbers = np.full(call.seats, -1)  # of the prompt in each seat
+        device = call.target.device
+        self.tokens = torch.zeros(call.seats, call.longest, dtype=torch.long, device=device)
+        self._ids = torch.zeros(call.seats, dtype=torch.long, device=device)
+
+    def empty(self) -> State:
+        """Before anybody sits."""
+        none = [0] * self.call.seats
+        false = [False] * len(none)
+        host = OnHost(none, false, none, false, [[] for _ in none])
+        return self._state(host, Last(None, None, none, None, None))
+
+    def _state(self, host: OnHost, last: Last) -> State:
+        """The tokens are a copy: what a drafter writes there changes nobody's text."""
+        return State(host, self.tokens.clone(), self._ids, self.call.sampling, last, self.target)
+
+    def fill(self, state: State) -> State:
+        """Free seats take the next prompts: prefilled there, while their neighbours' memory stays."""
+        free = [row for row, live in enumerate(state.on_host.live) if not live]
+        rows = free[: len(self.waiting)]
+        if not rows:
+            return state
+        with self.recorder.clock(PREFILL):
+            numbers = [self.waiting.pop() for _ in rows]
+            self.numbers[rows] = numbers
+            self.recorder.admit(numbers)
+            host = self._write_prompts(state.on_host, rows)
+            self.target.release(rows)
+            counts = [host.lengths[row] - 1 for row in rows]
+            taps = self._prefill(rows, counts)
+            self.drafter.enter(rows, self._state(host, state.last._replace(taps=taps)))
+            accepted = [
+                0 if fresh else n
+                for n, fresh in zip(state.last.num_accepted, host.fresh, strict=True)
+            ]
+            newest = newest_taps(state.last.taps, taps, rows, counts, self.call.seats)
+            return self._state(host, state.last._replace(num_accepted=accepted, taps=newest))
+
+    def _write_prompts(self, host: OnHost, rows: list[int]) -> OnHost:
+        lengths, room, texts = list(host.lengths), list(host.room), list(host.texts)
+        live, fresh = list(host.live), list(host.fresh)
+        for row in rows:
+            request = self.call.requests[self.numbers[row]]
+            texts[row] = list(request.prompt)
+            lengths[row], live[row], fresh[row] = len(request.prompt), True, True
+            room[row] = self.call.max_new_tokens
+        widest = max(lengths[row] for row in rows)
+        padded = torch.tensor([texts[row] + [0] * (widest - lengths[row]) for row in rows])
+        ids = [self.call.requests[self.numbers[row]].request_id for row in rows]
+        device = self.tokens.device
+        index = torch.tensor(rows, device=device)
+        self.tokens = self.tokens.index_fill(0, index, 0)
+        self.tokens[index, :widest] = padded.to(device)
+        self._ids = self._ids.index_put((index,), torch.tensor(ids, device=device))
+        return OnHost(lengths, live, room, fresh, texts)
+
+    def _prefill(self, rows: list[int], counts: list[int]) -> Tensor | None:
+        """Read prompt[:-1] of these rows; the taps of all of it, (b, T, K, d)."""
+        if not any(counts):
+            return None
+        every = len(rows) == self.call.seats
+        tokens = self.tokens if every else self.tokens[rows]
+        seats = None if every else rows
+        return self.target.read(tokens[:, : max(counts)], counts, seats, self.drafter.taps).taps
+
+    def commit(
+        self, state: State, trees: TokenTree, outcome: Outcome, taps: Tensor | None
+    ) -> tuple[State, np.ndarray]:
+        """Append what was accepted, cut where a text ends, and free the seats of those that did.
+        Returns how many tokens each row kept, too."""
+        host = state.on_host
+        lengths, live, room = list(host.lengths), list(host.live), list(host.room)
+        index: list[tuple[int, int, int]] = []  # row, column, token
+        kept = np.zeros(len(live), dtype=np.int64)
+        for row in np.flatnonzero(outcome.live).tolist():
+            added, live[row] = self.texts.add(int(self.numbers[row]), outcome.tokens[row])
+            index += [(row, lengths[row] + n, token) for n, token in enumerate(added)]
+            host.texts[row].extend(added)  # earlier states see as much of it as their lengths say
+            lengths[row] += len(added)
+            room[row] -= len(added)
+            kept[row] = len(added)
+        rows, columns, values = torch.tensor(index).T.to(self.tokens.device)
+        self.tokens = self.tokens.index_put((rows, columns), values)
+        accepted = [max(count, 0) for count in outcome.keep]
+        newest = on_path(taps, outcome.verdict.path)
+        drafted = (outcome.parents >= 0).sum(1).tolist()
+        last = Last(trees, outcome.verdict, accepted, drafted, newest, outcome.aside)
+        after = self._state(OnHost(lengths, live, room, [False] * len(live), host.texts), last)
+        self.drafter.observe(after)
+        over = [row for row in np.flatnonzero(outcome.live).tolist() if not live[row]]
+        if over:
+            self.drafter.leave(over)
+        return after, kept
+
+
+def on_path(taps: Tensor | None, path: np.ndarray) -> Tensor | None:
+    """(B, D + 1, K, d) of (B, N, K, d): the states of the root and of the nodes of `path` (B, D)."""
+    if taps is None:
+        return None
+    nodes = torch.from_numpy(np.pad(path.clip(0), ((0, 0), (1, 0)))).to(taps.device)
+    rows = torch.arange(len(path), device=taps.device)[:, None]
+    return taps[rows, nodes]
+
+
+def newest_taps(
+    before: Tensor | None, prompts: Tensor | None, rows: list[int], counts: list[int], seats: int
+) -> Tensor | None:
+    """`Last.taps` when new rows have come in: for them the state of the token before the root, as
+    if they had accepted nothing. prompts (b, T, K, d): the states of their prompts."""
+    if prompts is None:
+        return before
+    last = torch.tensor([max(count - 1, 0) for count in counts], device=prompts.device)
+    newest = prompts[torch.arange(len(rows), device=prompts.device), last]
+    if before is None:
+        before = prompts.new_zeros(seats, 1, *prompts.shape[2:])
+    where = (torch.tensor(rows, device=prompts.device), torch.tensor(0, device=prompts.device))
+    return before.index_put(where, newest)

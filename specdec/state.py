@@ -1,0 +1,125 @@
+"""What is committed: the tokens of every seat, and what the round before brought.
+
+Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from specdec.sampling import Sampling
+from specdec.tree import TokenTree
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What survives of a round: a verifier's answer, on the device."""
+
+    path: Int[Tensor, "B D"]  # accepted nodes from below the root downwards, padded with -1
+    num_accepted: Int[Tensor, " B"]
+    bonus: Int[Tensor, " B"]  # the one token that the target adds
+    counts: Mapping[str, Tensor] = field(default_factory=dict)  # diagnostics per row (B,)
+
+
+class HostVerdict(NamedTuple):
+    """The same on the host."""
+
+    path: np.ndarray  # (B, D)
+    num_accepted: np.ndarray  # (B,)
+    bonus: np.ndarray  # (B,)
+
+
+class Last(NamedTuple):
+    """The round before. Of a row's first round only the taps mean anything."""
+
+    trees: TokenTree | None  # None before the first round of a run
+    verdict: HostVerdict | None  # likewise
+    num_accepted: list[int]  # per row; 0 in a row's first round
+    drafted: list[int] | None  # nodes of each row's tree without the root; None before any round
+    taps: Tensor | None
+    """(B, D + 1, T, d) states of the newest tokens before the root: [:, 0] that of the root of the
+    round before (in a row's first round: of the token before the root), [:, i] that of the i-th
+    accepted node. num_accepted + 1 are valid. The root itself has no state yet; after a prompt of
+    one token there is none at all. None where the drafter reads no taps."""
+
+    aside: np.ndarray | None = None  # (B, n) what the drafter has put aside (`Drafter.aside`)
+
+
+class OnHost(NamedTuple):
+    """The same numbers as Python values, so that control flow need not ask the device."""
+
+    lengths: list[int]
+    live: list[bool]
+    room: list[int]
+    fresh: list[bool]
+    texts: list[list[int]]  # of which `lengths` tokens are committed; see `State.text`
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What is committed. Drafters read it and never write it; a later state is another object."""
+
+    on_host: OnHost
+    tokens: Int[Tensor, "B L"]  # right-padded
+    request_ids: Int[Tensor, " B"]
+    sampling: Sampling
+    last: Last
+    memory: Any = None  # the target's session of this run, for drafters of its own layers
+
+    @property
+    def rows(self) -> int:
+        """B"""
+        return len(self.on_host.lengths)
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Committed tokens, the root included."""
+        return torch.tensor(self.on_host.lengths, device=self.tokens.device)
+
+    @cached_property
+    def live(self) -> Tensor:
+        """(B,) bool: the row still decodes."""
+        return torch.tensor(self.on_host.live, device=self.tokens.device)
+
+    @cached_property
+    def room(self) -> Int[Tensor, " B"]:
+        """Tokens that the row may still add."""
+        return torch.tensor(self.on_host.room, device=self.tokens.device)
+
+    @cached_property
+    def fresh(self) -> Tensor:
+        """(B,) bool: the row's first round."""
+        return torch.tensor(self.on_host.fresh, device=self.tokens.device)
+
+    @cached_property
+    def all_live(self) -> bool:
+        return all(self.on_host.live)
+
+    @cached_property
+    def deepest(self) -> int:
+        """The largest depth that any row's tree may have: the bonus token needs one of `room`."""
+        room, live = self.on_host.room, self.on_host.live
+        return max((most for most, alive in zip(room, live, strict=True) if alive), default=1) - 1
+
+    @cached_property
+    def shallowest(self) -> int:
+        """The largest depth that every row's tree may have; -1 where a row is not live."""
+        return min(self.on_host.room) - 1 if self.all_live else -1
+
+    @cached_property
+    def roots(self) -> Int[Tensor, " B"]:
+        """The last committed tokens."""
+        lengths = self.on_host.lengths
+        if len(lengths) == 1:
+            return self.tokens[:, max(lengths[0] - 1, 0)]
+        return self.tokens.gather(1, (self.lengths - 1).clamp(min=0)[:, None])[:, 0]
+
+    def text(self, row: int, start: int = 0) -> list[int]:
+        """The committed tokens of a row from index `start` on, the prompt's first."""
+        return self.on_host.texts[row][start : self.on_host.lengths[row]]
