@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments import options
+from experiments.terminal import options
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Measured:
 
     def ratio(self, method: str, baseline: str) -> Any:
         """Seconds per token of the baseline / of the method, paired by prompt: the median and its interval."""
-        from experiments.intervals import median_interval
+        from experiments.measuring.intervals import median_interval
 
         pairs = zip(self.samples[method], self.samples[baseline], strict=True)
         return median_interval([theirs.seconds_per_token / ours.seconds_per_token for ours, theirs in pairs])
@@ -75,7 +75,7 @@ class Measured:
         return max(names, key=lambda name: self.ratio(name, baseline).median)
 
     def tau(self, name: str) -> float:
-        from experiments.measures import pooled
+        from experiments.measuring.measures import pooled
 
         return float(pooled([sample.report for sample in self.samples[name]])["tau"])
 
@@ -85,7 +85,7 @@ class Measured:
         return distinct_ngrams([row for sample in self.samples[name] for row in sample.tokens]) or 0.0
 
     def summary(self) -> dict[str, Any]:
-        from experiments.measures import summary
+        from experiments.measuring.measures import summary
 
         return {
             name: summary(found) | {"seconds_per_token": [sample.seconds_per_token for sample in found]}
@@ -95,7 +95,8 @@ class Measured:
 
 class Bench:
     def __init__(self, wanted: Benchmark) -> None:
-        from experiments import prompts, ways
+        from experiments import prompts
+        from experiments.measuring import ways
 
         self.wanted = wanted
         self.target = ways.load(wanted.target, dtype=wanted.dtype)
@@ -107,7 +108,7 @@ class Bench:
     def ways(self, target: Any, temperature: float, shapes: dict[str, dict[str, Any]], plain: bool) -> dict[str, Any]:
         """none, transformers, chains and assisted generation at each length, the given shapes; ngram and prompt lookup if
         `plain`."""
-        from experiments.ways import Ours, Theirs
+        from experiments.measuring.ways import Ours, Theirs
         from specdec.plugins import build
 
         seed, sampling = self.wanted.seed, {"temperature": temperature}
@@ -129,8 +130,8 @@ class Bench:
         return found
 
     def measure(self, title: str, ways: dict[str, Any], limit: int) -> Measured:
-        from experiments.progress import bar
-        from experiments.ways import interleaved
+        from experiments.measuring.ways import interleaved
+        from experiments.terminal.progress import bar
 
         samples: dict[str, list[Any]] = {name: [] for name in ways}
         batches = self.batches[:limit]
@@ -173,7 +174,7 @@ class Bench:
         return found, lines
 
     def deepened(self) -> tuple[dict[str, Measured], list[Line]]:
-        from experiments import ways
+        from experiments.measuring import ways
 
         wanted, found, lines = self.wanted, {}, []
         deep = ways.load(wanted.target, dtype=wanted.dtype, extra_layers=wanted.extra_layers)
@@ -210,8 +211,8 @@ class Bench:
 
     def overheads(self, found: Measured) -> list[Line]:
         """Time outside the models, and measured against predicted speed-up, of the chain at its best length."""
-        from experiments.forward_times import forward_times
-        from experiments.intervals import median_interval
+        from experiments.measuring.forward_times import forward_times
+        from experiments.measuring.intervals import median_interval
 
         chain = found.best(["chain"], "none")
         samples, plain = found.samples[chain], found.samples["none"]
@@ -246,8 +247,8 @@ class Bench:
         ]
 
     def batched(self, size: int = 8) -> Line:
-        from experiments.intervals import median_interval
-        from experiments.ways import Ours
+        from experiments.measuring.intervals import median_interval
+        from experiments.measuring.ways import Ours
         from specdec.plugins import build
 
         plain = Ours(self.target, build("drafter", "none"), ignore_eos=True)
@@ -264,7 +265,7 @@ class Bench:
         return Line(what, "3x", times(median_interval(gains)), f"{median(rates):.0f} tokens/s; {len(gains)} batches")
 
     def wide_pass(self) -> Line:
-        from experiments.forward_times import forward_times
+        from experiments.measuring.forward_times import forward_times
 
         seconds = forward_times(self.target, 256, [1, 64])
         detail = f"{1000 * seconds[1]:.2f} ms, {1000 * seconds[64]:.2f} ms"
@@ -276,7 +277,7 @@ class Bench:
         )
 
     def memory(self) -> Line:
-        from experiments.forward_times import peak_memory
+        from experiments.measuring.forward_times import peak_memory
 
         peaks = []
         room = self.target.context - 32
@@ -312,7 +313,7 @@ def measure(wanted: Benchmark) -> tuple[str, dict[str, Any]]:
     import torch
     from transformers.utils import logging
 
-    from experiments.records import surroundings
+    from experiments.system.surroundings import surroundings
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -347,7 +348,7 @@ def measure(wanted: Benchmark) -> tuple[str, dict[str, Any]]:
 
 
 def main() -> None:
-    from experiments.records import write_json
+    from experiments.system.files import write_json
 
     wanted = options.parse(Benchmark)
     text, record = measure(wanted)

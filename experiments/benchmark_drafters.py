@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments import options
 from experiments.benchmark import Measured, times
+from experiments.terminal import options
 
 
 @dataclass
@@ -67,7 +67,8 @@ RULES = {  # of sampled trees; DET trees have one rule that matters
 
 class Bench:
     def __init__(self, wanted: Benchmark) -> None:
-        from experiments import prompts, ways
+        from experiments import prompts
+        from experiments.measuring import ways
 
         self.wanted = wanted
         self.target = ways.load(wanted.target, dtype=wanted.dtype)
@@ -76,7 +77,7 @@ class Bench:
         self.batches = [([ids], [prompt.index]) for ids, prompt in zip(encoded, self.prompts, strict=True)]
 
     def drafter(self, settings: dict[str, Any]) -> Any:
-        from experiments.ways import make_drafter
+        from experiments.measuring.ways import make_drafter
         from specdec.plugins import described
 
         return make_drafter(
@@ -84,8 +85,8 @@ class Bench:
         )
 
     def measure(self, target: Any, temperature: float, limit: int, rows: dict[str, Row]) -> Measured:
-        from experiments.progress import bar
-        from experiments.ways import Ours, interleaved
+        from experiments.measuring.ways import Ours, interleaved
+        from experiments.terminal.progress import bar
         from specdec.plugins import build
 
         sampling = {"temperature": temperature}
@@ -102,8 +103,8 @@ class Bench:
 
     def rules(self) -> list[tuple[str, str, str, float]]:
         """(drafter, shape, rule, tau) at temperature 1."""
-        from experiments.progress import bar
-        from experiments.ways import Ours
+        from experiments.measuring.ways import Ours
+        from experiments.terminal.progress import bar
 
         found = []
         chosen = self.batches[: self.wanted.rules_limit]
@@ -184,7 +185,8 @@ def main() -> None:
     import torch
     from transformers.utils import logging
 
-    from experiments.records import surroundings, write_json
+    from experiments.system.files import write_json
+    from experiments.system.surroundings import surroundings
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -195,7 +197,7 @@ def main() -> None:
     found = {each: bench.measure(bench.target, each, wanted.limit, ROWS) for each in wanted.temperatures}
     deep = None
     if wanted.deep_limit:
-        from experiments import ways
+        from experiments.measuring import ways
 
         target = ways.load(wanted.target, dtype=wanted.dtype, extra_layers=wanted.extra_layers)
         able = {name: row for name, row in ROWS.items() if row.deep != "refused"}

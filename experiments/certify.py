@@ -18,7 +18,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from experiments.program import start
+from experiments.terminal.program import start
 
 
 @dataclass
@@ -95,7 +95,7 @@ def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) 
 
     @contextmanager
     def bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-        from experiments import progress
+        from experiments.terminal import progress
 
         with progress.bar(title, total, settings["progress"]) as advance:
             yield advance
@@ -116,9 +116,9 @@ def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) 
 
 def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
     """One line of JSON per case on standard output; what could not be run, on standard error and as the answer."""
-    from experiments import progress as progress_bars
     from experiments.certificates.exact import exact
     from experiments.certificates.tables import DRAWS, Tables, read_cases
+    from experiments.terminal import progress as progress_bars
     from specdec.plugins import build
     from specdec.tree import SiblingLaw
 

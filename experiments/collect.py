@@ -13,7 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import frames, options, studies
+from experiments.report import frames
+from experiments.study import studies
+from experiments.terminal import options
 
 TITLES = {
     "run": "run",

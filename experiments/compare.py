@@ -13,10 +13,12 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from experiments import frames, options, studies
 from experiments.collect import markdown, printable
-from experiments.intervals import Interval, difference_interval, ratio_interval
+from experiments.measuring.intervals import Interval, difference_interval, ratio_interval
+from experiments.report import frames
 from experiments.report.knobs import flat, told_apart
+from experiments.study import studies
+from experiments.terminal import options
 
 Result = dict[str, Any]
 SAME = ("target", "drafter", "temperature", "batch")  # what two runs must share to be paired

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from experiments import options
+from experiments.terminal import options
 
 
 @dataclass
@@ -45,7 +45,7 @@ WAYS = {
     "ranked, 16 nodes": {"name": "small_model", "depth": 4, "draw": "ranked", "nodes": 16},
 }
 
-WORKER = '''
+WORKER = """
 import json, sys, time
 import torch
 settings = json.loads(sys.argv[1])
@@ -78,7 +78,7 @@ for line in sys.stdin:
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "inside": inside[0], "rounds": len(out.steps),
                       "tokens": [row.tolist() for row in out.tokens]}), flush=True)
-'''
+"""
 
 
 class Worker:
@@ -93,7 +93,8 @@ class Worker:
         )
 
     def __call__(self, **asked: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
@@ -106,9 +107,10 @@ class Worker:
 
 def compare(wanted: Checkouts) -> list[dict[str, Any]]:
     """One row per way, temperature and batch."""
-    from experiments import prompts, ways
-    from experiments.intervals import median_interval
-    from experiments.progress import bar
+    from experiments import prompts
+    from experiments.measuring import ways
+    from experiments.measuring.intervals import median_interval
+    from experiments.terminal.progress import bar
 
     target = ways.load(wanted.target, dtype=wanted.dtype)
     read = prompts.read("jsonl", "demo", category="category", limit=max(wanted.prompts, *wanted.batches))

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import options
-from experiments.intervals import pooled_interval
+from experiments.measuring.intervals import pooled_interval
+from experiments.terminal import options
 
 SHAPES: dict[str, dict[str, Any]] = {
     "chain of 3": {"depth": 3, "draw": "wor"},

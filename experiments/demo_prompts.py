@@ -21,7 +21,7 @@ from zlib import crc32
 
 from omegaconf import OmegaConf
 
-from experiments import options
+from experiments.terminal import options
 from experiments.training.text import Document, documents
 
 ROOT = Path(__file__).parent.parent

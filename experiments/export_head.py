@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from experiments import options
+from experiments.terminal import options
 from specdec.plugins import build, names
 
 if TYPE_CHECKING:  # it knows torch, and help does not need it

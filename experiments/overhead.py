@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import options
+from experiments.terminal import options
 
 TORCH = ("-c", "import torch")
 COMMANDS = {
@@ -94,8 +94,10 @@ class Recording:
         from hydra import compose, initialize_config_dir
         from omegaconf import OmegaConf
 
-        from experiments import prompts, schema, ways
-        from experiments.play import Play
+        from experiments import prompts
+        from experiments.measuring import ways
+        from experiments.measuring.play import Play
+        from experiments.study import schema
         from specdec.plugins import CONF
 
         schema.register()
@@ -109,7 +111,9 @@ class Recording:
 
     def shares(self) -> dict[str, float]:
         """Of the whole time, from the first prompt to the last file."""
-        from experiments import measures, records
+        from experiments.measuring import measures
+        from experiments.study import folder as records
+        from experiments.system.files import write_json
         from specdec.generate import Run
 
         began = time.perf_counter()
@@ -120,7 +124,7 @@ class Recording:
         result = measures.measured(played, self.ways, self.settings["sampling"], frame)
         with tempfile.TemporaryDirectory() as folder:
             records.write_rounds(Path(folder) / records.ROUNDS, frame)
-            records.write_json(Path(folder) / records.RESULT, {**result, "config": self.settings})
+            write_json(Path(folder) / records.RESULT, {**result, "config": self.settings})
         whole = time.perf_counter() - began
         samples = [sample for one in played for sample in one.samples.values()]
         around = decoded - began - sum(sample.wall_seconds for sample in samples)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import options
+from experiments.terminal import options
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Profile:
 
 def measure(wanted: Profile) -> list[dict[str, Any]]:
     """One row per model, nodes, batch and context: median seconds of a pass. The sizes of a tree take turns."""
-    from experiments.forward_times import forward_times
-    from experiments.progress import bar
+    from experiments.measuring.forward_times import forward_times
+    from experiments.measuring.ways import load
     from experiments.report.prediction import target_name
-    from experiments.ways import load
+    from experiments.terminal.progress import bar
 
     models = {
         target_name({"name": wanted.target, "extra_layers": more}): load(
@@ -90,8 +90,9 @@ def main() -> None:
     import torch
     from transformers.utils import logging
 
-    from experiments.records import surroundings, write_json
     from experiments.report.page import write_figures
+    from experiments.system.files import write_json
+    from experiments.system.surroundings import surroundings
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import schema
-from experiments.program import start
-from experiments.sweeps import of_the_job
+from experiments.study import schema
+from experiments.study.sweeps import of_the_job
+from experiments.terminal.program import start
 
 log = logging.getLogger(__name__)
 schema.register()
@@ -27,7 +27,8 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def main(config: DictConfig) -> float | None:
     """The speed-up over the first baseline (tau where there is none), for sweepers that optimise."""
-    from experiments.records import FAILED, RESULT, ROUNDS, abandon, claim, write_json
+    from experiments.study.folder import FAILED, RESULT, ROUNDS, abandon, claim
+    from experiments.system.files import write_json
 
     hydra_config = HydraConfig.get()
     folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode is RunMode.MULTIRUN
@@ -67,11 +68,15 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from experiments import flops, logger, measures, records, ways
     from experiments import prompts as prompt_files
     from experiments.certificates.kept import attached
-    from experiments.play import Play
-    from experiments.progress import bar
+    from experiments.measuring import flops, measures, ways
+    from experiments.measuring.play import Play
+    from experiments.report import logger
+    from experiments.study import folder as records
+    from experiments.system.files import write_json
+    from experiments.system.surroundings import surroundings
+    from experiments.terminal.progress import bar
     from specdec import Refused
 
     logger.check(settings["logger"])
@@ -93,7 +98,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
             len(prompts),
             ", ".join(str(one["prompt"]) for one in play.skipped),
         )
-    head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
+    head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **surroundings()}
     played: list[measures.Played] = []
     title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
     try:
@@ -103,7 +108,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
                 advance()
     except Refused as reason:
         log.info("not applicable: %s", reason)
-        records.write_json(folder / records.RESULT, {**head, "status": "not_applicable", "reason": str(reason)})
+        write_json(folder / records.RESULT, {**head, "status": "not_applicable", "reason": str(reason)})
         return None
     report = played[0].samples["method"].report
     assert report
@@ -118,7 +123,7 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
     }
     result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *play.first())
     records.write_rounds(folder / records.ROUNDS, frame)
-    records.write_json(folder / records.RESULT, result)
+    write_json(folder / records.RESULT, result)
     if settings["logger"]:
         try:
             logger.log_result(settings["logger"], folder, result, frame)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from experiments import options
+from experiments.terminal import options
 
 
 @dataclass

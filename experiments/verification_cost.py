@@ -7,7 +7,7 @@ python -m experiments.verification_cost vocabulary=32000 repeats=9
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import options
+from experiments.terminal import options
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Cost:
 
 def main() -> None:
     cost = options.parse(Cost)
-    from experiments.records import surroundings
-    from experiments.rule_times import measure
+    from experiments.measuring.rule_times import measure
+    from experiments.system.surroundings import surroundings
 
     table = measure(cost.vocabulary, cost.agreement, cost.repeats, cost.seed)
     folder = Path(cost.output)

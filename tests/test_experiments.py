@@ -22,15 +22,21 @@ from matplotlib.text import Text
 from omegaconf import OmegaConf
 
 import specdec
-from experiments import collect, frames, logger, measures, options, program, records, run, studies, ways
+from experiments import collect, run
 from experiments.certificates import certificate, kept
 from experiments.certificates.tables import standard
-from experiments.divergence import divergence
-from experiments.intervals import median_interval
-from experiments.measures import Played
+from experiments.measuring import measures, ways
+from experiments.measuring.divergence import divergence
+from experiments.measuring.intervals import median_interval
+from experiments.measuring.play import Played
+from experiments.measuring.ways import Sample
 from experiments.prompts import Prompt
-from experiments.report import __main__ as pages
-from experiments.ways import Sample
+from experiments.report import contents as pages
+from experiments.report import frames, logger
+from experiments.study import folder as records
+from experiments.study import studies
+from experiments.system import files
+from experiments.terminal import options, program
 from specdec.load import BUNDLED
 from specdec.metrics import Report, Step
 from specdec.plugins import CONF
@@ -131,14 +137,14 @@ def test_second_run_into_a_folder_is_refused(command):
 
 
 def test_interrupted_write_leaves_no_result(command, monkeypatch):
-    real = records.os.replace
+    real = files.os.replace
 
     def replace(source, destination):
         if Path(destination).name == records.RESULT:
             raise OSError("disk full")
         real(source, destination)
 
-    monkeypatch.setattr(records.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     with pytest.raises(OSError, match="disk full"):
         command("hydra.run.dir=here")
     assert not Path("here/result.json").exists()
@@ -160,11 +166,11 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
     usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
     usual += ["max_new_tokens=12", "progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     script = (  # as -c, __main__ has no file: the configuration is found by --config-dir
-        "import os, signal\nfrom experiments import records, run\nwrite = records.write_json\n"
+        "import os, signal\nfrom experiments import run\nfrom experiments.system import files\nwrite = files.write_json\n"
         "def killed(path, content):\n"
         "    if path.name == 'result.json' and path.parent.name == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    write(path, content)\n"
-        "records.write_json = killed\nrun.main()\n"
+        "files.write_json = killed\nrun.main()\n"
     )
     place = {**os.environ, "PYTHONPATH": str(CONF.parent)}
     conf = [f"--config-dir={CONF}"]

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments import measures, ways
-from experiments.play import Play
+from experiments.measuring import measures, ways
+from experiments.measuring.play import Play
 from experiments.prompts import Prompt, read
 from experiments.prompts.conversation import Conversation, uses_chat
 from specdec.load import load

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import compare, frames, profile, studies
-from experiments.intervals import difference_interval, median_interval, pooled_interval, ratio_interval
-from experiments.report import __main__ as pages
-from experiments.report import knobs
+from experiments import compare, profile
+from experiments.measuring.intervals import difference_interval, median_interval, pooled_interval, ratio_interval
+from experiments.report import contents as pages
+from experiments.report import frames, knobs
 from experiments.report.definitions import DEFINITIONS
 from experiments.report.prediction import cost_model, expected_tokens, interpolated
+from experiments.study import studies
 
 SECTIONS = ("Results", "Acceptance", "Time and cost", "Checks", "Setting", "Definitions")
 

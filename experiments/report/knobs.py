@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import frames
+from experiments.report import frames
 from experiments.report.figures import INTERVALS, Drawn, _band, _ends, _n, _one
 from experiments.report.looks import called, legend, line_styles, named, panels, wrapped
 

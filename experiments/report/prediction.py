@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments import frames
+from experiments.report import frames
 
 Result = dict[str, Any]
 AXES = ["model", "nodes", "batch", "context"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import frames
-from experiments.intervals import Interval, median_interval
+from experiments.measuring.intervals import Interval, median_interval
+from experiments.report import frames
 from experiments.report.looks import called
 
 Result = dict[str, Any]

@@ -1,4 +1,4 @@
-"""A study's runs, read back. Jobs without a result are kept by name. experiments/frames.py makes tables of the results."""
+"""A study's runs, read back. Jobs without a result are kept by name. experiments/report/frames.py makes tables of the results."""
 
 import json
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from experiments import sweeps as plans
-from experiments.records import FAILED, RESULT, ROUNDS, SCHEMA_VERSION, STARTED
+from experiments.study import sweeps as plans
+from experiments.study.folder import FAILED, RESULT, ROUNDS, SCHEMA_VERSION, STARTED
 
 Result = dict[str, Any]
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.measuring.intervals import median_interval
+
 Result = dict[str, Any]
 DEFINITIONS = ("tau", "tau_macro", "tau_with_prefill", "accepted_per_round", "accepted_per_round_macro")
-BIN = 32  # output tokens of a bin of positions
 COSTS = ("nodes_per_round", "nodes_per_accepted", "target_calls_per_token")
 
 
@@ -130,8 +131,6 @@ def phases(results: Iterable[Result]) -> pd.DataFrame:
 def by_category(results: Iterable[Result]) -> pd.DataFrame:
     """One row per run and category: rounds, tau, acceptance rate; speed-ups over each baseline, where batches are of one
     category, with their intervals; prompts."""
-    from experiments.intervals import median_interval
-
     rows = []
     for result in results:
         kinds = {entry["prompt"]: entry["category"] for entry in result["ways"]["method"]["per_prompt"]}

@@ -3,15 +3,26 @@
 Each way is given its own answers to the turns before, as in use; at temperature 0, up to ties, they are the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from experiments import ways as decoding
-from experiments.measures import Played
+from experiments.measuring import ways as decoding
+from experiments.measuring.ways import Sample, Way
 from experiments.prompts import Prompt
 from experiments.prompts.conversation import Conversation, most_tokens, uses_chat
-from experiments.ways import Way
 from specdec.requests import check_prompts
+
+
+@dataclass(frozen=True)
+class Played:
+    """A batch of prompts in one turn: what each way was given, and what it made of it."""
+
+    prompts: Sequence[Prompt]
+    given: Mapping[str, Sequence[Sequence[int]]]  # token ids by way; in later turns its own answers stand in them
+    samples: Mapping[str, Sample]
+    batch: int = 0
+    turn: int = 0
 
 
 class Play:

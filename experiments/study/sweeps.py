@@ -24,7 +24,7 @@ class Planned(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Exits with the names of the jobs that failed, wherever they ran."""
-        from experiments.records import FAILED
+        from experiments.study.folder import FAILED
 
         failed = sorted(path.parent.name for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"))
         if failed:
@@ -42,7 +42,7 @@ class Planned(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
         if jobs is None:
             return
-        from experiments.records import write_json
+        from experiments.system.files import write_json
 
         before = read(folder)
         if before is not None and before != jobs:

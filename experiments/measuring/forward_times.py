@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 import specdec
-from experiments.memory import PEAK_RESET, peak
+from experiments.measuring.memory import PEAK_RESET, peak
 from specdec.tree import TokenTree
 
 

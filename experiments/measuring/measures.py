@@ -5,31 +5,21 @@ Rates are formed from sums over prompts (micro means) unless they are called mac
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.frames import BIN
-from experiments.intervals import median_interval, pooled_interval
-from experiments.prompts import Prompt
-from experiments.ways import AGAIN, COLD, Ours, Sample, Way
+from experiments.measuring.divergence import divergence
+from experiments.measuring.intervals import median_interval, pooled_interval
+from experiments.measuring.memory import weights
+from experiments.measuring.play import Played
+from experiments.measuring.ways import AGAIN, COLD, Ours, Sample, Way
+from experiments.study.result import BIN
 from specdec.drafted import Acceptance
 from specdec.metrics import PHASES, Report, distinct_ngrams
 
 PERCENTILES = (50, 95, 99)
-
-
-@dataclass(frozen=True)
-class Played:
-    """A batch of prompts in one turn: what each way was given, and what it made of it."""
-
-    prompts: Sequence[Prompt]
-    given: Mapping[str, Sequence[Sequence[int]]]  # token ids by way; in later turns its own answers stand in them
-    samples: Mapping[str, Sample]
-    batch: int = 0
-    turn: int = 0
 
 
 def measured(
@@ -41,8 +31,6 @@ def measured(
     by_category, by_position, offered_depths: the method's rounds, counted
     divergence: {BASELINE: ...} at temperature 0
     """
-    from experiments.divergence import divergence
-
     target = ways["method"].target
     greedy, plain = sampling["temperature"] == 0, sampling["repetition_penalty"] == 1
     baselines = [name for name in ways if name not in ("method", AGAIN, COLD)]
@@ -155,8 +143,6 @@ def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
 
 def memory(way: Way, samples: Sequence[Sample]) -> dict[str, int | None]:
     """Bytes: the target's weights, those that the drafter adds, and the highest use during a call with what was in use before."""
-    from experiments.memory import weights
-
     target = weights(way.target)
     both = weights(way.target, way.drafter) if isinstance(way, Ours) else target
     highest = max((sample.peak for sample in samples if sample.peak and sample.peak.bytes), key=_bytes, default=None)

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 import specdec
-from experiments.memory import Peak, peak
+from experiments.measuring.memory import Peak, peak
 from experiments.prompts import Prompt
 from specdec.metrics import Report
 from specdec.plugins import build

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.ways import Ours
+from experiments.measuring.ways import Ours
 
 TOKENS = 24  # counting is slow, and rounds resemble one another
 

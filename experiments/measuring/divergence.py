@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.certificates.greedy import Divergence, Judge, first_difference
+from experiments.measuring.play import Played
 from specdec import TransformersLM
 
-if TYPE_CHECKING:
-    from experiments.measures import Played
 
-
-def divergence(
-    played: "Sequence[Played]", target: TransformersLM, baseline: str, judged: bool = True
-) -> dict[str, Any]:
+def divergence(played: Sequence[Played], target: TransformersLM, baseline: str, judged: bool = True) -> dict[str, Any]:
     """Counts, and one entry per prompt and turn that differs. What follows a difference, later turns included, is not
     comparable. `judged`: whether the choice is the largest logit, so that a margin means something."""
     compared, cases = 0, []

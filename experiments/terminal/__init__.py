@@ -1,0 +1,1 @@
+"""Programs and the people who start them: command lines, refusals, progress."""
