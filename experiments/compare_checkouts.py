@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from experiments.terminal import options
+from experiments.terminal.options import start
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Worker:
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"the worker in {self.process.args} ended; what it said stands above")
+            raise ValueError("a worker ended; what it said stands above")
         return dict(json.loads(line))
 
     def close(self) -> None:
@@ -110,11 +110,12 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
     from experiments import prompts
     from experiments.measuring import ways
     from experiments.measuring.intervals import median_interval
+    from experiments.prompts.conversation import Conversation
     from experiments.terminal.progress import bar
 
     target = ways.load(wanted.target, dtype=wanted.dtype)
     read = prompts.read("jsonl", "demo", category="category", limit=max(wanted.prompts, *wanted.batches))
-    ids = ways.encode(target, read)
+    ids = [Conversation(prompt, target.tokenizer, False, ()).ids for prompt in read]
     workers = {name: Worker(Path(getattr(wanted, name)).resolve(), wanted) for name in ("before", "now")}
     rows = []
     with bar("checkouts", len(WAYS) * len(wanted.batches) * len(wanted.temperatures) * wanted.repeats) as advance:
@@ -165,9 +166,5 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    compare(options.parse(Checkouts))
-
-
 if __name__ == "__main__":
-    main()
+    start(compare, Checkouts)

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.measuring.intervals import pooled_interval
-from experiments.terminal import options
+from experiments.terminal.options import start
 
 SHAPES: dict[str, dict[str, Any]] = {
     "chain of 3": {"depth": 3, "draw": "wor"},
@@ -177,16 +177,17 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
     return figure
 
 
-def main() -> None:
-    wanted = options.parse(Compare)
-    from transformers.utils import logging
+def main(wanted: Compare) -> None:
+    from experiments.report.looks import save
+    from experiments.system.files import write_text
+    from experiments.system.libraries import quiet_transformers
 
-    logging.disable_progress_bar()
+    quiet_transformers()
     folder = Path(wanted.folder)
     folder.mkdir(parents=True, exist_ok=True)
     exact = on_tables()
-    exact.to_csv(folder / "exact.csv", index=False)
-    print(exact.pivot_table(index=["tables", "drafts"], columns="rule", values="accepted", sort=False).round(4))
+    write_text(folder / "exact.csv", exact.to_csv(index=False))
+    print(_pivot(exact, ["tables", "drafts"], "accepted", 4))
     wrong = out_of_order(exact)
     print(
         "\n".join(["out of order:", *wrong])
@@ -199,12 +200,18 @@ def main() -> None:
         print(f"tau is not measured: {error}", file=sys.stderr)
         measured = None
     if measured is not None:
-        measured.to_csv(folder / "tau.csv", index=False)
-        print(measured.pivot_table(index=["temperature", "drafts"], columns="rule", values="tau", sort=False).round(3))
+        write_text(folder / "tau.csv", measured.to_csv(index=False))
+        print(_pivot(measured, ["temperature", "drafts"], "tau", 3))
     for suffix in ("png", "pdf"):
-        draw(exact, measured).savefig(folder / f"compare_verifiers.{suffix}", dpi=160)
+        save(draw(exact, measured), folder / f"compare_verifiers.{suffix}")
         print(folder / f"compare_verifiers.{suffix}")
 
 
+def _pivot(table: pd.DataFrame, rows: list[str], values: str, decimals: int) -> str:
+    """A column per rule, all of them."""
+    wide = table.pivot_table(index=rows, columns="rule", values=values, sort=False).round(decimals)
+    return wide.to_string(na_rep="-")
+
+
 if __name__ == "__main__":
-    main()
+    start(main, Compare)

@@ -21,7 +21,8 @@ from zlib import crc32
 
 from omegaconf import OmegaConf
 
-from experiments.terminal import options
+from experiments.system.files import write_text
+from experiments.terminal.options import start
 from experiments.training.text import Document, documents
 
 ROOT = Path(__file__).parent.parent
@@ -191,8 +192,7 @@ def parsed(document: Document) -> list[Module]:
         return []
 
 
-def main() -> None:
-    options.parse(Demo)
+def main(_: Demo) -> None:
     recipe = OmegaConf.load(ROOT / "conf" / "train" / "text" / "stdlib.yaml")
     found = documents(recipe.source, recipe.patterns, recipe.exclude)
     unseen = [document for document in found if document.held_out(recipe.held_out)]
@@ -202,9 +202,9 @@ def main() -> None:
         json.dumps({"prompt": passage.prompt, "category": passage.kind, "source": passage.source, "python": python})
         for passage in passages
     ]
-    PROMPTS.write_text("\n".join(lines) + "\n")
+    write_text(PROMPTS, "\n".join(lines) + "\n")
     print(f"{len(lines)} prompts from {len({passage.source for passage in passages})} modules in {PROMPTS}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Demo)

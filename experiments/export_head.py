@@ -7,14 +7,13 @@ takes, so that native checkpoints are converted too.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from experiments.terminal import options
+from experiments.terminal.options import start
 from specdec.plugins import build, names
 
 if TYPE_CHECKING:  # it knows torch, and help does not need it
@@ -62,12 +61,8 @@ def architectures(verifier: str, head: "Head") -> list[str]:
     return list(described.get("architectures") or [])
 
 
-def main() -> None:
-    wanted = options.parse(Export)
-    try:
-        head = export(wanted.heads, wanted.output, wanted.verifier)
-    except ValueError as error:
-        sys.exit(str(error))
+def main(wanted: Export) -> None:
+    head = export(wanted.heads, wanted.output, wanted.verifier)
     left = [key for key in head.notes if key != "trained_for"]
     print(f"{wanted.output}: {head.kind} in the speculators layout, for {wanted.verifier}")
     if left:
@@ -75,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Export)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from experiments.terminal import options
+from experiments.system.files import write_text
+from experiments.terminal.options import start
 
 
 @dataclass
@@ -33,14 +34,12 @@ class Search:
     output: str = "outputs/layer_skip.yaml"
 
 
-def main() -> None:
-    wanted = options.parse(Search)
-    from transformers.utils import logging
-
+def main(wanted: Search) -> None:
+    from experiments.system.libraries import quiet_transformers
     from experiments.training.calibration import Calibration, read_places, search
     from specdec.load import load
 
-    logging.disable_progress_bar()
+    quiet_transformers()
     target = load(wanted.target)
     length = wanted.context + wanted.depth
     texts = read_places(target, wanted.text, wanted.patterns, length, wanted.places, wanted.batch, wanted.seed)
@@ -71,9 +70,9 @@ def main() -> None:
     }
     place = Path(wanted.output)
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
+    write_text(place, yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
     print(f"{place}: drafter=layer_skip drafter.skip={place} drafter.depth={max(depth, 1)}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Search)

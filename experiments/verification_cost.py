@@ -7,7 +7,8 @@ python -m experiments.verification_cost vocabulary=32000 repeats=9
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.terminal import options
+from experiments.terminal.options import start
+from experiments.terminal.tables import markdown
 
 
 @dataclass
@@ -21,22 +22,28 @@ class Cost:
     output: str = "outputs/verification_cost"
 
 
-def main() -> None:
-    cost = options.parse(Cost)
+def main(cost: Cost) -> None:
     from experiments.measuring.rule_times import measure
+    from experiments.system.files import write_text
     from experiments.system.surroundings import surroundings
 
     table = measure(cost.vocabulary, cost.agreement, cost.repeats, cost.seed)
     folder = Path(cost.output)
     folder.mkdir(parents=True, exist_ok=True)
-    here = surroundings()
-    where = f"{here['machine']['cpu']}, {here['threads']} threads"
-    head = f"Vocabulary {cost.vocabulary:,}, batch 1, float32, medians of {cost.repeats}; {where}"
-    text = f"{head}\n\n{table.to_string(index=False, float_format=lambda number: f'{number:.2f}')}\n"
-    (folder / "table.txt").write_text(text)
-    table.to_csv(folder / "table.csv", index=False)
+    where = surroundings()
+    head = (
+        f"Vocabulary {cost.vocabulary:,}, batch 1, float32, medians of {cost.repeats}; "
+        f"{where.machine.processor}, {where.threads} threads"
+    )
+    text = f"{head}\n\n{markdown(table.map(_text))}"
+    write_text(folder / "table.md", text)
+    write_text(folder / "table.csv", table.to_csv(index=False))
     print(text)
 
 
+def _text(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
 if __name__ == "__main__":
-    main()
+    start(main, Cost)

@@ -66,7 +66,7 @@ def command(tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(
             sys, "argv", ["run", *[o for o in overrides if o == "-m"], *usual, *[o for o in overrides if o != "-m"]]
         )
-        run.main()
+        run.program()
         return tmp_path
 
     yield call

@@ -76,7 +76,7 @@ class Pair:
 def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The certificate of a pair. `bar` shows progress, `say` hears of every result."""
     began = time.perf_counter()
-    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **surroundings()}
+    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(surroundings())}
     pair = Pair(arguments_of("drafter", pair.drafter), resolved(pair.drafter, pair.verifier, 1.0))
     head |= {"drafter": dict(pair.drafter), "verifier": dict(pair.verifier), "plan": _plain_plan(plan)}
     rule = pair.rule(1.0)

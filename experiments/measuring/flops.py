@@ -7,11 +7,12 @@ from typing import Any
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.measuring.ways import Ours
+from experiments.study.result import Operations
 
 TOKENS = 24  # counting is slow, and rounds resemble one another
 
 
-def per_token(way: Ours, prompts: Sequence[Sequence[int]], request_ids: Sequence[int]) -> dict[str, float] | None:
+def per_token(way: Ours, prompts: Sequence[Sequence[int]], request_ids: Sequence[int]) -> Operations | None:
     """Operations per kept token of the drafter (`draft`) and of the target (`target`), the first round left out, in which
     drafters read the prompt. None where there is no second round."""
     draft: list[int] = []
@@ -20,7 +21,7 @@ def per_token(way: Ours, prompts: Sequence[Sequence[int]], request_ids: Sequence
         sample = way(prompts, request_ids, TOKENS)
     assert sample.report is not None
     kept = sum(int(step.kept.sum()) for step in sample.report.steps[1:])
-    return {"draft": sum(draft[1:]) / kept, "target": sum(target[1:]) / kept} if kept else None
+    return Operations(draft=sum(draft[1:]) / kept, target=sum(target[1:]) / kept) if kept else None
 
 
 @contextmanager

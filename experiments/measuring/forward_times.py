@@ -9,6 +9,7 @@ import torch
 
 import specdec
 from experiments.measuring.memory import PEAK_RESET, peak
+from experiments.system.libraries import quiet_transformers
 from specdec.tree import TokenTree
 
 
@@ -49,9 +50,7 @@ def _wait(device: torch.device) -> None:
 def peak_memory(target: str, draft: str, dtype: str | None, new_tokens: int) -> int | None:
     """Bytes that generate took at its peak beyond weights, caches and its list of steps. Run it in a fresh process; None
     where the system does not tell (it needs Linux)."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    quiet_transformers()
     if not PEAK_RESET.exists():
         return None
     model, drafter_model = (

@@ -4,24 +4,14 @@ A bootstrap resamples what was sampled: prompts (or batches of them). It says no
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from experiments.study.result import Interval
+
 RESAMPLES = 2000
 FEWEST = 3  # values; fewer say nothing about spread
-
-
-class Interval(NamedTuple):
-    """A median and its interval; no interval below three values."""
-
-    median: float
-    low: float | None
-    high: float | None
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f}" + ("" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]")
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -71,3 +61,30 @@ def _interval(statistic: Callable[..., Any], samples: Sequence[Any], confidence:
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(middle, float(found.low), float(found.high), count)
+
+
+# ---------------------------------------------------------------------------------------------------------------- tests
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """p of the hypothesis that paired differences are as likely as their opposites: a permutation test of their mean, exact up to 13
+    values (scipy.stats.permutation_test)."""
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (np.asarray(differences, dtype=float),),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family of tests, adjusted by Holm's step-down procedure (statsmodels)."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(value) for value in multipletests(p_values, method="holm")[1]]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def paragraphs(path: str, field: str | None, category: str | None) -> Found:
 
 
 def lines(path: str, field: str | None, category: str | None) -> Found:
-    """A file of JSON objects, one a line."""
+    """A file of JSON objects or texts: one a line, or the whole file a list of them."""
     return _lines(BUNDLED if path == "demo" else _file(path), field, category, "all")
 
 
@@ -67,11 +68,26 @@ SOURCES: dict[str, Callable[..., Found]] = {
 
 
 def _lines(place: Path, field: str | None, category: str | None, otherwise: str) -> Found:
-    for number, line in enumerate(_bytes(place).split(b"\n"), 1):  # JSON may hold the other line ends of Unicode
-        where = f"{place}, line {number}"
+    content = _bytes(place)
+    for entry, where in _list(content, place) or _each_line(content, place):
+        yield turns_of(entry, field, where), category_of(entry, category, otherwise)
+
+
+def _each_line(content: bytes, place: Path) -> Iterator[tuple[Any, str]]:
+    for number, line in enumerate(content.split(b"\n"), 1):  # JSON may hold the other line ends of Unicode
         if line.strip():
-            entry = _json(line, where)
-            yield turns_of(entry, field, where), category_of(entry, category, otherwise)
+            yield _json(line, f"{place}, line {number}"), f"{place}, line {number}"
+
+
+def _list(content: bytes, place: Path) -> list[tuple[Any, str]] | None:
+    """The entries of a file that is one JSON list; None where it is none."""
+    if not content.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+        return None
+    try:
+        entries = json.loads(content.decode("utf-8-sig"))
+    except ValueError:
+        return None
+    return [(entry, f"{place}, entry {number}") for number, entry in enumerate(entries, 1)]
 
 
 def _json(line: bytes, where: str) -> Any:

@@ -3,22 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
-from experiments.report import figures, frames, knobs, prediction, tables
+from experiments.report import figures, frames, knobs, looks, prediction, tables
 from experiments.report.definitions import DEFINITIONS
 from experiments.report.looks import Drawn
 from experiments.report.page import Section, render, write_figures, write_tables
-from experiments.study import studies
-from experiments.study.result import BIN
+from experiments.study.result import BIN, Result
+from experiments.study.studies import Study
+from experiments.system.files import write_text
 
-Result = dict[str, Any]
-
-
-HIDDEN = ("study", "progress")  # change no number; classes and `auto`'s table are left out too: the commit has them
+HIDDEN = ("study", "progress")  # change no number; classes are left out too: the commit has them
 
 
-def sections(study: studies.Study, profile: Path | None = None) -> list[Section]:
+def sections(study: Study, profile: Path | None = None) -> list[Section]:
     """What the study has data for. Raises ValueError where no job has a result."""
     results = study.results
     if not results:
@@ -26,7 +22,7 @@ def sections(study: studies.Study, profile: Path | None = None) -> list[Section]
     turned_by = results
     results = knobs.told_apart(results)
     table, baselines, still = frames.table(results), frames.baselines(results), tables.noise(results)
-    drafting = [result for result in results if result["ways"]["method"]["per_depth"]]
+    drafting = [result for result in results if result.method.per_depth]
     found = [Section("Results", {"results": tables.headline(results)})]
     if baselines:
         found[0].figures["speedups"] = figures.speedups(table, baselines, still)
@@ -75,14 +71,15 @@ def _time(results: list[Result], drafting: list[Result], profile: Path | None) -
     return section
 
 
-def _trust(study: studies.Study, results: list[Result]) -> Section:
+def _trust(study: Study, results: list[Result]) -> Section:
     """What speaks for the results and against them."""
     section = Section("Checks")
-    greedy = [found for result in results for found in result["divergence"].values()]
+    greedy = [found for result in results for found in result.divergence.values()]
     notes = []
     if greedy:
-        compared, apart = sum(one["compared"] for one in greedy), sum(one["diverging"] for one in greedy)
-        faults = sum(one["faults"] for one in greedy)
+        compared, apart, faults = (
+            sum(getattr(one, name) for one in greedy) for name in ("compared", "diverging", "faults")
+        )
         notes.append(
             f"Greedy outputs against those of the baselines: {compared} compared, {apart} differ, {faults} of them faults."
         )
@@ -90,7 +87,7 @@ def _trust(study: studies.Study, results: list[Result]) -> Section:
     if different is not None:
         section.tables["divergence"] = different
     measured = f"{len(results)} of {len(study.jobs)} jobs have a measurement."
-    left_out = sorted({one["prompt"] for result in results for one in result.get("skipped", [])})
+    left_out = sorted({one.prompt for result in results for one in result.skipped})
     if left_out:
         notes.append(
             f"Prompts left out of at least one run because they do not fit the target's context: {len(left_out)} "
@@ -102,41 +99,37 @@ def _trust(study: studies.Study, results: list[Result]) -> Section:
 
 def setting(results: list[Result]) -> list[str]:
     """Machine, versions and what all runs have in common."""
-    each = [knobs.flat(result["config"]) for result in results]
-    common = {k: v for k, v in each[0].items() if all(one.get(k, MISSING) == v for one in each) and v is not None}
+    each = [knobs.flat(result.effective) for result in results]
+    common = {
+        name: value
+        for name, value in each[0].items()
+        if value is not None and all(name in one and one[name] == value for one in each)
+    }
     machines = dict.fromkeys(
-        f"{r['machine']['gpu'] or r['machine']['cpu']}, {r['machine']['cores']} cores, {r['threads']} threads, {r['machine']['system']}"
-        for r in results
+        f"{result.machine.processor}, {result.machine.cores} cores, {result.threads} threads, {result.machine.system}"
+        for result in results
     )
-    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in r["versions"].items() if v) for r in results)
-    commits = dict.fromkeys(_commit(result["git"]) for result in results)
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in result.versions.items() if version) for result in results
+    )
+    commits = dict.fromkeys(str(result.git or "not a checkout") for result in results)
+    shown = [f"{name}={value}" for name, value in common.items() if name not in HIDDEN and "._target_" not in name]
     return [
         f"Machine: {'; '.join(machines)}.",
         f"Versions: {'; '.join(versions)}.",
         f"Code: {'; '.join(commits)}.",
-        "Common to all runs: "
-        + ", ".join(
-            f"{k}={v}" for k, v in common.items() if k not in HIDDEN and "._target_" not in k and ".table." not in k
-        )
-        + ".",
+        f"Common to all runs: {', '.join(shown)}.",
     ]
 
 
-def _commit(git: dict[str, Any] | None) -> str:
-    if git is None:
-        return "not a checkout"
-    return f"commit {git['commit'][:12]}" + (" with local changes" if git["dirty"] else "")
-
-
-def write(study: studies.Study, folder: Path, profile: Path | None = None) -> Path:
+def write(study: Study, folder: Path, profile: Path | None = None) -> Path:
     """The page and everything beside it. Returns the page's path."""
     parts = sections(study, profile)
     drawn: dict[str, Drawn] = {name: figure for part in parts for name, figure in part.figures.items()}
     write_figures(drawn, folder / "figures")
     write_tables({name: table for part in parts for name, table in part.tables.items()}, folder / "tables")
-    name, results = study.folder.name, study.results
-    prompts = sorted({result["prompts"] for result in results})
-    lead = f"{len(results)} runs, {' to '.join(map(str, dict.fromkeys((prompts[0], prompts[-1]))))} prompts each. Sweep {', '.join(study.sweeps)}."
-    text = render(name, lead, parts, f"python -m experiments.report study={name}")
-    (folder / "index.html").write_text(text, encoding="utf-8")
+    prompts = looks.span([result.prompts for result in study.results])
+    lead = f"{len(study.results)} runs, {prompts} prompts each. Sweep {', '.join(study.sweeps)}."
+    text = render(study.title, lead, parts, f"python -m experiments.report study={study.named}")
+    write_text(folder / "index.html", text)
     return folder / "index.html"

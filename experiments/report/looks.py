@@ -6,6 +6,7 @@ says what it shows, with units and n.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -13,6 +14,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from experiments.system.files import written
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -58,6 +61,12 @@ def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figu
         figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As its suffix says. Fonts in PDF are TrueType, which journals ask for: that setting is read when a file is written."""
+    with matplotlib.rc_context(STYLE), written(path) as draft:
+        figure.savefig(draft, dpi=200, format=path.suffix.removeprefix("."))
 
 
 def entitle(axis: Axes, text: str) -> None:

@@ -1,66 +1,59 @@
 """A run's folder: what lies in it, and to whom it belongs."""
 
-import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
+from filelock import FileLock, Timeout
 
-SCHEMA_VERSION = 2
+from experiments.system.files import drafts, write_json
+
 RESULT, ROUNDS, FAILED, STARTED = "result.json", "rounds.parquet", "failed.json", "started.json"
+LOCK = ".lock"  # held while the run lasts; the system lets go of it when the process dies
 
 
-def claim(folder: Path) -> None:
-    """Take a folder for one run. Raises ValueError where another run has been there."""
+@contextmanager
+def claimed(folder: Path, again: bool = False) -> Iterator[None]:
+    """Hold a folder for one run. Raises ValueError where another run is at work, or has been: unless `again`, which clears what a
+    run that failed or was killed has left."""
     folder.mkdir(parents=True, exist_ok=True)
-    mark = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        with open(folder / STARTED, "x", encoding="utf-8") as file:
-            json.dump(mark, file)
-    except FileExistsError:
+        lock.acquire()
+    except Timeout:
         raise ValueError(
-            f"{folder} already belongs to a run ({STARTED} is there); name another folder with hydra.run.dir=FOLDER "
-            "(hydra.sweep.dir for a sweep), or delete this one if its results are not wanted"
+            f"{folder} belongs to a run that is still at work ({_who(folder)}); wait for it, or stop it"
         ) from None
-
-
-def abandon(folder: Path) -> None:
-    """Free a folder whose run failed or was killed, for another try. Raises ValueError while that run is alive on this machine;
-    one on another machine cannot be asked, and is taken for dead."""
-    mark = folder / STARTED
-    if mark.exists():
-        held = json.loads(mark.read_text(encoding="utf-8") or "{}")  # empty: killed between making it and filling it
-        failed = (folder / FAILED).exists()
-        if not failed and held.get("host") == socket.gethostname() and _alive(held["process"]):
-            raise ValueError(
-                f"{folder} belongs to process {held['process']}, which is still running; wait for it, or stop it"
-            )
-        taken = folder / f".{STARTED}.{os.getpid()}"
-        try:
-            os.replace(mark, taken)  # of several that resume, one wins; the others find nothing to rename
-        except FileNotFoundError:
-            raise ValueError(f"another process is resuming {folder}") from None
-        taken.unlink()
-    for name in (FAILED, ROUNDS):
-        (folder / name).unlink(missing_ok=True)
-    for name in (RESULT, FAILED, ROUNDS):
-        for draft in folder.glob(f".{name}.*"):
-            draft.unlink()
-
-
-def _alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return process != os.getpid()
+        if again:
+            _clear(folder)
+        elif (folder / STARTED).exists():
+            raise ValueError(
+                f"{folder} already belongs to a run ({STARTED} is there); name another folder with hydra.run.dir=FOLDER "
+                "(hydra.sweep.dir for a sweep), or delete this one if its results are not wanted"
+            )
+        write_json(folder / STARTED, {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()})
+        yield
+    finally:
+        lock.release()
 
 
-def write_rounds(path: Path, rounds: pd.DataFrame) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    rounds.to_parquet(draft, index=False)
-    os.replace(draft, path)
+def _who(folder: Path) -> str:
+    from experiments.system.files import read_json
+
+    try:
+        mark = read_json(folder / STARTED)
+        return f"process {mark['process']} on {mark['host']}"
+    except (OSError, ValueError, KeyError):  # it is about to write its name
+        return "which has just begun"
+
+
+def _clear(folder: Path) -> None:
+    for name in (STARTED, FAILED, ROUNDS):
+        (folder / name).unlink(missing_ok=True)
+    for name in (STARTED, RESULT, FAILED, ROUNDS):
+        for draft in drafts(folder / name):
+            draft.unlink()

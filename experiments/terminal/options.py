@@ -1,32 +1,43 @@
 """Command lines of the form `key=value` for the small programs beside the runs; a misspelt key is refused."""
 
-import difflib
 import sys
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.terminal.refusals import meant, refusing
+
 T = TypeVar("T")
 
 
-def parse(options: type[T], arguments: list[str] | None = None) -> T:
-    """The dataclass `options`, filled from the command line. Exits with a line of help for what it does not know."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def start(main: Callable[[T], Any], options: type[T], arguments: list[str] | None = None) -> None:
+    """Run `main` on the dataclass `options`, filled from the command line."""
+    with refusing():
+        main(parse(options, sys.argv[1:] if arguments is None else arguments))
+
+
+def parse(options: type[T], arguments: list[str]) -> T:
+    """Arguments without a key go into the field `names`, where the dataclass has one. Exits after `--help`; raises ValueError, with
+    a line of help, for what it does not know."""
     known = OmegaConf.structured(options)
     usage = "options: " + " ".join(
-        f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}" for key in known
+        f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}" for key in known if key != "names"
     )
     if {"-h", "--help"} & set(arguments):
         print(options.__doc__, usage, sep="\n")
         sys.exit(0)
-    for argument in arguments:
+    names = [argument for argument in arguments if "names" in known and "=" not in argument]
+    keyed = [argument for argument in arguments if argument not in names]
+    for argument in keyed:
         key, equals, _ = argument.partition("=")
         if not equals or key not in list(known):
-            near = difflib.get_close_matches(key, list(known), 1)
-            sys.exit(f"unknown option {argument!r}" + (f"; did you mean {near[0]}=...?" if near else "") + f"\n{usage}")
+            raise ValueError(f"unknown option {argument!r}{meant(key, list(known), '{}=...')}\n{usage}")
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(known, OmegaConf.from_dotlist(arguments)))
+        found = OmegaConf.merge(known, OmegaConf.from_dotlist(keyed), {"names": names} if names else {})
+        if missing := OmegaConf.missing_keys(found):
+            raise ValueError(f"{', '.join(sorted(missing))} must be given\n{usage}")
+        return OmegaConf.to_object(found)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        sys.exit(f"{error}\n{usage}")
-    return found  # type: ignore[return-value]
+        raise ValueError(f"{error}\n{usage}") from None
