@@ -16,7 +16,7 @@ from rich.table import Table
 
 from experiments.report import frames
 from experiments.study import studies
-from experiments.study.result import Interval
+from experiments.study.outcome import Interval
 from experiments.system.files import write_text
 from experiments.terminal.options import start
 from experiments.terminal.tables import markdown

@@ -12,16 +12,20 @@ import traceback
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.study import result, schema, sweeps
+from experiments.study import schema, sweeps
 from experiments.study.folder import FAILED, RESULT, ROUNDS, claimed
 from experiments.study.label import label
 from experiments.terminal.program import JobError, start
+
+if TYPE_CHECKING:  # help does not need it
+    from experiments.study.result import Identity
 
 log = logging.getLogger(__name__)
 schema.register()
@@ -30,6 +34,8 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def main(config: DictConfig) -> float | None:
     """The speed-up over the first baseline (tau where there is none), for sweepers that optimise."""
+    from experiments.study import result
+
     job = HydraConfig.get()
     folder, sweeping = Path(job.runtime.output_dir), job.mode is RunMode.MULTIRUN
     overrides, choices = list(job.overrides.task), {str(group): choice for group, choice in job.runtime.choices.items()}
@@ -59,7 +65,7 @@ def main(config: DictConfig) -> float | None:
             return None  # the sweep goes on
 
 
-def execute(settings: schema.Settings, identity: result.Identity, folder: Path) -> float | None:
+def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> float | None:
     """Decode, measure, write."""
     from experiments import prompts
     from experiments.certificates.kept import attached
@@ -67,6 +73,7 @@ def execute(settings: schema.Settings, identity: result.Identity, folder: Path) 
     from experiments.measuring.play import Play, Played
     from experiments.measuring.rounds import rounds, write_rounds
     from experiments.report import logger
+    from experiments.study import result
     from experiments.system.libraries import quiet_transformers, set_threads
     from experiments.system.surroundings import surroundings
     from experiments.terminal.progress import bar

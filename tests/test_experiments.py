@@ -32,7 +32,7 @@ from experiments.measuring.ways import Sample
 from experiments.prompts import Prompt
 from experiments.report import contents as pages
 from experiments.report import frames, logger
-from experiments.study import folder, result, schema, studies
+from experiments.study import folder, outcome, result, schema, studies
 from experiments.system import files
 from experiments.terminal import options, program, refusals
 from specdec.load import BUNDLED
@@ -501,15 +501,15 @@ def played(**samples: list[Sample]) -> list[Played]:
     return found
 
 
-def way(cases: list[Played], name: str) -> result.WayResult:
+def way(cases: list[Played], name: str) -> outcome.WayResult:
     """As far as speed is concerned."""
-    return result.WayResult(
+    return outcome.WayResult(
         tokens=0,
         wall_seconds=0.0,
         wall_tokens_per_second=0.0,
         distinct_4grams=None,
         per_prompt=measures.per_prompt(cases, name),
-        memory=result.Memory(target_weights=0, drafter_weights=0, peak=None, before=None),
+        memory=outcome.Memory(target_weights=0, drafter_weights=0, peak=None, before=None),
     )
 
 

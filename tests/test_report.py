@@ -26,7 +26,8 @@ from experiments.report import contents as pages
 from experiments.report.definitions import DEFINITIONS
 from experiments.report.prediction import cost_model, expected_tokens, interpolated
 from experiments.study import studies
-from experiments.study.result import Interval, Result, Speedup
+from experiments.study.outcome import Interval, Speedup
+from experiments.study.result import Result
 
 SECTIONS = ("Results", "Acceptance", "Time and cost", "Checks", "Setting", "Definitions")
 

@@ -18,7 +18,7 @@ from experiments import collect, profile, run
 from experiments.measuring import lineup
 from experiments.report import contents
 from experiments.report.looks import panels, save
-from experiments.study import result, schema, studies, sweeps
+from experiments.study import outcome, result, schema, studies, sweeps
 from experiments.study.sweeps import PLAN
 from experiments.system import files
 from experiments.terminal import options, refusals
@@ -56,8 +56,8 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
 def test_results_come_back_as_they_were_written(command, tmp_path):
     root = command("drafter=ngram", "baselines=[none,transformers]", "hydra.run.dir=here")
     found = result.read(root / "here" / "result.json")
-    assert isinstance(found.ways["none"], result.OurResult)
-    assert type(found.ways["transformers"]) is result.WayResult
+    assert isinstance(found.ways["none"], outcome.OurResult)
+    assert type(found.ways["transformers"]) is outcome.WayResult
     assert found.method.accepted_lengths.keys() <= {*range(11)}  # numbers, though JSON has only texts as keys
     result.write(tmp_path / "again.json", found)
     assert result.read(tmp_path / "again.json") == found

@@ -16,7 +16,7 @@ from experiments.measuring import lineup, measures
 from experiments.measuring.play import Play, Played
 from experiments.measuring.rounds import rounds
 from experiments.measuring.ways import Ours, Way, load
-from experiments.study.result import OurResult, Speedup, WayResult
+from experiments.study.outcome import OurResult, Speedup, WayResult
 from experiments.study.schema import Target
 from experiments.system.files import write_json, write_text
 from experiments.system.libraries import quiet_transformers, set_threads

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from experiments.certificates.greedy import Divergence, Judge, first_difference
 from experiments.measuring.play import Played
 from experiments.measuring.ways import METHOD
-from experiments.study.result import Divergences, Diverging
+from experiments.study.outcome import Divergences, Diverging
 from specdec import TransformersLM
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.measuring.ways import Ours
-from experiments.study.result import Operations
+from experiments.study.outcome import Operations
 
 TOKENS = 24  # counting is slow, and rounds resemble one another
 

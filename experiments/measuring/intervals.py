@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.study.result import Interval
+from experiments.study.outcome import Interval
 
 RESAMPLES = 2000
 FEWEST = 3  # values; fewer say nothing about spread

@@ -1,6 +1,6 @@
 """The numbers of an outcome, from what each way made of each batch of prompts.
 
-study/result.py says what each number is.
+study/outcome.py says what each number is.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from experiments.measuring.intervals import median_interval, pooled_interval
 from experiments.measuring.memory import weights
 from experiments.measuring.play import Played
 from experiments.measuring.ways import AGAIN, COLD, METHOD, Ours, Sample, Way
-from experiments.study.result import (
+from experiments.study.outcome import (
     BIN,
     Cell,
     Gaps,

@@ -10,7 +10,8 @@ import pandas as pd
 from experiments.measuring.intervals import FEWEST, difference_interval, holm, ratio_interval, sign_flip
 from experiments.report import frames
 from experiments.report.knobs import flat
-from experiments.study.result import OurResult, Result
+from experiments.study.outcome import OurResult
+from experiments.study.result import Result
 
 Pair = tuple[Result, Result]
 SAME = ("target", "drafter", "temperature", "batch")  # what two runs of two studies must share to be paired

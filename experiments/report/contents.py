@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.report import figures, frames, knobs, looks, prediction, tables
+from experiments.report import acceptance, figures, frames, knobs, looks, prediction, tables
 from experiments.report.definitions import DEFINITIONS
 from experiments.report.looks import Drawn
 from experiments.report.page import Section, render, write_figures, write_tables
-from experiments.study.result import BIN, Result
+from experiments.study.outcome import BIN
+from experiments.study.result import Result
 from experiments.study.studies import Study
 from experiments.system.files import write_text
 
@@ -46,9 +47,9 @@ def sections(study: Study, profile: Path | None = None) -> list[Section]:
 
 def _acceptance(drafting: list[Result], table: Any) -> Section:
     section = Section("Acceptance", {"definitions_of_tau": tables.definitions_of_tau(drafting)})
-    section.figures["acceptance_heat_map"] = figures.heat_map(frames.acceptance(drafting))
-    section.figures["acceptance_per_depth"] = figures.acceptance_per_depth(frames.per_depth(drafting))
-    section.figures["accepted_lengths"] = figures.accepted_lengths(frames.lengths(drafting))
+    section.figures["acceptance_heat_map"] = acceptance.heat_map(frames.acceptance(drafting))
+    section.figures["acceptance_per_depth"] = acceptance.acceptance_per_depth(frames.per_depth(drafting))
+    section.figures["accepted_lengths"] = acceptance.accepted_lengths(frames.lengths(drafting))
     if table["temperature"].nunique() > 1:
         section.figures["tau_against_temperature"] = figures.tau_against_temperature(frames.table(drafting))
     positions = frames.by_position(drafting)

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from experiments.measuring.intervals import median_interval
-from experiments.study.result import Interval, OurResult, Part, Result
+from experiments.study.outcome import Interval, OurResult, Part
+from experiments.study.result import Result
 
 DEFINITIONS = ("tau", "tau_macro", "tau_with_prefill", "accepted_per_round", "accepted_per_round_macro")
 COSTS = ("nodes_per_round", "nodes_per_accepted", "target_calls_per_token")

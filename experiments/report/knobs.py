@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from experiments.report import frames
-from experiments.report.figures import INTERVALS, Drawn, _band, _ends, _n, _one
-from experiments.report.looks import called, legend, line_styles, named, panels, wrapped
+from experiments.report.looks import Drawn, called, legend, line_styles, named, panels, wrapped
+from experiments.report.marks import INTERVALS, band, ends, no_gain, prompts_of
 from experiments.study.result import Result
 
 NAMES_ONLY = ("label", "study", "progress")  # of a configuration: what changes no number
@@ -170,12 +170,12 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
     looks = line_styles(names)
     for _, part in table.groupby("line", sort=False):
         name = names[part.index[0]]
-        middle, low, high = _ends(part, f"speedup_{baseline}")
+        middle, low, high = ends(part, f"speedup_{baseline}")
         error = [middle - low, high - middle]
         left.errorbar(part["x"], middle, error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
         error = [part["tau"] - part["tau_low"], part["tau_high"] - part["tau"]]
         right.errorbar(part["x"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
-    _one(left, noise)
+    no_gain(left, noise)
     left.set_ylabel(f"speed-up over {called(baseline)}")
     right.set_ylabel("τ (tokens per round, bonus included)")
     for axis in (left, right):
@@ -192,5 +192,5 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
         figure,
         f"Against {knob.name}",
         f"Speed-up over {called(baseline)} ({INTERVALS.replace('prompts', unit)}) and block efficiency (pooled) against the {knob.axis}; "
-        f"a line joins runs that differ in nothing else. n = {_n(table)} prompts.{_band(noise, baseline)}",
+        f"a line joins runs that differ in nothing else. n = {prompts_of(table)} prompts.{band(noise, baseline)}",
     )

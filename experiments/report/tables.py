@@ -9,7 +9,8 @@ import pandas as pd
 from experiments.measuring.intervals import median_interval
 from experiments.report import frames
 from experiments.report.looks import called
-from experiments.study.result import Interval, Result
+from experiments.study.outcome import Interval
+from experiments.study.result import Result
 
 MARKS = {"certified": "certified", "not certified": "lossless", "lossy": "lossy"}
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from experiments.system.files import drafts, write_json
+from experiments.system.files import drafts, read_json, write_json
 
 RESULT, ROUNDS, FAILED, STARTED = "result.json", "rounds.parquet", "failed.json", "started.json"
 LOCK = ".lock"  # held while the run lasts; the system lets go of it when the process dies
@@ -19,6 +17,8 @@ LOCK = ".lock"  # held while the run lasts; the system lets go of it when the pr
 def claimed(folder: Path, again: bool = False) -> Iterator[None]:
     """Hold a folder for one run. Raises ValueError where another run is at work, or has been: unless `again`, which clears what a
     run that failed or was killed has left."""
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -42,8 +42,6 @@ def claimed(folder: Path, again: bool = False) -> Iterator[None]:
 
 
 def _who(folder: Path) -> str:
-    from experiments.system.files import read_json
-
     try:
         mark = read_json(folder / STARTED)
         return f"process {mark['process']} on {mark['host']}"

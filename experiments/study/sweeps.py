@@ -5,11 +5,10 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -88,11 +87,7 @@ class Planned(Callback):
             raise ValueError(_other_jobs(folder, before.jobs, jobs or []))
         if not (folder / PLAN).exists():
             self.fresh = True
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.parent / LOCK):  # another sweep of this study may begin at this moment
-                number = 1 + max(read_or_nothing(path).number for path in folder.parent.iterdir() if path.is_dir())
-                began = time.strftime("%Y-%m-%d %H:%M:%S")
-                write_json(folder / PLAN, asdict(Plan(jobs, _what(config), number, began)))
+            _write(folder, Plan(jobs, _what(config), began=time.strftime("%Y-%m-%d %H:%M:%S")))
         return folder
 
 
@@ -112,6 +107,17 @@ def forget_what_never_began() -> None:
             (here.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # somebody else's files are in it
             here.folder.rmdir()
+    Planned.here = None
+
+
+def _write(folder: Path, plan: Plan) -> None:
+    """With the number of the sweep in its study."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / LOCK):  # another sweep of this study may begin at this moment
+        number = 1 + max(read_or_nothing(path).number for path in folder.parent.iterdir() if path.is_dir())
+        write_json(folder / PLAN, asdict(replace(plan, number=number)))
 
 
 def _to_resume(config: DictConfig, folder: Path) -> Path:
