@@ -44,7 +44,7 @@ ROWS: dict[str, dict[str, Any]] = {
 OWN_LAYERS = ("layer_skip", "early_exit")  # made of the target's layers, which a deepened target has not
 CHAIN = {"depth": 4, "branching": 1, "nodes": None, "draw": "wor"}
 WOR_TREE = {"depth": 3, "branching": [3, 2, 1], "nodes": None, "draw": "wor"}
-RULES = {  # of sampled trees; DET trees have one rule that matters
+RULES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # of sampled trees; DET trees have one rule that matters
     "chain of 4": (CHAIN, ("naive", "token", "block")),
     "WOR tree 3-2-1": (WOR_TREE, ("naive", "rrs_wor", "traversal")),
 }
@@ -61,7 +61,9 @@ def rules(bench: "Bench", limit: int) -> "pd.DataFrame":
     """Columns: drafter, shape, rule, tau at temperature 1. All prompts in one batch."""
     import pandas as pd
 
-    tried = [("medusa", "static, 24 nodes", {}, rule) for rule in ("naive", "rrs_wor", "traversal")]
+    tried: list[tuple[str, str, dict[str, Any], str]] = []
+    for rule in ("naive", "rrs_wor", "traversal"):
+        tried.append(("medusa", "static, 24 nodes", {}, rule))
     for name in ("eagle", "eagle3", "small_model", *OWN_LAYERS):
         for shape, (settings, judges) in RULES.items():
             tried += [(name, shape, settings, rule) for rule in judges]

@@ -111,8 +111,11 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
     from experiments.measuring import ways
     from experiments.measuring.intervals import median_interval
     from experiments.prompts.conversation import Conversation
+    from experiments.system.libraries import check_threads, quiet_transformers
     from experiments.terminal.progress import bar
 
+    check_threads(wanted.threads)
+    quiet_transformers()
     target = ways.load(wanted.target, dtype=wanted.dtype)
     read = prompts.read("jsonl", "demo", category="category", limit=max(wanted.prompts, *wanted.batches))
     ids = [Conversation(prompt, target.tokenizer, False, ()).ids for prompt in read]

@@ -55,11 +55,13 @@ def on_tables() -> pd.DataFrame:
     from experiments.certificates.certificate import Pair
     from experiments.certificates.exact import exact
     from experiments.certificates.tables import standard
+    from experiments.terminal.progress import bar
     from specdec import Refused
 
     rows = []
-    for tables in (tables for tables in standard() if tables.name in TABLES):
-        for title, shape in SHAPES.items():
+    sets = [tables for tables in standard() if tables.name in TABLES]
+    with bar("tables", len(sets) * len(SHAPES)) as advance:
+        for tables, (title, shape) in itertools.product(sets, SHAPES.items()):
             for rule in rules():
                 pair = Pair({"name": "small_model", **shape}, {"name": rule})
                 try:
@@ -69,6 +71,7 @@ def on_tables() -> pd.DataFrame:
                 rows.append({"tables": tables.name, "drafts": title, "rule": rule, "accepted": found.accepted})
             bound = most_accepted(tables, pair.on_tables, shape["depth"])
             rows.append({"tables": tables.name, "drafts": title, "rule": "bound", "accepted": bound})
+            advance()
     return pd.DataFrame(rows)
 
 
@@ -77,33 +80,35 @@ def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
     levels, two children on the first two."""
     import specdec
     from experiments.prompts import read
+    from experiments.terminal.progress import bar
     from specdec.plugins import build
 
     target, draft = specdec.load(wanted.target), specdec.load(wanted.draft)
     texts = [prompt.text for prompt in read("jsonl", "demo", category="category", limit=wanted.prompts)]
     rows = []
-    for temperature in wanted.temperatures:
-        for title, shape in SHAPES.items():
+    cases = list(itertools.product(wanted.temperatures, SHAPES.items(), rules()))
+    with bar("tau", len(cases)) as advance:
+        for temperature, (title, shape), rule in cases:
+            advance()
             widths = [2, 2, 1, 1, 1] if "branching" in shape else 1
             settings = {"name": "small_model", "model": draft, "depth": 5, "branching": widths, "draw": shape["draw"]}
-            for rule in rules():
-                try:
-                    out = specdec.generate(
-                        target,
-                        texts,
-                        drafter=build("drafter", settings),
-                        verifier=rule,
-                        temperature=temperature,
-                        max_new_tokens=wanted.max_new_tokens,
-                    )
-                except specdec.Refused:
-                    continue
-                drafts = title.replace(" 2 x 2", "").replace(" of 3", "")
-                kept = np.sum([step.kept for step in out.steps], 0)
-                rounds = np.sum([step.live for step in out.steps], 0)
-                tau = pooled_interval(kept, rounds)
-                found = {"tau": tau.median, "low": tau.low, "high": tau.high}
-                rows.append({"temperature": temperature, "drafts": drafts, "rule": rule, **found})
+            try:
+                out = specdec.generate(
+                    target,
+                    texts,
+                    drafter=build("drafter", settings),
+                    verifier=rule,
+                    temperature=temperature,
+                    max_new_tokens=wanted.max_new_tokens,
+                )
+            except specdec.Refused:
+                continue
+            tau = pooled_interval(
+                *(np.sum([getattr(step, name) for step in out.steps], 0) for name in ("kept", "live"))
+            )
+            drafts = title.replace(" 2 x 2", "").replace(" of 3", "")
+            found = {"tau": tau.median, "low": tau.low, "high": tau.high}
+            rows.append({"temperature": temperature, "drafts": drafts, "rule": rule, **found})
     return pd.DataFrame(rows)
 
 

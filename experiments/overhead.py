@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.terminal.options import start
+from experiments.terminal.progress import bar
 
 TORCH = ("-c", "import torch")
 COMMANDS = {
@@ -62,9 +63,11 @@ def started(arguments: tuple[str, ...]) -> tuple[float, float]:
 
 def starts(repeats: int) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
-    for _ in range(repeats):
-        for name, arguments in COMMANDS.items():
-            found[name].append(started(arguments))
+    with bar("commands", repeats * len(COMMANDS)) as advance:
+        for _ in range(repeats):
+            for name, arguments in COMMANDS.items():
+                found[name].append(started(arguments))
+                advance()
     return found
 
 

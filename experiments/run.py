@@ -72,6 +72,7 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
     from experiments.measuring import flops, lineup, measures
     from experiments.measuring.play import Play, Played
     from experiments.measuring.rounds import rounds, write_rounds
+    from experiments.measuring.ways import Ours
     from experiments.report import logger
     from experiments.study import result
     from experiments.system.libraries import quiet_transformers, set_threads
@@ -85,6 +86,7 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
     asked, found = settings.prompts, prompts.read(**settings.prompts.source)
     ways = lineup.make(settings)
     method = ways["method"]
+    assert isinstance(method, Ours)
     play = Play(found, method.target, asked.chat, settings.batch_size, settings.max_new_tokens, asked.too_long)
     if play.skipped:
         numbers = ", ".join(str(one.prompt) for one in play.skipped)
@@ -101,10 +103,11 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
         log.info("not applicable: %s", reason)
         result.write(folder / RESULT, result.NotApplicable(**record, reason=str(reason)))
         return None
-    frame = rounds(identity.study, identity.run, settings.label, played)
+    frame = rounds(identity.study, identity.run, str(settings.label), played)
     outcome = measures.outcome(played, ways, settings.sampling, frame)
     counted = replace(outcome.method, flops_per_token=flops.per_token(method, *play.first()))
     report = played[0].samples["method"].report
+    assert report is not None
     measured = result.Result(
         **record,
         **{**vars(outcome), "ways": {**outcome.ways, "method": counted}},

@@ -301,7 +301,7 @@ def test_a_setting_of_a_drafter_that_was_not_named(mode, monkeypatch, capsys, tm
     said = refused(monkeypatch, capsys, *mode, "drafter.depth=2")
     assert said.startswith("unknown key 'drafter.depth'")
     assert "small_model: name the drafter too, e.g. drafter=small_model drafter.depth=..." in said
-    assert not list(tmp_path.rglob(PLAN))  # no job began
+    assert not list(tmp_path.rglob("default"))  # no job began, so the study is not there
 
 
 @pytest.mark.parametrize("depth", ["2", "1,2"])

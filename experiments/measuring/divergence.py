@@ -33,8 +33,8 @@ def divergences(played: Sequence[Played], target: TransformersLM, baseline: str,
             found.append(Diverging(turn=turn, **asdict(judge(number, given, a, b, index))))
     else:
         for number, turn, _, a, b, index in cases:
-            ours, plain = (row[index] if index < len(row) else None for row in (a, b))
-            found.append(Diverging(turn=turn, **asdict(Divergence(number, index, ours, plain, None, "unjudged"))))
+            tokens = [row[index] if index < len(row) else None for row in (a, b)]
+            found.append(Diverging(turn=turn, **asdict(Divergence(number, index, *tokens, None, "unjudged"))))
     return Divergences(
         compared=compared,
         diverging=len(found),

@@ -26,6 +26,7 @@ from experiments.study.outcome import (
     OfCategory,
     OfDepth,
     OfPosition,
+    OurPromptResult,
     OurResult,
     Outcome,
     PromptResult,
@@ -172,33 +173,39 @@ def memory(way: Way, samples: Sequence[Sample]) -> Memory:
 
 
 def per_prompt(played: Sequence[Played], way: str) -> list[PromptResult]:
-    found = []
+    found: list[PromptResult] = []
     for one in played:
-        sample, report = one.samples[way], one.samples[way].report
-        blank = [None] * len(one.prompts)
-        taus, accepted = (report.tau_per_row, report.accepted_per_row) if report else (blank, blank)
-        rounds = live_rounds(report, len(one.prompts)) if report else blank
+        sample = one.samples[way]
+        shared: list[dict[str, Any]] = [
+            {
+                "prompt": prompt.index,
+                "category": prompt.category,
+                "turn": one.turn,
+                "batch": one.batch,
+                "prompt_tokens": len(given),
+                "tokens": len(tokens),
+                "distinct_4grams": distinct_ngrams([tokens]),
+                "wall_seconds": sample.wall_seconds,
+            }
+            for prompt, given, tokens in zip(one.prompts, one.given[way], sample.tokens, strict=True)
+        ]
+        report = sample.report
+        if report is None:
+            found += [PromptResult(**entry) for entry in shared]
+            continue
+        columns = (live_rounds(report, len(shared)), report.tau_per_row, report.accepted_per_row)
         found += [
-            PromptResult(
-                prompt=prompt.index,
-                category=prompt.category,
-                turn=one.turn,
-                batch=one.batch,
-                prompt_tokens=len(given),
-                tokens=len(tokens),
-                distinct_4grams=distinct_ngrams([tokens]),
-                wall_seconds=sample.wall_seconds,
-                rounds=own_rounds,
+            OurPromptResult(
+                **entry,
+                rounds=rounds,
                 tau=own_tau,
-                accepted_per_round=own_accepted,
-                decode_seconds=report.decode_seconds if report else None,
-                first_token_seconds=report.first_token_seconds if report else None,
+                accepted_per_round=accepted,
+                decode_seconds=report.decode_seconds,
+                first_token_seconds=report.first_token_seconds,
                 target_seconds=sample.target_seconds,
                 draft_seconds=sample.draft_seconds,
             )
-            for prompt, given, tokens, own_rounds, own_tau, own_accepted in zip(
-                one.prompts, one.given[way], sample.tokens, rounds, taus, accepted, strict=True
-            )
+            for entry, rounds, own_tau, accepted in zip(shared, *columns, strict=True)
         ]
     return found
 

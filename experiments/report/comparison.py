@@ -78,7 +78,9 @@ def differences(pairs: Sequence[Pair]) -> pd.DataFrame:
                 tests.append((row, "speedup_p", np.log(np.divide(theirs.per_batch, ours.per_batch))))
         rows.append(row)
     tests = [test for test in tests if len(test[2]) >= FEWEST]
-    for (row, column, _), p_value in zip(tests, holm([sign_flip(values) for *_, values in tests]), strict=True):
+    for (row, column, _), p_value in zip(
+        tests, holm([sign_flip(values.tolist()) for *_, values in tests]), strict=True
+    ):
         row[column] = p_value
     return pd.DataFrame(rows, columns=list(dict.fromkeys(column for row in rows for column in row)))
 

@@ -4,6 +4,7 @@ Rates are formed from sums over prompts (micro means) unless they are called mac
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -109,6 +110,7 @@ class Groups:
 class PromptResult:
     """One prompt in one turn. Its seconds are those of its batch."""
 
+    __pydantic_config__: ClassVar[Any] = STRICT
     prompt: int
     category: str
     turn: int
@@ -117,26 +119,29 @@ class PromptResult:
     tokens: int
     distinct_4grams: float | None
     wall_seconds: float  # the whole call
-    # None for ways that are transformers' own.
-    rounds: int | None
-    tau: float | None
-    accepted_per_round: float | None
-    decode_seconds: float | None
-    first_token_seconds: float | None
-    target_seconds: float | None  # inside the target's forward passes
-    draft_seconds: float | None  # inside the draft model's
+
+
+@dataclass(frozen=True, kw_only=True)
+class OurPromptResult(PromptResult):
+    """Of a way whose rounds are counted."""
+
+    rounds: int
+    tau: float
+    accepted_per_round: float
+    decode_seconds: float  # without the prefill
+    first_token_seconds: float
+    target_seconds: float  # inside the target's forward passes
+    draft_seconds: float  # inside the draft model's
 
     @property
     def decoding(self) -> float:
-        """Seconds per token without the prefill. Only of ways that are ours."""
-        assert self.decode_seconds is not None
+        """Seconds per token without the prefill."""
         return self.decode_seconds / max(1, self.tokens)
 
     @property
     def outside_models(self) -> float:
-        """The share of the call that is spent outside the models' forward passes. Only of ways that are ours."""
-        assert self.target_seconds is not None
-        return 1 - (self.target_seconds + (self.draft_seconds or 0.0)) / self.wall_seconds
+        """The share of the call that is spent outside the models' forward passes."""
+        return 1 - (self.target_seconds + self.draft_seconds) / self.wall_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +178,7 @@ class WayResult:
     wall_seconds: float  # whole calls, prefill and all
     wall_tokens_per_second: float
     distinct_4grams: float | None  # loops flatter every drafter
-    per_prompt: list[PromptResult]
+    per_prompt: Sequence[PromptResult]
     speedup: dict[str, Speedup] = field(default_factory=dict)  # by baseline
     memory: Memory
 
@@ -192,6 +197,7 @@ class WayResult:
 class OurResult(WayResult):
     """A way that goes through `specdec.generate`, whose rounds are counted."""
 
+    per_prompt: Sequence[OurPromptResult]
     drafter: str
     verifier: str
     lossless: bool

@@ -107,6 +107,9 @@ def forget_what_never_began() -> None:
             (here.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # somebody else's files are in it
             here.folder.rmdir()
+            if [path.name for path in here.folder.parent.iterdir()] == [LOCK]:
+                (here.folder.parent / LOCK).unlink()
+                here.folder.parent.rmdir()
     Planned.here = None
 
 
