@@ -1,10 +1,12 @@
-"""The README's table of figures: all ways interleaved prompt by prompt in one process, ratios paired, medians over prompts.
+"""The README's table of figures: all ways interleaved prompt by prompt in one process, ratios
+paired, medians over prompts.
 
     python -m experiments.benchmark
     python -m experiments.benchmark limit=2 deep_limit=1 max_new_tokens=16        a trial
 
-"At its best length" takes the best of `lengths` for both sides, by the median over prompts, and of our chains those that are drafted
-to the end and those that stop where the draft model is unsure, as transformers' assistant does.
+"At its best length" takes the best of `lengths` for both sides, by the median over prompts, and of
+our chains those that are drafted to the end and those that stop where the draft model is unsure, as
+transformers' assistant does.
 """
 
 import multiprocessing
@@ -24,7 +26,8 @@ Line = dict[str, str]  # what, measured, how
 
 @dataclass
 class Benchmark(Options):
-    """python -m experiments.benchmark: measure the README's table of figures, print it, and write it to a folder."""
+    """python -m experiments.benchmark: measure the README's table of figures, print it, and write
+    it to a folder."""
 
     draft: str = "demo-draft"
     lengths: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 8])  # of chains, ours and transformers' alike
@@ -41,8 +44,8 @@ BATCH = 8
 
 
 def ways(bench: "Bench", deep: bool, temperature: float, shapes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """none, transformers, chains and assisted generation at each length, and the given shapes; on the target as it is also ngram
-    and prompt lookup."""
+    """none, transformers, chains and assisted generation at each length, and the given shapes; on
+    the target as it is also ngram and prompt lookup."""
     from experiments.measuring.theirs import Theirs
 
     wanted, target = bench.wanted, bench.deep if deep else bench.target
@@ -66,7 +69,7 @@ def ranked(shapes: list[tuple[int, int]]) -> dict[str, dict[str, Any]]:
     return {f"ranked {d}/{n}": {"depth": d, "branching": 1, "draw": "ranked", "nodes": n} for d, n in shapes}
 
 
-# ----------------------------------------------------------------------------------------------------------- the lines
+# ---------------------------------------------------------------------------------------- the lines
 
 
 def line(what: str, measured: str, how: str = "") -> Line:
@@ -109,7 +112,8 @@ def deepened(title: str, found: "Compared", sampled: bool) -> list[Line]:
 
 
 def overheads(bench: "Bench", found: "Compared") -> list[Line]:
-    """Time outside the models, and measured against predicted speed-up, of the chain at its best length."""
+    """Time outside the models, and measured against predicted speed-up, of the chain at its best
+    length."""
     from experiments.measuring.forward_times import forward_times
     from experiments.measuring.intervals import median_interval
 

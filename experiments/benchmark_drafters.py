@@ -1,11 +1,12 @@
-"""The README's table of trained and self-speculating drafters: tau and wall clock at several temperatures, all interleaved
-with plain decoding prompt by prompt in one process; and tau under every rule at temperature 1.
+"""The README's table of trained and self-speculating drafters: tau and wall clock at several
+temperatures, all interleaved with plain decoding prompt by prompt in one process; and tau under
+every rule at temperature 1.
 
     python -m experiments.benchmark_drafters
     python -m experiments.benchmark_drafters limit=2 deep_limit=0 rules_limit=1 max_new_tokens=16        a trial
 
-Predicted: tau x t(1) / (t(nodes) + drafting), with the passes as timed inside this run's own loops, where t(1) is that of
-plain decoding.
+Predicted: tau x t(1) / (t(nodes) + drafting), with the passes as timed inside this run's own loops,
+where t(1) is that of plain decoding.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,8 @@ if TYPE_CHECKING:  # they know torch, and help does not need it
 
 @dataclass
 class Benchmark(Options):
-    """python -m experiments.benchmark_drafters: measure the README's table of drafters, print it, and write it to a folder."""
+    """python -m experiments.benchmark_drafters: measure the README's table of drafters, print it,
+    and write it to a folder."""
 
     limit: int = 12
     deep_limit: int = 6
@@ -80,7 +82,8 @@ def rules(bench: "Bench", limit: int) -> "pd.DataFrame":
 
 
 def predicted(found: "Compared", name: str) -> float:
-    """Measured speed-up / what tau x t(1) / (t(nodes) + drafting) predicts, the median over prompts."""
+    """Measured speed-up / what tau x t(1) / (t(nodes) + drafting) predicts, the median over
+    prompts."""
     drafting = found.rounds[found.rounds["way"] == name].groupby("prompt")["draft_seconds"].sum()
     shares = []
     for ours, plain in zip(found.ours(name).per_prompt, found.ours("none").per_prompt, strict=True):

@@ -1,10 +1,11 @@
-"""Certify that a drafter and a verifier keep the target's law, or put cases from a file through the rules (conf/certify.yaml).
+"""Certify that a drafter and a verifier keep the target's law, or put cases from a file through the
+rules (conf/certify.yaml).
 
 python -m experiments.certify drafter=small_model verifier=traversal drafter.branching=2
 python -m experiments.certify -m drafter=none,ngram,small_model verifier=naive,block,traversal
 python -m experiments.certify cases=FILE.json
 python -m experiments.certify summary=FOLDER
-python -m experiments.certify again=experiments/certificates/shipped folder=experiments/certificates/shipped
+python -m experiments.certify again=FOLDER folder=FOLDER
 """
 
 import json
@@ -105,7 +106,8 @@ def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) 
 
 
 def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
-    """One line of JSON per case on standard output; what could not be run, on standard error and as the answer."""
+    """One line of JSON per case on standard output; what could not be run, on standard error and as
+    the answer."""
     from experiments.certificates.exact import exact
     from experiments.certificates.tables import DRAWS, Tables, read_cases
     from experiments.terminal.progress import bar
@@ -168,8 +170,8 @@ def read_folder(folder: str) -> list[dict[str, Any]]:
 
 
 def summarise(suite: list[dict[str, Any]]) -> list[str]:
-    """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one family (Holm). Returns what
-    keeps the suite from being certified."""
+    """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one
+    family (Holm). Returns what keeps the suite from being certified."""
     from experiments.certificates.kept import NOT_CERTIFIED
     from experiments.certificates.statistics import holm
 

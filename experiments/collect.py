@@ -1,4 +1,5 @@
-"""A study's runs -> one table: printed, and written as table.csv and table.md into the study's folder.
+"""A study's runs -> one table: printed, and written as table.csv and table.md into the study's
+folder.
 
 python -m experiments.collect study=demo
 python -m experiments.collect study=outputs/demo/FOLDER          one run
@@ -58,7 +59,8 @@ class Collect:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The same rows as text: titles, rounded numbers, each speed-up with its interval in one column."""
+    """The same rows as text: titles, rounded numbers, each speed-up with its interval in one
+    column."""
     shown: dict[str, list[str]] = {}
     for column in table.columns:
         if column.endswith(("_low", "_high")) or not (column in TITLES or column.startswith("speedup_")):
@@ -83,7 +85,8 @@ def _speedup(median: float, low: float | None, high: float | None) -> str:
 
 
 def printable(text: pd.DataFrame, title: str, width: int = 120) -> Table:
-    """For a terminal: columns that say the same in every row move into the caption, intervals onto a second line."""
+    """For a terminal: columns that say the same in every row move into the caption, intervals onto
+    a second line."""
     text = text.drop(columns="settings", errors="ignore")  # they are in the files
     same = [column for column in text.columns if len(text) > 1 and text[column].nunique() == 1 and column in COMMON]
     caption = ", ".join(f"{column} {text[column].iloc[0]}" for column in same)

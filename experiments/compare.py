@@ -1,5 +1,5 @@
-"""Two studies side by side, or the methods of one: runs in pairs, differences paired by prompt with intervals, and what changed in
-the configuration.
+"""Two studies side by side, or the methods of one: runs in pairs, differences paired by prompt with
+intervals, and what changed in the configuration.
 
 python -m experiments.compare STUDY_A STUDY_B
 python -m experiments.compare demo other root=multirun sweep=latest
@@ -23,7 +23,8 @@ from experiments.terminal.tables import markdown
 
 @dataclass
 class Compare:
-    """python -m experiments.compare STUDY_A STUDY_B: paired differences between two studies, or (one name) between the methods of one."""
+    """python -m experiments.compare STUDY_A STUDY_B: paired differences between two studies, or
+    (one name) between the methods of one."""
 
     names: list[str] = field(default_factory=list)
     root: str | None = None  # where studies lie; null: multirun, else outputs

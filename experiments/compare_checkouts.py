@@ -1,11 +1,13 @@
-"""Is one version of the code slower than another? Both decode the same prompts in turn, each in a process of its own.
+"""Is one version of the code slower than another? Both decode the same prompts in turn, each in a
+process of its own.
 
     git worktree add ../before COMMIT
     python -m experiments.compare_checkouts before=../before
 
-Prints, for plain decoding, a chain of 5 and a ranked tree of 16 at each batch size, seconds of the other checkout / seconds of
-this one per prompt (the median and its interval; below 1 this one is slower), and the time of a round outside the models'
-forward passes. Only `specdec.load` and `specdec.generate` are used, so that any two versions can be compared.
+Prints, for plain decoding, a chain of 5 and a ranked tree of 16 at each batch size, seconds of the
+other checkout / seconds of this one per prompt (the median and its interval; below 1 this one is
+slower), and the time of a round outside the models' forward passes. Only `specdec.load` and
+`specdec.generate` are used, so that any two versions can be compared.
 """
 
 import json
@@ -24,7 +26,8 @@ from experiments.terminal.options import start
 
 @dataclass
 class Checkouts:
-    """python -m experiments.compare_checkouts before=FOLDER: this checkout's speed against another one's."""
+    """python -m experiments.compare_checkouts before=FOLDER: this checkout's speed against another
+    one's."""
 
     before: str = MISSING  # a folder with another version of the project
     now: str = "."

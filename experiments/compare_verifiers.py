@@ -1,4 +1,5 @@
-"""The same drafts under every rule: exact expected lengths on table models beside the bound for any rule, and tau on a real pair.
+"""The same drafts under every rule: exact expected lengths on table models beside the bound for any
+rule, and tau on a real pair.
 
 python -m experiments.compare_verifiers
 python -m experiments.compare_verifiers folder=outputs/rules prompts=24
@@ -76,8 +77,8 @@ def on_tables() -> pd.DataFrame:
 
 
 def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
-    """Columns: temperature, drafts, rule, tau (all prompts pooled) and its 95% bootstrap interval over prompts. Trees of five
-    levels, two children on the first two."""
+    """Columns: temperature, drafts, rule, tau (all prompts pooled) and its 95% bootstrap interval
+    over prompts. Trees of five levels, two children on the first two."""
     import specdec
     from experiments.prompts import read
     from experiments.terminal.progress import bar
@@ -120,8 +121,9 @@ ORDERS = (
 
 
 def out_of_order(exact: pd.DataFrame) -> list[str]:
-    """Where a rule that should accept no more than another accepts more: naive <= rrs <= traversal <= bound on sampled trees,
-    token <= block <= bound on chains. Deterministic siblings promise no such order."""
+    """Where a rule that should accept no more than another accepts more: naive <= rrs <= traversal
+    <= bound on sampled trees, token <= block <= bound on chains. Deterministic siblings promise no
+    such order."""
     found = []
     for (tables, drafts), part in exact.groupby(["tables", "drafts"], sort=False):
         accepted = dict(zip(part["rule"], part["accepted"], strict=True))
@@ -136,7 +138,8 @@ def out_of_order(exact: pd.DataFrame) -> list[str]:
 
 
 def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
-    """Left: exact accepted lengths, mean over the tables, with the bound as a line. Right: tau per temperature."""
+    """Left: exact accepted lengths, mean over the tables, with the bound as a line. Right: tau per
+    temperature."""
     from experiments.report.looks import COLOURS, HATCHES, MARKERS, STYLE
 
     names = [name for name in dict.fromkeys(exact["rule"]) if name != "bound"]

@@ -1,9 +1,9 @@
 """A trained EAGLE-3 head -> the `speculators` layout, so that it can be served elsewhere.
 
-python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=meta-llama/Llama-3.1-8B-Instruct
+python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=HUB_ID
 
-The embedding is not written: who serves the head takes the target's, as we do. `heads` may be any folder that the drafter eagle3
-takes, so that native checkpoints are converted too.
+The embedding is not written: who serves the head takes the target's, as we do. `heads` may be any
+folder that the drafter eagle3 takes, so that native checkpoints are converted too.
 """
 
 import json
@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # it knows torch, and help does not need it
 
 @dataclass
 class Export:
-    """python -m experiments.export_head heads=FOLDER output=FOLDER verifier=NAME_OR_PATH: a head in the speculators layout."""
+    """python -m experiments.export_head heads=FOLDER output=FOLDER verifier=NAME_OR_PATH: a head in
+    the speculators layout."""
 
     heads: str = MISSING
     output: str = MISSING
@@ -45,7 +46,8 @@ def export(heads: str, output: str | Path, verifier: str) -> "Head":
 
 
 def architectures(verifier: str, head: "Head") -> list[str]:
-    """Those that the target's config names, where it is a folder here; then its sizes are compared too."""
+    """Those that the target's config names, where it is a folder here; then its sizes are compared
+    too."""
     from specdec.heads import CONFIG
 
     place = Path(verifier).expanduser() / CONFIG

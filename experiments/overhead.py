@@ -3,9 +3,10 @@
 python -m experiments.overhead
 python -m experiments.overhead repeats=9 prompts=16
 
-Starting: each command in fresh processes, taking turns; seconds of the clock and of the processors (user + system, which a busy
-machine stretches less). Recording: a run decoded, measured and written in this process; recording is the making
-of steps, what happens between calls (memory is read), the numbers and intervals of the result, and both files.
+Starting: each command in fresh processes, taking turns; seconds of the clock and of the processors
+(user + system, which a busy machine stretches less). Recording: a run decoded, measured and written
+in this process; recording is the making of steps, what happens between calls (memory is read), the
+numbers and intervals of the result, and both files.
 """
 
 import os
@@ -39,7 +40,8 @@ COMMANDS = {
 
 @dataclass
 class Overhead:
-    """python -m experiments.overhead: seconds to start, and the share of a run's time that its records take."""
+    """python -m experiments.overhead: seconds to start, and the share of a run's time that its
+    records take."""
 
     repeats: int = 5
     prompts: int = 8

@@ -1,8 +1,8 @@
-"""What forward passes cost on this machine: time against nodes, batch and context, for a target and a draft model. Saved as JSON,
-which `experiments.report` predicts speed-ups from, and drawn.
+"""What forward passes cost on this machine: time against nodes, batch and context, for a target and
+a draft model. Saved as JSON, which `experiments.report` predicts speed-ups from, and drawn.
 
 python -m experiments.profile
-python -m experiments.profile target=MODEL draft=null "nodes=[1,8,64]" "batches=[1,8]" "contexts=[128,2048]"
+python -m experiments.profile target=MODEL draft=null "nodes=[1,8,64]" "contexts=[128,2048]"
 """
 
 import itertools
@@ -33,7 +33,8 @@ class Profile:
 
 
 def measure(wanted: Profile) -> list[dict[str, Any]]:
-    """One row per model, nodes, batch and context: median seconds of a pass. The sizes of a tree take turns."""
+    """One row per model, nodes, batch and context: median seconds of a pass. The sizes of a tree
+    take turns."""
     from experiments.measuring.forward_times import forward_times
     from experiments.measuring.ways import load
     from experiments.report.prediction import target_name

@@ -1,9 +1,10 @@
-"""One run: decode each prompt with a method and with its baselines, in turn, on the same weights (conf/run.yaml).
+"""One run: decode each prompt with a method and with its baselines, in turn, on the same weights
+(conf/run.yaml).
 
 python -m experiments.run drafter=ngram sampling=cool
 python -m experiments.run -m experiment=demo
-python -m experiments.run -m study=demo resume=true          the study's latest sweep: only the jobs that left no result
-python -m experiments.run -m resume=multirun/demo/FOLDER     that sweep
+python -m experiments.run -m study=demo resume=true          go on in the study's latest sweep
+python -m experiments.run -m resume=multirun/demo/FOLDER     go on in that sweep
 """
 
 import logging

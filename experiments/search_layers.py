@@ -1,12 +1,15 @@
-"""Which sublayers layer_skip leaves out of a target: a greedy search for agreement per cost on calibration text.
+"""Which sublayers layer_skip leaves out of a target: a greedy search for agreement per cost on
+calibration text.
 
 python -m experiments.search_layers
-python -m experiments.search_layers target=FOLDER text=my_notes.txt temperature=1.0 output=skip.yaml
+python -m experiments.search_layers target=FOLDER text=notes.txt temperature=1.0 output=skip.yaml
 
-From the whole model on, each step leaves out one more attention, MLP or layer, whichever leaves the best predicted speed-up, until one
-layer is left; the best set on the way wins. Agreement is measured as in use: the whole model has read the text before, the part goes on for
-`depth` tokens of it, and 1 - TV(p, q) of each is accepted. Costs are measured forward passes. (SWIFT 2410.06916 searches by matched
-tokens and random steps; a greedy path needs no luck for the few layers that there are.)
+From the whole model on, each step leaves out one more attention, MLP or layer, whichever leaves the
+best predicted speed-up, until one layer is left; the best set on the way wins. Agreement is
+measured as in use: the whole model has read the text before, the part goes on for `depth` tokens of
+it, and 1 - TV(p, q) of each is accepted. Costs are measured forward passes. (SWIFT 2410.06916
+searches by matched tokens and random steps; a greedy path needs no luck for the few layers that
+there are.)
 """
 
 from dataclasses import dataclass, field

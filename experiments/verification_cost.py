@@ -1,7 +1,10 @@
-"""What verification costs at a large vocabulary: everything between logits and commit, per rule, beside building all laws once.
+"""What verification costs at a large vocabulary: everything between logits and commit, per rule,
+beside building all laws once.
 
-python -m experiments.verification_cost                        vocabulary 128,256, batch 1, a tree of 64 nodes, chains of 8
+python -m experiments.verification_cost
 python -m experiments.verification_cost vocabulary=32000 repeats=9
+
+By default a vocabulary of 128,256, batch 1, a tree of 64 nodes and chains of 8.
 """
 
 from dataclasses import dataclass
@@ -13,7 +16,8 @@ from experiments.terminal.tables import markdown
 
 @dataclass
 class Cost:
-    """python -m experiments.verification_cost: milliseconds per round of each rule at a large vocabulary."""
+    """python -m experiments.verification_cost: milliseconds per round of each rule at a large
+    vocabulary."""
 
     vocabulary: int = 128_256
     repeats: int = 7

@@ -103,7 +103,8 @@ def test_assisted_generation_and_batches(command, tiny):
 
 
 def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
-    """The certificate of the pair, if there is one; a lossy rule's name carries the word in every table and figure."""
+    """The certificate of the pair, if there is one; a lossy rule's name carries the word in every
+    table and figure."""
     monkeypatch.setattr(kept, "SHIPPED", Path("nowhere"))
     cool = ["-m", "study=laws", "sampling=cool", "drafter=ngram", "allow_lossy=true", "max_new_tokens=4"]
     root = command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/before")
@@ -281,7 +282,8 @@ def elsewhere(overrides: Sequence[str], tiny: Path, **environment: str) -> subpr
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "joblib", "slurm", "ray"])
 def test_launchers(launcher, tiny, tmp_path, monkeypatch):
-    """Each runs a sweep with a job that fails; the other has its result; and resuming runs nothing but the failed one."""
+    """Each runs a sweep with a job that fails; the other has its result; and resuming runs nothing
+    but the failed one."""
     needs(launcher)
     monkeypatch.chdir(tmp_path)
     jobs = ["-m", "study=launched", "drafter=ngram", "drafter.length=0,3", f"launcher={launcher}"]
@@ -462,7 +464,7 @@ def test_no_runs_is_an_error_that_says_how_to_start(tmp_path):
         studies.read("nothing", str(tmp_path))
 
 
-# -------------------------------------------------------------------------------------------------- known answers
+# ------------------------------------------------------------------------------------ known answers
 
 
 def step(kept: list[int], accepted: list[int], seconds: float = 1.0) -> Step:
@@ -536,7 +538,8 @@ def test_seconds_of_a_batch_count_once():
 
 
 def test_divergence_names_the_index_the_tokens_and_the_margin(tiny):
-    """The runner-up taken at step 3, as another rounding might, is a tie only if it is about as probable."""
+    """The runner-up taken at step 3, as another rounding might, is a tie only if it is about as
+    probable."""
     target = specdec.load(str(tiny))
     plain = specdec.generate(target, [[1, 2, 3]], drafter="none", max_new_tokens=6).tokens[0].tolist()
     ids = torch.tensor([[1, 2, 3, *plain[:3]]])
@@ -604,7 +607,8 @@ def test_a_drafter_that_learns_is_measured_cold_and_warm(tiny, monkeypatch):
 
 
 def test_gaps_between_tokens():
-    """Two rounds of 1 s and 2 s: 3 tokens, then 2 in one row, 1 in the other; the first token's wait is no gap."""
+    """Two rounds of 1 s and 2 s: 3 tokens, then 2 in one row, 1 in the other; the first token's
+    wait is no gap."""
     found = report(step([3, 1], [2, 0]), step([2, 1], [1, 0], seconds=2.0)).gaps
     assert sorted(found.tolist()) == [0.0, 0.0, 0.0, 2.0, 2.0]
     assert measures.gaps(found).p50 == 0.0
@@ -621,7 +625,8 @@ def test_intervals_cover():
 
 @pytest.mark.slow
 def test_benchmarks_print_what_they_measured(tiny, tmp_path, monkeypatch, capsys):
-    """And nothing about what it ought to be. The records hold what a study's result holds of each way."""
+    """And nothing about what it ought to be. The records hold what a study's result holds of each
+    way."""
     made = dict.fromkeys(("target", "draft"), str(tiny)) | {"prompts": f"{tiny}/prompts.jsonl", "output": str(tmp_path)}
     for part in ("memory", "wide_pass"):
         monkeypatch.setattr(benchmark, part, lambda bench: benchmark.line("apart", "", ""))

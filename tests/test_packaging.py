@@ -1,4 +1,5 @@
-"""The project as others meet it: the direction of imports in the checkout, and a wheel installed somewhere else."""
+"""The project as others meet it: the direction of imports in the checkout, and a wheel installed
+somewhere else."""
 
 import ast
 import importlib
@@ -44,8 +45,8 @@ def modules() -> dict[str, Path]:
 
 
 def imported_modules(source: Path, known: set[str], at_once: bool) -> set[str]:
-    """The modules of ours that a file imports: `at_once`, when it is imported itself; else also those that its functions import
-    when they are called, and those that only type checkers read."""
+    """The modules of ours that a file imports: `at_once`, when it is imported itself; else also
+    those that its functions import when they are called, and those that only type checkers read."""
     found = set()
     waiting: list[ast.AST] = [ast.parse(source.read_text(encoding="utf-8"))]
     while waiting:
@@ -132,7 +133,8 @@ def test_imports_point_one_way(package):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """An environment with this project installed from its wheel, and the libraries of the running one."""
+    """An environment with this project installed from its wheel, and the libraries of the running
+    one."""
     folder = tmp_path_factory.mktemp("elsewhere")
     copy, environment = folder / "copy", folder / "environment"
     copy.mkdir()

@@ -113,7 +113,7 @@ def test_limit_takes_from_each_category_and_a_seed_shuffles(tmp_path):
     assert sorted(prompt.category for prompt in shuffled[0]) == ["code"] * 3 + ["prose"] * 3
 
 
-# ----------------------------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------------------- bad files
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_data_sets(tmp_path, monkeypatch):
         read("datasets", str(tmp_path / "nowhere"))
 
 
-# ------------------------------------------------------------------------------------------------------- conversations
+# ------------------------------------------------------------------------------------ conversations
 
 WORDS = ["<end>", "<user>", "<model>", *"abcdefgh"]
 TEMPLATE = (
@@ -274,7 +274,8 @@ def test_a_conversation_that_cannot_fit_is_refused_before_anything_runs(target):
 
 
 def test_prompts_of_a_length_keep_their_ending(target, tmp_path):
-    """Longer ones lose their beginning, shorter ones stand behind the source's other texts, each of which is there at most once."""
+    """Longer ones lose their beginning, shorter ones stand behind the source's other texts, each of
+    which is there at most once."""
     path = tmp_path / "four.txt"
     path.write_text("a b c\n\nd\n\ne f\n\ng h a b c d")
     found = read("text", str(path), limit=2, tokens=4)

@@ -57,7 +57,8 @@ def test_paired_intervals_are_of_the_pairs():
 
 
 def test_intervals_cover_what_they_promise():
-    """95% intervals of the median of 20 skewed ratios, 300 times: the truth lies inside about 95 times in 100."""
+    """95% intervals of the median of 20 skewed ratios, 300 times: the truth lies inside about 95
+    times in 100."""
     random = np.random.default_rng(0)
     inside = 0
     for _ in range(300):
@@ -125,7 +126,8 @@ def test_page_says_everything(study, tmp_path):
 
 
 def test_cold_and_warm_stand_side_by_side(study):
-    """Only runs whose drafter learns across prompts have two states; a report without such runs has no table of them."""
+    """Only runs whose drafter learns across prompts have two states; a report without such runs has
+    no table of them."""
     assert "cold_and_warm" not in {name for part in pages.sections(study) for name in part.tables}
     learns = []
     for result in (each for each in study.results if each.method.drafter == "ngram"):
@@ -234,7 +236,8 @@ def test_ten_thousand_runs_are_collected(study, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 500])
 def test_page_in_a_browser(study, tmp_path, width):
-    """Headless Chromium lays it out: every section is there, every picture has loaded, nothing is wider than the window."""
+    """Headless Chromium lays it out: every section is there, every picture has loaded, nothing is
+    wider than the window."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")

@@ -1,4 +1,5 @@
-"""Studies on disk: results, sweeps that go on, files that are broken, and programs that cannot go on."""
+"""Studies on disk: results, sweeps that go on, files that are broken, and programs that cannot go
+on."""
 
 import errno
 import json
@@ -50,7 +51,7 @@ def refused(monkeypatch, capsys, *arguments: str) -> str:
     return end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.strip()
 
 
-# -------------------------------------------------------------------------------------------------------------- results
+# ------------------------------------------------------------------------------------------ results
 
 
 def test_results_come_back_as_they_were_written(command, tmp_path):
@@ -128,7 +129,7 @@ def test_the_draft_model_has_the_targets_dtype(dtype, tiny):
     assert [model.dtype for model in models] == [getattr(torch, dtype)] * 3
 
 
-# ---------------------------------------------------------------------------------------------------------- broken files
+# ------------------------------------------------------------------------------------- broken files
 
 
 def test_one_broken_job_makes_no_study_unreadable(command, capsys):
@@ -176,7 +177,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ---------------------------------------------------------------------------------------------- sweeps: order and resuming
+# ----------------------------------------------------------------------- sweeps: order and resuming
 
 
 def test_sweeps_are_ordered_by_what_was_recorded(command, capsys):
@@ -199,7 +200,8 @@ def test_sweeps_are_ordered_by_what_was_recorded(command, capsys):
 
 @pytest.mark.parametrize("how", ["resume=true", "resume=FOLDER"])
 def test_resuming_repeats_nothing_that_the_plan_knows(command, type_in, how):
-    """Neither what the sweep is, nor the launcher that it began with; and the finished job stays as it is."""
+    """Neither what the sweep is, nor the launcher that it began with; and the finished job stays as
+    it is."""
     root = command(
         "-m", "study=long", "drafter.length=3,4", "sampling=cool", "seed=5", "baselines=[]", "launcher=local"
     )
@@ -269,7 +271,7 @@ def test_a_signal_ends_a_sweep_with_one_line(tiny, tmp_path):
     assert "Traceback" not in said
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])
@@ -374,7 +376,7 @@ def test_help_lists_the_groups_that_a_program_has(program, groups):
         assert f"{group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}" in listed
 
 
-# ----------------------------------------------------------------------------------------------------- single runs, reports
+# ----------------------------------------------------------------------------- single runs, reports
 
 
 def test_a_single_run_is_collected_and_reported(command, capsys):
@@ -404,7 +406,7 @@ def test_markdown_tables(tmp_path):
     assert text.count("\n") == 4
 
 
-# -------------------------------------------------------------------------------------------------------------- progress
+# ----------------------------------------------------------------------------------------- progress
 
 
 def test_lines_now_and_then(capsys):

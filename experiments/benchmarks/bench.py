@@ -1,4 +1,5 @@
-"""Many ways over the same prompts, decoded in turn as the runs of studies are, and set against one another."""
+"""Many ways over the same prompts, decoded in turn as the runs of studies are, and set against one
+another."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -85,7 +86,8 @@ class Bench:
         return Compared(measures.way_results(played, ways), rounds("benchmark", title, title, played))
 
     def publish(self, program: str, tables: Sequence[pd.DataFrame], distinct: str, record: Mapping[str, Any]) -> None:
-        """Print the tables with a line on how they were measured; write both, and what they were made from, to a new folder."""
+        """Print the tables with a line on how they were measured; write both, and what they were
+        made from, to a new folder."""
         wanted, where = self.wanted, surroundings()
         minutes = (time.perf_counter() - self.began) / 60
         deep = f" ({min(wanted.deep_limit, len(self.prompts))} on the deepened target)" if wanted.deep_limit else ""

@@ -1,4 +1,5 @@
-"""Where greedy outputs of a run part from a baseline's: token index, both tokens, the margin between them, tie or fault."""
+"""Where greedy outputs of a run part from a baseline's: token index, both tokens, the margin
+between them, tie or fault."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,8 +12,9 @@ from specdec import TransformersLM
 
 
 def divergences(played: Sequence[Played], target: TransformersLM, baseline: str, judged: bool = True) -> Divergences:
-    """One entry per prompt and turn that differs. What follows a difference, later turns included, is not comparable. `judged`:
-    whether the choice is the largest logit, so that a margin means something."""
+    """One entry per prompt and turn that differs. What follows a difference, later turns included,
+    is not comparable. `judged`: whether the choice is the largest logit, so that a margin means
+    something."""
     compared, cases = 0, []
     for one in played:
         ours, theirs = one.samples[METHOD].tokens, one.samples[baseline].tokens

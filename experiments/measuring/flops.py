@@ -1,4 +1,5 @@
-"""Floating-point operations of drafting and of scoring, counted by torch over a few rounds (matrix products and attention)."""
+"""Floating-point operations of drafting and of scoring, counted by torch over a few rounds (matrix
+products and attention)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ TOKENS = 24  # counting is slow, and rounds resemble one another
 
 
 def per_token(way: Ours, prompts: Sequence[Sequence[int]], request_ids: Sequence[int]) -> Operations | None:
-    """Operations per kept token of the drafter (`draft`) and of the target (`target`), the first round left out, in which
-    drafters read the prompt. None where there is no second round."""
+    """Operations per kept token of the drafter (`draft`) and of the target (`target`), the first
+    round left out, in which drafters read the prompt. None where there is no second round."""
     draft: list[int] = []
     target: list[int] = []
     with _counted(way.drafter, "propose", draft), _counted(way.target, "score", target):

@@ -1,6 +1,7 @@
 """Medians of paired ratios, with bootstrap intervals over prompts.
 
-A bootstrap resamples what was sampled: prompts (or batches of them). It says nothing about other machines, models or days.
+A bootstrap resamples what was sampled: prompts (or batches of them). It says nothing about other
+machines, models or days.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median of the paired ratios above / below, e.g. of two methods' speed-ups over the baseline that they share."""
+    """The median of the paired ratios above / below, e.g. of two methods' speed-ups over the
+    baseline that they share."""
     return _interval(np.median, [np.divide(*_paired(above, below))], confidence)
 
 
@@ -30,7 +32,8 @@ def difference_interval(first: Sequence[float], second: Sequence[float], confide
 
 
 def pooled_interval(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval:
-    """A ratio of sums, e.g. tau = all kept tokens / all rounds, with its interval over the prompts that the sums run over."""
+    """A ratio of sums, e.g. tau = all kept tokens / all rounds, with its interval over the prompts
+    that the sums run over."""
     return _interval(lambda a, b, axis=-1: a.sum(axis) / b.sum(axis), _paired(above, below), confidence)
 
 
@@ -63,12 +66,12 @@ def _interval(statistic: Callable[..., Any], samples: Sequence[Any], confidence:
     return Interval(middle, float(found.low), float(found.high), count)
 
 
-# ---------------------------------------------------------------------------------------------------------------- tests
+# -------------------------------------------------------------------------------------------- tests
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """p of the hypothesis that paired differences are as likely as their opposites: a permutation test of their mean, exact up to 13
-    values (scipy.stats.permutation_test)."""
+    """p of the hypothesis that paired differences are as likely as their opposites: a permutation
+    test of their mean, exact up to 13 values (scipy.stats.permutation_test)."""
     from scipy.stats import permutation_test
 
     found = permutation_test(

@@ -28,7 +28,8 @@ def make_drafter(settings: Mapping[str, Any], target: Target) -> specdec.Drafter
 
 
 def make(settings: Settings) -> dict[str, Way]:
-    """The ways of a run, by name: method, the baselines, again, cold. Raises ValueError for what cannot be."""
+    """The ways of a run, by name: method, the baselines, again, cold. Raises ValueError for what
+    cannot be."""
     target, sampling = load(**asdict(settings.target)), asdict(settings.sampling)
     options = {
         **sampling,
@@ -71,11 +72,12 @@ def assistant(settings: Settings) -> str:
     return str(name)
 
 
-# ----------------------------------------------------------------------------------------------------- values in effect
+# --------------------------------------------------------------------------------- values in effect
 
 
 def in_effect(settings: Settings, method: Ours, report: Report, chat: bool) -> Settings:
-    """The settings with the values that the run had where they left them open: null, auto, a default of the code."""
+    """The settings with the values that the run had where they left them open: null, auto, a
+    default of the code."""
     target = method.target
     chosen = settings.verifier if "_target_" in settings.verifier else described("verifier", report.verifier)
     assisted = settings.assisted
@@ -103,8 +105,8 @@ def _split(prompts: Prompts) -> str | None:
 
 
 def drafter_in_effect(given: Mapping[str, Any], drafter: specdec.Drafter) -> dict[str, Any]:
-    """What the drafter says of itself (`settings_in_effect`), else its arguments, defaults filled in, with those of a shape as
-    the shape resolved them."""
+    """What the drafter says of itself (`settings_in_effect`), else its arguments, defaults filled
+    in, with those of a shape as the shape resolved them."""
     ask = getattr(drafter, "settings_in_effect", None)
     found = dict(ask()) if ask is not None else with_defaults("drafter", given) | _of_shape(drafter)
     return {"_target_": given["_target_"], **found}
@@ -122,7 +124,8 @@ def with_defaults(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_shape(drafter: specdec.Drafter) -> dict[str, Any]:
-    """What `drafter.shape` made of depth, branching, draw and nodes; of a static tree without a shape, its nodes."""
+    """What `drafter.shape` made of depth, branching, draw and nodes; of a static tree without a
+    shape, its nodes."""
     shape, tree = getattr(drafter, "shape", None), getattr(drafter, "tree", None)
     if shape is None:
         return {"nodes": tree.nodes} if tree is not None and hasattr(tree, "nodes") else {}

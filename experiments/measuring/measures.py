@@ -42,8 +42,8 @@ PERCENTILES = (50, 95, 99)
 
 
 def outcome(played: Sequence[Played], ways: Mapping[str, Way], sampling: Sampling, rounds: pd.DataFrame) -> Outcome:
-    """`rounds`: the frame of rounds.py. The method, and itself in the cold, are set against every baseline; the first baseline
-    decoded again against itself."""
+    """`rounds`: the frame of rounds.py. The method, and itself in the cold, are set against every
+    baseline; the first baseline decoded again against itself."""
     greedy, plain = sampling.temperature == 0, sampling.repetition_penalty == 1
     baselines = [name for name in ways if name not in (METHOD, AGAIN, COLD)]
     against = {METHOD: baselines, COLD: baselines, AGAIN: baselines[:1]}
@@ -86,7 +86,8 @@ def way_result(played: Sequence[Played], name: str, way: Way) -> WayResult:
 
 
 def pooled(reports: Sequence[Report]) -> dict[str, Any]:
-    """The numbers of several calls of generate as those of one: what `OurResult` has besides `WayResult`."""
+    """The numbers of several calls of generate as those of one: what `OurResult` has besides
+    `WayResult`."""
     row_rounds = sum(int(step.live.sum()) for report in reports for step in report.steps)
     prompts = sum(len(report.tau_per_row) for report in reports)
     kept = sum(report.num_tokens for report in reports)
@@ -229,14 +230,16 @@ def tau_interval(played: Sequence[Played], way: str) -> Interval:
 
 
 def speedup(way: WayResult, baseline: WayResult) -> Speedup:
-    """Seconds per token of the baseline / those of the way, batch by batch over all its turns: the median and its interval."""
+    """Seconds per token of the baseline / those of the way, batch by batch over all its turns: the
+    median and its interval."""
     pairs = zip(baseline.seconds_per_token, way.seconds_per_token, strict=True)
     ratios = [theirs / ours for theirs, ours in pairs]
     return Speedup(**vars(median_interval(ratios)), per_batch=ratios)
 
 
 def parts(rounds: pd.DataFrame) -> dict[str, Any]:
-    """The method's rounds by category, by position in the output (in bins of `BIN` tokens) and by the depth of the offered tree."""
+    """The method's rounds by category, by position in the output (in bins of `BIN` tokens) and by
+    the depth of the offered tree."""
     method = rounds[rounds["way"] == METHOD]
     by = {
         "by_category": (

@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 import torch
 
-# Linux's own files for the peak of a process, which psutil does not read: writing 5 starts the peak again from what is in use.
+# Linux's own files for the peak of a process, which psutil does not read: writing 5 starts the peak
+# again from what is in use.
 PEAK_RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -23,7 +24,8 @@ class Peak:
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
-    """On an accelerator what torch has allocated, else the resident set of the process (its peak: on Linux)."""
+    """On an accelerator what torch has allocated, else the resident set of the process (its peak:
+    on Linux)."""
     found = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -43,8 +45,8 @@ def peak(device: torch.device) -> Iterator[Peak]:
 
 
 def weights(*holders: Any) -> int:
-    """Bytes of the distinct parameters and buffers of modules, and of those in attributes of other objects (a drafter's model, a
-    language model's). What two share counts once."""
+    """Bytes of the distinct parameters and buffers of modules, and of those in attributes of other
+    objects (a drafter's model, a language model's). What two share counts once."""
     found: dict[int, int] = {}
     for holder in holders:
         for module in _modules(holder):

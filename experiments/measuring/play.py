@@ -1,6 +1,7 @@
 """Playing a run's prompts: batch by batch, and within a batch turn by turn, in every way.
 
-Each way is given its own answers to the turns before, as in use; at temperature 0, up to ties, they are the same.
+Each way is given its own answers to the turns before, as in use; at temperature 0, up to ties, they
+are the same.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,11 @@ class Played:
 
 
 class Play:
-    """The prompts of a run, checked: raises ValueError for one that the target cannot take, before anything is decoded.
+    """The prompts of a run, checked: raises ValueError for one that the target cannot take, before
+    anything is decoded.
 
-    too_long: "refuse", or "skip" for leaving out prompts that do not fit the target's context; `skipped` names them.
+    too_long: "refuse", or "skip" for leaving out prompts that do not fit the target's context;
+    `skipped` names them.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Play:
                 )
 
     def _longest(self, prompt: Prompt) -> int:
-        """Tokens of the prompt with all its turns and answers, when every answer is as long as it may be."""
+        """Tokens of the prompt with all its turns and answers, when every answer is as long as it
+        may be."""
         return most_tokens(prompt, self.target.tokenizer, self.chat, self.max_new_tokens) + self.max_new_tokens
 
     def _fitting(self, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -92,9 +96,9 @@ class Play:
         return [self._begin(prompt).ids for prompt in batch], [prompt.index for prompt in batch]
 
     def __call__(self, ways: dict[str, Way], warmup: int) -> Iterator[Played]:
-        """One per batch and turn. A later turn holds the prompts that have one; its request ids are numbers of their own, so
-        that no random number is used twice. `warmup` batches are decoded first and thrown away, and what a drafter learnt from
-        them is forgotten."""
+        """One per batch and turn. A later turn holds the prompts that have one; its request ids are
+        numbers of their own, so that no random number is used twice. `warmup` batches are decoded
+        first and thrown away, and what a drafter learnt from them is forgotten."""
         for prompts, ids in map(self._given, self.batches[:warmup]):
             for way in ways.values():
                 way(prompts, ids, min(self.max_new_tokens, WARM_UP))
@@ -124,7 +128,8 @@ def in_every_way(
     max_new_tokens: int,
     backwards: bool,
 ) -> dict[str, Sample]:
-    """One batch, given to each way as token ids; every other one `backwards`, so that no way is always the first."""
+    """One batch, given to each way as token ids; every other one `backwards`, so that no way is
+    always the first."""
     done = {}
     for name in reversed(ways) if backwards else ways:
         with peak(ways[name].target.device) as highest:

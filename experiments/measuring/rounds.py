@@ -17,11 +17,13 @@ COLUMNS = ["study", "run", "label", "way", *COUNTS, "accepted", "kept", *(f"{pha
 
 
 def rounds(study: str, run: str, label: str, played: Iterable[Played]) -> pd.DataFrame:
-    """One row per round and live prompt of every way that is ours. A round's seconds are those of its whole batch of `live_rows`.
+    """One row per round and live prompt of every way that is ours. A round's seconds are those of
+    its whole batch of `live_rows`.
 
-    study, run, label (the method's name in tables), way (method | none | again | cold); prompt, category, turn, batch;
-    round, live_rows, position (output tokens before the round), warm (the drafter had learnt from other prompts);
-    depth and nodes of the offered tree, reached nodes, accepted, kept; PHASE_seconds.
+    study, run, label (the method's name in tables), way (method | none | again | cold); prompt,
+    category, turn, batch; round, live_rows, position (output tokens before the round), warm (the
+    drafter had learnt from other prompts); depth and nodes of the offered tree, reached nodes,
+    accepted, kept; PHASE_seconds.
     """
     found = [
         _rounds(one, way, sample.report)

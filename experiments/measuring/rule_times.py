@@ -1,4 +1,5 @@
-"""What verification takes: everything between logits and commit, per rule, at batch 1 over a vocabulary of any size."""
+"""What verification takes: everything between logits and commit, per rule, at batch 1 over a
+vocabulary of any size."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -65,7 +66,8 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 @torch.inference_mode()
 def measure(vocabulary: int, agreement: float, repeats: int, seed: int) -> pd.DataFrame:
-    """One row per rule: its tree, its milliseconds per round, those of building 64 laws once, and their ratio."""
+    """One row per rule: its tree, its milliseconds per round, those of building 64 laws once, and
+    their ratio."""
     rows = []
     with bar("rules", len(RULES)) as advance:
         for name, (law, branching, temperature) in RULES.items():

@@ -1,4 +1,5 @@
-"""transformers' own generate as a baseline: plain, with a draft model (assisted generation), or with prompt lookup."""
+"""transformers' own generate as a baseline: plain, with a draft model (assisted generation), or
+with prompt lookup."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,8 @@ class Theirs:
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
-        """What transformers reads from the models' own generation configs, for the time of the call."""
+        """What transformers reads from the models' own generation configs, for the time of the
+        call."""
         changes = [(self.target.model, {"eos_token_id": None} if self.ignore_eos else {})]
         if self.draft:
             assisted = {

@@ -1,4 +1,5 @@
-"""Where prompts come from: each source yields (turns, category), and names the place of what it cannot read."""
+"""Where prompts come from: each source yields (turns, category), and names the place of what it
+cannot read."""
 
 import gzip
 import json
@@ -30,8 +31,9 @@ def lines(path: str, field: str | None, category: str | None) -> Found:
 
 
 def folder(path: str, field: str | None, category: str | None) -> Found:
-    """Every file below a folder, in the order of their names: the lines of JSON-lines files, and other files as one text each.
-    Without a category of its own an entry has that of its subfolder or, for JSON lines, of its file."""
+    """Every file below a folder, in the order of their names: the lines of JSON-lines files, and
+    other files as one text each. Without a category of its own an entry has that of its subfolder
+    or, for JSON lines, of its file."""
     place = Path(path).expanduser()
     if not place.is_dir():
         raise ValueError(f"no folder of prompts at {place}")

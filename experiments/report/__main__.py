@@ -1,4 +1,5 @@
-"""A study's runs -> report/index.html in the study's folder, with its figures (PNG, PDF) and tables (CSV, LaTeX) beside it.
+"""A study's runs -> report/index.html in the study's folder, with its figures (PNG, PDF) and tables
+(CSV, LaTeX) beside it.
 
 python -m experiments.report study=demo
 python -m experiments.report study=outputs/demo/FOLDER          one run

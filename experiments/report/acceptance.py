@@ -72,7 +72,8 @@ def heat_map(acceptance: Frame) -> Drawn:
 
 
 def acceptance_per_depth(groups: Frame) -> Drawn:
-    """Lines over depth: groups of siblings of which one was accepted / groups reached; a panel per temperature."""
+    """Lines over depth: groups of siblings of which one was accepted / groups reached; a panel per
+    temperature."""
     temperatures = sorted(groups["temperature"].unique())
     looks = line_styles(named(groups, without=("temperature",)))
     figure, axes = panels(1, len(temperatures), 2.7, sharey=True)
@@ -125,7 +126,8 @@ def accepted_lengths(lengths: Frame) -> Drawn:
 
 
 def _first_runs(frame: Frame) -> tuple[list[tuple[str, Frame]], str]:
-    """One frame per run, by name: all of them, or the lowest temperature's, or the first of these; and what was left out."""
+    """One frame per run, by name: all of them, or the lowest temperature's, or the first of these;
+    and what was left out."""
     drafting = frame[frame["drafter"] != "none"]
     note = ""
     if drafting["run"].nunique() > PANELS and drafting["temperature"].nunique() > 1:

@@ -1,4 +1,5 @@
-"""Runs in pairs: of two studies, or the methods of one; differences paired by prompt, and what changed in the configuration."""
+"""Runs in pairs: of two studies, or the methods of one; differences paired by prompt, and what
+changed in the configuration."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ LEGEND = (
 
 
 def between(first: Sequence[Result], second: Sequence[Result]) -> tuple[list[Pair], list[str]]:
-    """Runs of the same target, drafter, temperature and batch in two studies; and the names of those that only one has."""
+    """Runs of the same target, drafter, temperature and batch in two studies; and the names of
+    those that only one has."""
     found, alone = [], []
     left = list(second)
     for result in first:
@@ -41,7 +43,8 @@ def between(first: Sequence[Result], second: Sequence[Result]) -> tuple[list[Pai
 
 
 def within(results: Sequence[Result]) -> list[Pair]:
-    """Every two runs of one study that decode the same prompts alike (target, temperature, batch, length)."""
+    """Every two runs of one study that decode the same prompts alike (target, temperature, batch,
+    length)."""
 
     def asked(result: Result) -> tuple[Any, ...]:
         return _key(result, DECODED_ALIKE), result.config.prompts, result.config.max_new_tokens
@@ -60,7 +63,8 @@ def name(result: Result) -> str:
 
 
 def differences(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One row per pair: tau and speed-up of both, the paired difference and the paired ratio, each with its adjusted p."""
+    """One row per pair: tau and speed-up of both, the paired difference and the paired ratio, each
+    with its adjusted p."""
     rows, tests = [], []
     for first, second in pairs:
         a, b = first.method, second.method

@@ -1,6 +1,8 @@
-"""The figures of a report, each from frames of experiments/report/frames.py to a figure with its caption.
+"""The figures of a report, each from frames of experiments/report/frames.py to a figure with its
+caption.
 
-Draw the first baseline's ratios unless told otherwise. "Median" is over prompts (batches of them, at batch sizes above 1).
+Draw the first baseline's ratios unless told otherwise. "Median" is over prompts (batches of them,
+at batch sizes above 1).
 """
 
 from typing import Any

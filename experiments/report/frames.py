@@ -1,6 +1,8 @@
-"""A study's results as frames: one row per run in `table`, one per run and something else in the others.
+"""A study's results as frames: one row per run in `table`, one per run and something else in the
+others.
 
-Every frame carries the columns of `key`, which tell runs apart. Seconds are seconds, bytes are bytes; pages convert.
+Every frame carries the columns of `key`, which tell runs apart. Seconds are seconds, bytes are
+bytes; pages convert.
 """
 
 from collections.abc import Iterable
@@ -34,8 +36,9 @@ def key(result: Result) -> dict[str, Any]:
 
 
 def table(results: Iterable[Result]) -> pd.DataFrame:
-    """One row per run; speed-ups as median, low and high, against every baseline that any run has. `noise`: the same ratio of
-    the first baseline to itself. `law`: lossy | certified | not certified."""
+    """One row per run; speed-ups as median, low and high, against every baseline that any run has.
+    `noise`: the same ratio of the first baseline to itself. `law`: lossy | certified | not
+    certified."""
     rows = []
     for result in results:
         method = result.method
@@ -85,7 +88,8 @@ def baselines(results: Iterable[Result]) -> list[str]:
 
 
 def plain(results: Iterable[Result]) -> pd.DataFrame:
-    """One row per run and baseline, again and cold included: tokens/s of whole calls and while decoding, distinct 4-grams."""
+    """One row per run and baseline, again and cold included: tokens/s of whole calls and while
+    decoding, distinct 4-grams."""
     rows = []
     for result in results:
         for name, way in result.ways.items():
@@ -117,7 +121,8 @@ def lengths(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def phases(results: Iterable[Result]) -> pd.DataFrame:
-    """One row per run and phase: seconds, milliseconds per token, prompts. Plain decoding is the drafter "none"."""
+    """One row per run and phase: seconds, milliseconds per token, prompts. Plain decoding is the
+    drafter "none"."""
     rows = []
     for result in results:
         named = key(result)
@@ -134,8 +139,8 @@ def phases(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def by_category(results: Iterable[Result]) -> pd.DataFrame:
-    """One row per run and category: rounds, tau, acceptance rate; speed-ups over each baseline, where batches are of one
-    category, with their intervals; prompts."""
+    """One row per run and category: rounds, tau, acceptance rate; speed-ups over each baseline,
+    where batches are of one category, with their intervals; prompts."""
     rows = []
     for result in results:
         kinds = {entry.prompt: entry.category for entry in result.method.per_prompt}
@@ -153,7 +158,8 @@ def by_category(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def by_position(results: Iterable[Result]) -> pd.DataFrame:
-    """One row per run and bin of output positions, which begins at `first`: rounds, tau, acceptance rate."""
+    """One row per run and bin of output positions, which begins at `first`: rounds, tau, acceptance
+    rate."""
     rows = [{**key(result), "first": part.first, **_rates(part)} for result in results for part in result.by_position]
     return pd.DataFrame(rows)
 
@@ -174,7 +180,8 @@ def divergences(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def warmth(results: Iterable[Result]) -> pd.DataFrame:
-    """Runs whose drafter learns across prompts: tau and speed-ups warm (as it comes) and cold (forgetting before each prompt)."""
+    """Runs whose drafter learns across prompts: tau and speed-ups warm (as it comes) and cold
+    (forgetting before each prompt)."""
     rows = []
     for result in results:
         for state, name in (("warm", "method"), ("cold", "cold")) if result.learns else ():

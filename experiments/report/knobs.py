@@ -1,4 +1,5 @@
-"""Speed-up and tau against what a study varies: a line joins runs that differ in that one thing only."""
+"""Speed-up and tau against what a study varies: a line joins runs that differ in that one thing
+only."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -90,7 +91,8 @@ NAMED = ("label", "drafter", "verifier", "target.name", "target.extra_layers", "
 
 
 def told_apart(results: list[Result]) -> list[Result]:
-    """The results, with what else the study varies (prompts.tokens, say) in the labels of runs that would otherwise share a name."""
+    """The results, with what else the study varies (prompts.tokens, say) in the labels of runs that
+    would otherwise share a name."""
     keys = [json.dumps({**frames.key(result), "run": ""}, sort_keys=True) for result in results]
     each = [flat(result.config) for result in results]
     varied = [
@@ -110,8 +112,8 @@ def told_apart(results: list[Result]) -> list[Result]:
 
 
 def lines(results: Iterable[Result], knob: Knob) -> pd.DataFrame:
-    """Rows of `frames.table` with `x`, the knob's value, and `line`, which joins runs that differ in nothing else; only lines of
-    two values or more."""
+    """Rows of `frames.table` with `x`, the knob's value, and `line`, which joins runs that differ
+    in nothing else; only lines of two values or more."""
     rows, kept = [], []
     for result in results:
         x = knob.value(result)

@@ -1,4 +1,5 @@
-"""Weights & Biases, for whoever says logger=wandb. WANDB_MODE=offline keeps everything in the run's folder."""
+"""Weights & Biases, for whoever says logger=wandb. WANDB_MODE=offline keeps everything in the run's
+folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def opened(
 
 
 def log_result(logger: Logger, folder: Path, result: Result, rounds: pd.DataFrame) -> None:
-    """A run that is over: what was set, a curve per round, and the tables and figures of a report about this run alone.
+    """A run that is over: what was set, a curve per round, and the tables and figures of a report
+    about this run alone.
 
     Called when all is measured, so that nothing of wandb runs while anything is timed.
     """

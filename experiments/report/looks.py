@@ -1,7 +1,7 @@
 """How figures look: for print, for colour-blind readers, and in grey.
 
-Colours are Okabe and Ito's; markers, line styles and hatches tell the same apart without them. A figure has no title: its caption
-says what it shows, with units and n.
+Colours are Okabe and Ito's; markers, line styles and hatches tell the same apart without them. A
+figure has no title: its caption says what it shows, with units and n.
 """
 
 from collections.abc import Iterable, Sequence
@@ -64,7 +64,8 @@ def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figu
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As its suffix says. Fonts in PDF are TrueType, which journals ask for: that setting is read when a file is written."""
+    """As its suffix says. Fonts in PDF are TrueType, which journals ask for: that setting is read
+    when a file is written."""
     with matplotlib.rc_context(STYLE), written(path) as draft:
         figure.savefig(draft, dpi=200, format=path.suffix.removeprefix("."))
 
@@ -109,8 +110,9 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> 
 
 
 def named(frame: pd.DataFrame, without: Iterable[str] = ()) -> pd.Series:
-    """What a run is called in a figure: its drafter, with the target, batch and temperature where the drafter has several, and
-    with the verifier where nothing else tells two runs apart (`auto` takes another one at T = 0)."""
+    """What a run is called in a figure: its drafter, with the target, batch and temperature where
+    the drafter has several, and with the verifier where nothing else tells two runs apart (`auto`
+    takes another one at T = 0)."""
     words = {
         "target": lambda value: f"on {value}",
         "verifier": str,

@@ -1,4 +1,5 @@
-"""What several figures draw: error bars, the line of no gain with the noise around it, a marker per temperature."""
+"""What several figures draw: error bars, the line of no gain with the noise around it, a marker per
+temperature."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Sections of tables and figures -> one self-contained HTML page, and files beside it: CSV, LaTeX, PNG and PDF."""
+"""Sections of tables and figures -> one self-contained HTML page, and files beside it: CSV, LaTeX,
+PNG and PDF."""
 
 import base64
 import io

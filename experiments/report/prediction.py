@@ -1,12 +1,15 @@
 """What two models predict of a run's speed while decoding, beside what was measured.
 
-Leviathan et al. 2211.17192: with acceptance rate a, draft length g and a draft pass that costs c target passes, a round keeps
-(1 - a^(g+1)) / (1 - a) tokens in expectation (equation 1) and decoding gets faster by that / (g c + 1) (theorem 3.8). a is
-taken from the run: accepted / reached groups of siblings, so that trees have one too. c is drafting seconds per depth / seconds of a
-pass in plain decoding, both from the run. It knows nothing of what more nodes cost, nor of time outside the passes.
+Leviathan et al. 2211.17192: with acceptance rate a, draft length g and a draft pass that costs c
+target passes, a round keeps (1 - a^(g+1)) / (1 - a) tokens in expectation (equation 1) and decoding
+gets faster by that / (g c + 1) (theorem 3.8). a is taken from the run: accepted / reached groups of
+siblings, so that trees have one too. c is drafting seconds per depth / seconds of a pass in plain
+decoding, both from the run. It knows nothing of what more nodes cost, nor of time outside the
+passes.
 
-The cost model takes the passes from the machine's own profile (experiments/profile.py) instead: a round costs
-t_target(nodes + 1) + depth x t_draft, plain decoding t_target(1) a token; tau is the measured one.
+The cost model takes the passes from the machine's own profile (experiments/profile.py) instead: a
+round costs t_target(nodes + 1) + depth x t_draft, plain decoding t_target(1) a token; tau is the
+measured one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,8 +32,9 @@ def expected_tokens(rate: float, length: int) -> float:
 
 
 def closed_form(result: Result) -> dict[str, float] | None:
-    """alpha, tau and speed-up by the closed form; None for plain decoding and where nothing was drafted. Where trees differ in
-    depth from round to round, tau is the mean over the depths that were offered."""
+    """alpha, tau and speed-up by the closed form; None for plain decoding and where nothing was
+    drafted. Where trees differ in depth from round to round, tau is the mean over the depths that
+    were offered."""
     reached = sum(group.reached for group in result.method.per_depth)
     if not reached:
         return None
@@ -46,8 +50,8 @@ def closed_form(result: Result) -> dict[str, float] | None:
 
 
 def cost_model(result: Result, profile: pd.DataFrame | None) -> float | None:
-    """Speed-up by the machine's profile (frame: model, nodes, batch, context, seconds), or None where the profile does not
-    cover the run or the drafter is no language model of its own."""
+    """Speed-up by the machine's profile (frame: model, nodes, batch, context, seconds), or None
+    where the profile does not cover the run or the drafter is no language model of its own."""
     method, plain = result.method, result.plain
     if profile is None or plain is None or method.drafter == "none":
         return None
@@ -73,7 +77,8 @@ def target_name(name: str, extra_layers: int) -> str:
 
 
 def interpolated(profile: pd.DataFrame, model: str, nodes: float, batch: float, context: float) -> float:
-    """Seconds of a pass, linear in nodes, batch and context between measured points, the nearest edge beyond them."""
+    """Seconds of a pass, linear in nodes, batch and context between measured points, the nearest
+    edge beyond them."""
     from scipy.interpolate import RegularGridInterpolator
 
     own = profile[profile["model"] == model]
@@ -89,8 +94,8 @@ def interpolated(profile: pd.DataFrame, model: str, nodes: float, batch: float, 
 
 
 def read_profile(folder: Path | None, results: Sequence[Result]) -> pd.DataFrame | None:
-    """The forward times in `folder` that were measured where the results were: same processor, threads and dtype. None where
-    there are none."""
+    """The forward times in `folder` that were measured where the results were: same processor,
+    threads and dtype. None where there are none."""
     if folder is None or not results:
         return None
     first, found = results[0], []
@@ -103,8 +108,8 @@ def read_profile(folder: Path | None, results: Sequence[Result]) -> pd.DataFrame
 
 
 def predictions(results: Iterable[Result], profile: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row per run that drafts: measured and predicted tau and speed-up while decoding, and the relative errors,
-    predicted / measured - 1."""
+    """One row per run that drafts: measured and predicted tau and speed-up while decoding, and the
+    relative errors, predicted / measured - 1."""
     rows = []
     for result in results:
         method, plain = result.method, result.plain

@@ -17,7 +17,8 @@ MARKS = {"certified": "certified", "not certified": "lossless", "lossy": "lossy"
 
 @dataclass(frozen=True)
 class Told:
-    """A table: `text` is what a reader sees, `raw` what it was made from, `caption` what it says and over how many."""
+    """A table: `text` is what a reader sees, `raw` what it was made from, `caption` what it says
+    and over how many."""
 
     title: str
     text: pd.DataFrame
@@ -66,7 +67,8 @@ def who(frame: pd.DataFrame, always: tuple[str, ...] = ("temperature",)) -> dict
 
 
 def noise(results: Iterable[Result]) -> Interval | None:
-    """The first baseline against itself, all runs pooled: how far a ratio strays with nothing changed."""
+    """The first baseline against itself, all runs pooled: how far a ratio strays with nothing
+    changed."""
     ratios = [ratio for result in results for found in frames.noise(result) for ratio in found.per_batch]
     return median_interval(ratios) if ratios else None
 

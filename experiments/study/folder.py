@@ -15,8 +15,8 @@ LOCK = ".lock"  # held while the run lasts; the system lets go of it when the pr
 
 @contextmanager
 def claimed(folder: Path, again: bool = False) -> Iterator[None]:
-    """Hold a folder for one run. Raises ValueError where another run is at work, or has been: unless `again`, which clears what a
-    run that failed or was killed has left."""
+    """Hold a folder for one run. Raises ValueError where another run is at work, or has been:
+    unless `again`, which clears what a run that failed or was killed has left."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)

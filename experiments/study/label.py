@@ -8,8 +8,8 @@ from specdec.plugins import described
 
 
 def label(settings: Settings, name: str, overrides: Sequence[str]) -> str:
-    """Its label (conf/method/) and what the command line changed of the drafter; without a label, the drafter's name and what
-    differs from its YAML, e.g. "ngram length=16 tree=true"."""
+    """Its label (conf/method/) and what the command line changed of the drafter; without a label,
+    the drafter's name and what differs from its YAML, e.g. "ngram length=16 tree=true"."""
     paths = [override.partition("=")[0].lstrip("+") for override in overrides]
     changed = {path.split(".")[1] for path in paths if path.startswith("drafter.")}
     if settings.label is None:

@@ -1,6 +1,8 @@
-"""What came of decoding: the numbers of each way, what they are counted from, and what they are called in result.json.
+"""What came of decoding: the numbers of each way, what they are counted from, and what they are
+called in result.json.
 
-Rates are formed from sums over prompts (micro means) unless they are called macro. Seconds are seconds, memory is in bytes.
+Rates are formed from sums over prompts (micro means) unless they are called macro. Seconds are
+seconds, memory is in bytes.
 """
 
 from collections import Counter, defaultdict
@@ -37,7 +39,7 @@ class Speedup(Interval):
     per_batch: list[float]
 
 
-# --------------------------------------------------------------------------------------------- what rounds were counted
+# ------------------------------------------------------------------------- what rounds were counted
 
 
 def tau(kept: float, rounds: float) -> float:
@@ -103,7 +105,7 @@ class Groups:
     accepted: int
 
 
-# ------------------------------------------------------------------------------------------------------- ways to decode
+# ----------------------------------------------------------------------------------- ways to decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +282,8 @@ class Outcome:
 
     @property
     def draft_cost(self) -> float | None:
-        """Seconds of drafting per round of the method / seconds of a pass in plain decoding. None without plain decoding."""
+        """Seconds of drafting per round of the method / seconds of a pass in plain decoding. None
+        without plain decoding."""
         if self.plain is None:
             return None
         drafting = self.method.seconds["draft"] / max(1, self.method.rounds)

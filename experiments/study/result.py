@@ -1,5 +1,5 @@
-"""What a run leaves: a result, or why there is none. With outcome.py the one place that says what result.json and failed.json
-hold."""
+"""What a run leaves: a result, or why there is none. With outcome.py the one place that says what
+result.json and failed.json hold."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -83,7 +83,8 @@ def write(path: Path, record: Record | Failure) -> None:
 
 
 def read(path: Path) -> Result | NotApplicable:
-    """A result.json. Raises ValueError, with the file's name, for one that is broken or of another schema version."""
+    """A result.json. Raises ValueError, with the file's name, for one that is broken or of another
+    schema version."""
     return from_json(read_json(path), str(path))
 
 

@@ -1,5 +1,5 @@
-"""The frame of a run, as types: a misspelt key or a wrong type is refused when the configuration is composed, a value
-that cannot be before anything runs.
+"""The frame of a run, as types: a misspelt key or a wrong type is refused when the configuration is
+composed, a value that cannot be before anything runs.
 
 Plug-in groups (drafter, verifier) are plain YAML: `_target_` and constructor arguments.
 """
@@ -81,7 +81,8 @@ class PromptLookup:
 
 @dataclass
 class Logger:
-    """logger=wandb: results go to Weights & Biases too (pip install 'specdec[wandb]'). WANDB_MODE=offline keeps them on disk."""
+    """logger=wandb: results go to Weights & Biases too (pip install 'specdec[wandb]').
+    WANDB_MODE=offline keeps them on disk."""
 
     project: str = "specdec"
     entity: str | None = None  # null: wandb's default, your own
@@ -130,7 +131,8 @@ class Settings:
 
 @dataclass
 class Command(Settings):
-    """Settings, and how the command goes about them. What does not stand in `Settings` does not become part of a result."""
+    """Settings, and how the command goes about them. What does not stand in `Settings` does not
+    become part of a result."""
 
     resume: bool | str = (
         False  # true: go on in the study's latest sweep; a folder: in that one. Finished jobs are left alone
@@ -152,8 +154,8 @@ def check_study(name: str) -> None:
 
 
 def register() -> None:
-    """Make the frame known to Hydra as the first entry of conf/run.yaml's defaults list, and the group `logger`, which training
-    has too."""
+    """Make the frame known to Hydra as the first entry of conf/run.yaml's defaults list, and the
+    group `logger`, which training has too."""
     store = ConfigStore.instance().store
     store(name="schema", node=Command)
     store(group="logger", name="none", node={"logger": None}, package="_global_")

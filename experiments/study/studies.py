@@ -1,4 +1,5 @@
-"""A study's runs, read back. Jobs without a result are kept by name. experiments/report/frames.py makes tables of the results."""
+"""A study's runs, read back. Jobs without a result are kept by name. experiments/report/frames.py
+makes tables of the results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,10 +78,12 @@ class Study:
 
 
 def read(study: str, root: str | None = None, sweep: str = "latest") -> Study:
-    """`study`: a name below `root`, by default that of sweeps and else that of single runs; or the folder of a study, of one sweep
-    or of one run. `sweep`: "latest" (the one that was begun last), "all", or the name of one sweep's folder.
+    """`study`: a name below `root`, by default that of sweeps and else that of single runs; or the
+    folder of a study, of one sweep or of one run. `sweep`: "latest" (the one that was begun last),
+    "all", or the name of one sweep's folder.
 
-    Raises ValueError where nothing has run. A job whose files are broken, or of another schema version, has no result and says why.
+    Raises ValueError where nothing has run. A job whose files are broken, or of another schema
+    version, has no result and says why.
     """
     folder = _folder(study, root)
     if _is_job(folder) or _is_sweep(folder):

@@ -1,4 +1,5 @@
-"""What a sweep plans is written down before its first job; `resume` goes on in one: the study's latest, or the one that it names."""
+"""What a sweep plans is written down before its first job; `resume` goes on in one: the study's
+latest, or the one that it names."""
 
 import json
 import sys
@@ -36,8 +37,8 @@ class Plan:
 
 
 class Planned(Callback):
-    """Settles a sweep's folder, the same for every job and launcher, and leaves the plan there. Of exceptions Hydra only warns in
-    these calls, so what is refused here ends the program."""
+    """Settles a sweep's folder, the same for every job and launcher, and leaves the plan there. Of
+    exceptions Hydra only warns in these calls, so what is refused here ends the program."""
 
     here: ClassVar["Planned | None"] = None  # of this process
 
@@ -100,7 +101,8 @@ def interrupted() -> str:
 
 
 def forget_what_never_began() -> None:
-    """A sweep of which no job has begun, because one of them cannot be composed, leaves nothing behind."""
+    """A sweep of which no job has begun, because one of them cannot be composed, leaves nothing
+    behind."""
     here = Planned.here
     if here is not None and here.folder is not None and here.fresh and not any(here.folder.glob("*/")):
         for name in (PLAN, "multirun.yaml"):  # ours, and Hydra's
@@ -139,8 +141,8 @@ def _to_resume(config: DictConfig, folder: Path) -> Path:
 
 
 def _take_over(config: DictConfig, plan: Plan) -> None:
-    """The command of the plan in place of this one, which need not repeat it. One that says something else stays as it is: its
-    jobs are compared with the plan's."""
+    """The command of the plan in place of this one, which need not repeat it. One that says
+    something else stays as it is: its jobs are compared with the plan's."""
     given = [each for each in _what(config) if not each.startswith("study=")]
     if plan.overrides is None or not set(given) <= set(plan.overrides):
         return
@@ -177,7 +179,8 @@ def _other_jobs(folder: Path, before: Sequence[list[str]], jobs: Sequence[list[s
 
 
 def planned(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of each job of a grid, the jobs in order; None for other sweepers, which choose as they go."""
+    """The overrides of each job of a grid, the jobs in order; None for other sweepers, which choose
+    as they go."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
@@ -189,9 +192,9 @@ def planned(config: DictConfig) -> list[list[str]] | None:
 
 
 def in_each_job(arguments: Sequence[str]) -> list[str]:
-    """A command line whose sweep may name the drafter or the rule in its jobs only (method=chain,ranked_tree drafter.depth=2).
-    Their settings are then unknown to the frame of the sweep, which Hydra composes first; as a choice of one value they are left
-    to the jobs."""
+    """A command line whose sweep may name the drafter or the rule in its jobs only
+    (method=chain,ranked_tree drafter.depth=2). Their settings are then unknown to the frame of the
+    sweep, which Hydra composes first; as a choice of one value they are left to the jobs."""
     if not {"-m", "--multirun"} & set(arguments):
         return list(arguments)
     return [_as_choice(each) if each.lstrip("+").startswith(("drafter.", "verifier.")) else each for each in arguments]
@@ -205,7 +208,8 @@ def _as_choice(argument: str) -> str:
 
 
 def ordered(sweeps: Iterable[Path]) -> list[str]:
-    """Names of sweeps (or of single runs), in the order in which they were begun as far as they have recorded it."""
+    """Names of sweeps (or of single runs), in the order in which they were begun as far as they
+    have recorded it."""
 
     def begun(path: Path) -> tuple[int, float, str]:
         return read_or_nothing(path).number, _started(path), path.name
@@ -228,7 +232,8 @@ def read_or_nothing(sweep: Path) -> Plan:
 
 
 def read(sweep: Path) -> Plan:
-    """Empty where the sweep left no plan. Raises ValueError, with the file's name, for one that is broken."""
+    """Empty where the sweep left no plan. Raises ValueError, with the file's name, for one that is
+    broken."""
     path = sweep / PLAN
     if not path.exists():
         return Plan()

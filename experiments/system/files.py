@@ -10,7 +10,8 @@ from typing import Any
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to. It is renamed to `path` when the block ends well, and is deleted when it does not."""
+    """A name beside `path` to write to. It is renamed to `path` when the block ends well, and is
+    deleted when it does not."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield draft

@@ -93,7 +93,8 @@ def _cores() -> int:
 
 
 def _cpu() -> str:
-    """The processor's name: on Linux from /proc/cpuinfo, for which neither Python nor psutil has a function."""
+    """The processor's name: on Linux from /proc/cpuinfo, for which neither Python nor psutil has a
+    function."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

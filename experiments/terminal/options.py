@@ -1,7 +1,9 @@
-"""Command lines of the form `key=value` for the small programs beside the runs; a misspelt key is refused."""
+"""Command lines of the form `key=value` for the small programs beside the runs; a misspelt key is
+refused."""
 
 import sys
 from collections.abc import Callable
+from inspect import cleandoc
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -19,14 +21,14 @@ def start(main: Callable[[T], Any], options: type[T], arguments: list[str] | Non
 
 
 def parse(options: type[T], arguments: list[str]) -> T:
-    """Arguments without a key go into the field `names`, where the dataclass has one. Exits after `--help`; raises ValueError, with
-    a line of help, for what it does not know."""
+    """Arguments without a key go into the field `names`, where the dataclass has one. Exits after
+    `--help`; raises ValueError, with a line of help, for what it does not know."""
     known = OmegaConf.structured(options)
     usage = "options: " + " ".join(
         f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}" for key in known if key != "names"
     )
     if {"-h", "--help"} & set(arguments):
-        print(options.__doc__, usage, sep="\n")
+        print(cleandoc(str(options.__doc__)), usage, sep="\n")
         sys.exit(0)
     names = [argument for argument in arguments if "names" in known and "=" not in argument]
     keyed = [argument for argument in arguments if argument not in names]

@@ -1,4 +1,5 @@
-"""Programs that take a Hydra configuration: what they refuse is said in a line or two, with what may have been meant."""
+"""Programs that take a Hydra configuration: what they refuse is said in a line or two, with what
+may have been meant."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -61,8 +62,8 @@ ${{hydra.help.footer}}
 
 
 def register_help(program: str, groups: Sequence[str]) -> None:
-    """The `--help` of a program, as the option `program` of the group hydra/help: Hydra's own, with the groups that the program has
-    and no others that lie in conf/."""
+    """The `--help` of a program, as the option `program` of the group hydra/help: Hydra's own, with
+    the groups that the program has and no others that lie in conf/."""
     store = ConfigStore.instance()
     lines = []
     for group in groups:
@@ -75,7 +76,8 @@ def register_help(program: str, groups: Sequence[str]) -> None:
 
 
 def explained(error: Exception) -> str | None:
-    """What Hydra or OmegaConf refuses, with a suggestion where a name is unknown. None for what is neither's."""
+    """What Hydra or OmegaConf refuses, with a suggestion where a name is unknown. None for what is
+    neither's."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_option(error)
     if not isinstance(error, HydraException | OmegaConfBaseException):

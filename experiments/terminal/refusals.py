@@ -1,4 +1,5 @@
-"""How a program ends that cannot go on: with a line or two that say what came, what was expected and what to do."""
+"""How a program ends that cannot go on: with a line or two that say what came, what was expected
+and what to do."""
 
 import difflib
 import os
@@ -15,8 +16,9 @@ def refusing(
     explain: Callable[[Exception], str | None] = lambda error: None,
     interrupted: Callable[[], str] = lambda: "interrupted",
 ) -> Iterator[None]:
-    """Exits with what a value, a file or a configuration was refused for. `explain` says more of errors that it knows;
-    `interrupted` gives the line for Ctrl-C. A reader that has closed the pipe (`... | head`) is no error."""
+    """Exits with what a value, a file or a configuration was refused for. `explain` says more of
+    errors that it knows; `interrupted` gives the line for Ctrl-C. A reader that has closed the pipe
+    (`... | head`) is no error."""
     try:
         yield
         sys.stdout.flush()
