@@ -149,7 +149,7 @@ def test_one_broken_job_makes_no_study_unreadable(command, capsys):
         assert name in note
     collect.main(collect.Collect("torn"))
     assert "0/result.json is no whole JSON file" in capsys.readouterr().out.replace("\n", "")
-    assert "4 jobs" not in contents.write(study, root / "report").read_text()
+    assert "2 of 6 jobs have a measurement" in contents.write(study, root / "report").read_text()
 
 
 def test_a_study_without_a_readable_job_says_so(command, capsys):
@@ -302,7 +302,7 @@ def test_a_setting_of_a_drafter_that_was_not_named(mode, monkeypatch, capsys, tm
     monkeypatch.chdir(tmp_path)
     said = refused(monkeypatch, capsys, *mode, "drafter.depth=2")
     assert said.startswith("unknown key 'drafter.depth'")
-    assert "small_model: name the drafter too, e.g. drafter=small_model drafter.depth=..." in said
+    assert "small_model: name the drafter first, e.g. drafter=small_model drafter.depth=..." in said
     assert not list(tmp_path.rglob("default"))  # no job began, so the study is not there
 
 
@@ -384,6 +384,10 @@ def test_a_single_run_is_collected_and_reported(command, capsys):
     for asked in ("alone", "outputs/alone", "outputs/alone/first"):
         study = studies.read(asked)
         assert [each.run for each in study.results] == ["first"]
+    command("drafter=ngram", "study=alone", "hydra.run.dir=outputs/alone/another", "seed=1")
+    assert [each.run for each in studies.read("alone").results] == ["another"]  # the latest
+    assert [each.run for each in studies.read("alone", sweep="all").results] == ["first", "another"]
+    assert [each.run for each in studies.read("alone", sweep="first").results] == ["first"]
     collect.main(collect.Collect("outputs/alone/first"))
     assert "ngram" in capsys.readouterr().out
     page = contents.write(study, root / "report").read_text()

@@ -1,6 +1,7 @@
 """A study's runs, read back. Jobs without a result are kept by name. experiments/report/frames.py
 makes tables of the results."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ class Study:
     sweeps: list[str]  # those that were read
     others: list[str]  # those that were not
     jobs: list[Job]
+    troubles: Sequence[str] = ()  # of sweeps as a whole
 
     @property
     def title(self) -> str:
@@ -57,8 +59,9 @@ class Study:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each job that has no measurement."""
-        return [f"job {job.name} ({' '.join(job.overrides)}): {job.trouble}" for job in self.jobs if job.result is None]
+        """A line for each job that has no measurement, and for each sweep that cannot be read in full."""
+        jobs = [job for job in self.jobs if job.result is None]
+        return [*(f"job {job.name} ({' '.join(job.overrides)}): {job.trouble}" for job in jobs), *self.troubles]
 
     def rounds(self) -> pd.DataFrame:
         """rounds.parquet of every measured job, one below the other, with the name of its sweep."""
@@ -86,16 +89,27 @@ def read(study: str, root: str | None = None, sweep: str = "latest") -> Study:
     version, has no result and says why.
     """
     folder = _folder(study, root)
-    if _is_job(folder) or _is_sweep(folder):
-        return Study(folder, [folder.name], [], _jobs_of(folder))
+    if _is_job(folder) or any((folder / name).exists() for name in (plans.PLAN, "multirun.yaml")):
+        return _study(folder, [folder], [])
     sweeps = plans.ordered([path for path in folder.glob("*") if _is_sweep(path) or _is_job(path)])
     if not sweeps:
         raise ValueError(_nothing(folder, study))
     if sweep not in ("all", "latest", *sweeps):
         raise ValueError(f"no sweep {sweep!r} in {folder}; there are: {', '.join(sweeps)}")
     wanted = sweeps if sweep == "all" else [sweeps[-1] if sweep == "latest" else sweep]
-    jobs = [job for name in wanted for job in _jobs_of(folder / name)]
-    return Study(folder, wanted, [name for name in sweeps if name not in wanted], jobs)
+    return _study(folder, [folder / name for name in wanted], [name for name in sweeps if name not in wanted])
+
+
+def _study(folder: Path, sweeps: Sequence[Path], others: list[str]) -> Study:
+    jobs: list[Job] = []
+    troubles: list[str] = []
+    for sweep in sweeps:
+        jobs += [_job(sweep)] if _is_job(sweep) else _jobs_of(sweep)
+        try:
+            plans.read(sweep)
+        except ValueError as error:
+            troubles.append(str(error))
+    return Study(folder, [sweep.name for sweep in sweeps], others, jobs, troubles)
 
 
 def _folder(study: str, root: str | None) -> Path:
@@ -124,18 +138,12 @@ def _is_job(path: Path) -> bool:
 
 def _jobs_of(sweep: Path) -> list[Job]:
     """Those that have a folder, then those that were planned and have none."""
-    if _is_job(sweep):
-        return [_job(sweep)]
     folders = [path for path in sweep.iterdir() if path.is_dir() and _is_job(path)]
     found = [_job(path) for path in sorted(folders, key=_order)]
     there = {job.name for job in found}
-    try:
-        planned = plans.read(sweep).jobs or []
-    except ValueError as error:
-        return [*found, Job(sweep / plans.PLAN, [], None, str(error))]
     missing = [
         Job(sweep / str(number), overrides, None, "never started")
-        for number, overrides in enumerate(planned)
+        for number, overrides in enumerate(plans.read_or_nothing(sweep).jobs or [])
         if str(number) not in there
     ]
     return found + missing

@@ -115,9 +115,7 @@ def _of_another(key: str, whole: str) -> str:
     ]
     if not owners:
         return ""
-    return (
-        f"\n{key} is a setting of {', '.join(owners)}: name the {group} too, e.g. {group}={_usual(owners)} {whole}=..."
-    )
+    return f"\n{key} is a setting of {', '.join(owners)}: name the {group} first, e.g. {group}={_usual(owners)} {whole}=..."
 
 
 def _usual(owners: list[str]) -> str:
