@@ -345,6 +345,15 @@ def test_disks_that_take_nothing(number, command, monkeypatch, capsys, tiny):
     assert not capsys.readouterr().err
 
 
+def test_a_sweep_that_cannot_be_written_down(monkeypatch, capsys, tmp_path):
+    """Its plan comes before its first job, in a call in which Hydra only warns of exceptions."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "multirun").write_text("a file, where the folder of sweeps would be")
+    said = refused(monkeypatch, capsys, "-m", "drafter.length=2,3")
+    assert said.startswith("Not a directory: multirun/default/")
+    assert "\n" not in said
+
+
 @pytest.mark.parametrize("module", ["run", "certify", "collect"])
 def test_a_reader_that_has_gone_is_no_error(module):
     """... --help | head: the pipe is closed before anything is written."""

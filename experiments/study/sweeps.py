@@ -12,15 +12,20 @@ from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.study.folder import FAILED, LOCK, RESULT, STARTED
 from experiments.study.schema import settings_of
 from experiments.system.files import read_json, write_json
+from experiments.terminal.program import explained
+from experiments.terminal.refusals import said
 
 PLAN = "plan.json"
+REFUSED = (ValueError, OSError, HydraException, OmegaConfBaseException)
 # How a sweep is run and not what: no part of a plan, and free to differ when it is resumed.
 HOW = ("resume", "launcher", "progress", "logger")
 WHAT_OF_HYDRA = ("hydra/sweeper", "hydra.sweeper")  # of Hydra's own settings, those that decide which jobs there are
@@ -52,15 +57,15 @@ class Planned(Callback):
             if config.resume:
                 raise ValueError("resume goes on with a sweep: give it with -m")
             settings_of(config)
-        except ValueError as error:
-            sys.exit(str(error))
+        except REFUSED as error:
+            sys.exit(explained(error) or said(error))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
             settings_of(config)  # of the sweep's frame; each job has its own
             self.folder = self._settle(config)
-        except ValueError as error:
-            sys.exit(str(error))
+        except REFUSED as error:
+            sys.exit(explained(error) or said(error))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Exits with the names of the jobs that failed, wherever they ran."""
@@ -95,7 +100,7 @@ class Planned(Callback):
 def interrupted() -> str:
     """The line that a program ends with after Ctrl-C."""
     here = Planned.here
-    if here is None or here.folder is None:
+    if here is None or here.folder is None or not any(here.folder.glob("*/")):
         return "interrupted: this run leaves no result; start it again"
     return f"interrupted; go on with: python -m experiments.run -m resume={here.folder}"
 

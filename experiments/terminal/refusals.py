@@ -29,13 +29,14 @@ def refusing(
         print(f"\n{interrupted()}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        known = explain(error) or (_said(error) if isinstance(error, ValueError | OSError) else None)
+        known = explain(error) or (said(error) if isinstance(error, ValueError | OSError) else None)
         if known is None or os.environ.get(FULL) == "1":
             raise
         sys.exit(f"{known}\n({FULL}=1 shows where it comes from)")
 
 
-def _said(error: ValueError | OSError) -> str:
+def said(error: Exception) -> str:
+    """In a line: of a file that cannot be read or written, why and which."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
