@@ -1,41 +1,37 @@
-"""The README's table of figures: all ways interleaved prompt by prompt in one process, ratios paired, medians over prompts.
+"""The README's table of figures: all ways interleaved prompt by prompt in one process, ratios
+paired, medians over prompts.
 
     python -m experiments.benchmark
     python -m experiments.benchmark limit=2 deep_limit=1 max_new_tokens=16        a trial
 
-"At its best length" takes the best of `lengths` for both sides, by the median over prompts, and of our chains those that are drafted to
-the end and those that stop where the draft model is unsure, as transformers' assistant does.
+"At its best length" takes the best of `lengths` for both sides, by the median over prompts, and of
+our chains those that are drafted to the end and those that stop where the draft model is unsure, as
+transformers' assistant does.
 """
 
 import multiprocessing
-import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments import options
+from experiments.benchmarks.options import Options
+from experiments.terminal.options import start
+
+if TYPE_CHECKING:  # they know torch, and help does not need it
+    from experiments.benchmarks.bench import Bench, Compared
+
+Line = dict[str, str]  # what, measured, how
 
 
 @dataclass
-class Benchmark:
-    """python -m experiments.benchmark: measure the README's table of figures, print it, and write it to a folder."""
+class Benchmark(Options):
+    """python -m experiments.benchmark: measure the README's table of figures, print it, and write
+    it to a folder."""
 
-    target: str = "demo"
     draft: str = "demo-draft"
-    prompts: str = "demo"
-    limit: int = 16
-    deep_limit: int = 8  # prompts on the deepened target; 0 leaves it out
-    max_new_tokens: int = 128
     lengths: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 8])  # of chains, ours and transformers' alike
-    dtype: str = "bfloat16"
-    extra_layers: int = 42
     cool: float = 0.6  # the temperature beside 0
-    seed: int = 0
-    threads: int | None = None
-    output: str = "outputs/benchmark"
 
 
 CHAINS = ("chain", "stopped")  # the latter end where the draft model is unsure, as transformers' assistant does
@@ -44,319 +40,170 @@ UNSURE = 0.4  # transformers' default confidence threshold
 RANKED = [(4, 8), (4, 16), (6, 16)]  # depth, nodes
 RANKED_DEEP = [(4, 16), (6, 16), (8, 32)]
 SAMPLED = [[2, 2, 1, 1], [3, 2, 2, 1, 1]]  # children per depth
+BATCH = 8
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the table."""
+def ways(bench: "Bench", deep: bool, temperature: float, shapes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """none, transformers, chains and assisted generation at each length, and the given shapes; on
+    the target as it is also ngram and prompt lookup."""
+    from experiments.measuring.theirs import Theirs
 
-    what: str
-    wanted: str
-    value: str
-    detail: str
-
-
-class Measured:
-    """Samples of several ways over the same prompts."""
-
-    def __init__(self, samples: dict[str, list[Any]]) -> None:
-        self.samples = samples
-
-    def ratio(self, method: str, baseline: str) -> Any:
-        """Seconds per token of the baseline / of the method, paired by prompt: the median and its interval."""
-        from experiments.intervals import median_interval
-
-        pairs = zip(self.samples[method], self.samples[baseline], strict=True)
-        return median_interval([theirs.seconds_per_token / ours.seconds_per_token for ours, theirs in pairs])
-
-    def best(self, kinds: Sequence[str], baseline: str) -> str:
-        """The fastest of the ways whose names begin with one of `kinds`."""
-        names = [name for name in self.samples if name.startswith(tuple(kinds))]
-        return max(names, key=lambda name: self.ratio(name, baseline).median)
-
-    def tau(self, name: str) -> float:
-        from experiments.measures import pooled
-
-        return float(pooled([sample.report for sample in self.samples[name]])["tau"])
-
-    def distinct(self, name: str) -> float:
-        from specdec.measuring.report import distinct_ngrams
-
-        return distinct_ngrams([row for sample in self.samples[name] for row in sample.tokens]) or 0.0
-
-    def summary(self) -> dict[str, Any]:
-        from experiments.measures import summary
-
-        return {
-            name: summary(found) | {"seconds_per_token": [sample.seconds_per_token for sample in found]}
-            for name, found in self.samples.items()
-        }
+    wanted, target = bench.wanted, bench.deep if deep else bench.target
+    assert isinstance(wanted, Benchmark)
+    draft = bench.draft(wanted.draft)
+    theirs = Theirs(target, {"temperature": temperature}, wanted.seed)
+    found: dict[str, Any] = {"none": bench.ours(target, temperature, {"name": "none"}), "transformers": theirs}
+    if not deep:
+        found["ngram"] = bench.ours(target, temperature, {"name": "ngram", "max_ngram": 3, "length": 10})
+        found["prompt_lookup"] = replace(theirs, lookup=(3, 10))
+    for length in wanted.lengths:
+        stopped = {"depth": length, "stop": {"threshold": UNSURE}}
+        shapes = {**shapes, f"chain {length}": {"depth": length}, f"stopped {length}": stopped}
+        found[f"assisted {length}"] = replace(theirs, draft=draft, num_assistant_tokens=length)
+    for name, arguments in shapes.items():
+        found[name] = bench.ours(target, temperature, {"name": "small_model", "model": draft, **arguments})
+    return found
 
 
-class Bench:
-    def __init__(self, wanted: Benchmark) -> None:
-        from experiments import prompts, ways
-
-        self.wanted = wanted
-        self.target = ways.load(wanted.target, dtype=wanted.dtype)
-        self.draft = ways.draft_model(wanted.draft, {"dtype": wanted.dtype})
-        self.prompts = prompts.read("jsonl", wanted.prompts, category="category", limit=wanted.limit)
-        encoded = ways.encode(self.target, self.prompts)
-        self.batches = [([ids], [prompt.index]) for ids, prompt in zip(encoded, self.prompts, strict=True)]
-
-    def ways(self, target: Any, temperature: float, shapes: dict[str, dict[str, Any]], plain: bool) -> dict[str, Any]:
-        """none, transformers, chains and assisted generation at each length, the given shapes; ngram and prompt lookup if
-        `plain`."""
-        from experiments.ways import Ours, Theirs
-        from specdec.plugins import build
-
-        seed, sampling = self.wanted.seed, {"temperature": temperature}
-        ours, theirs = (
-            Ours(target, build("drafter", "none"), sampling=sampling, seed=seed),
-            Theirs(target, sampling, seed),
-        )
-        found: dict[str, Any] = {"none": ours, "transformers": theirs}
-        if plain:
-            found["ngram"] = replace(ours, drafter=build("drafter", {"name": "ngram", "max_ngram": 3, "length": 10}))
-            found["prompt_lookup"] = replace(theirs, lookup=(3, 10))
-        for length in self.wanted.lengths:
-            stopped = {"depth": length, "stop": {"threshold": UNSURE}}
-            shapes = {**shapes, f"chain {length}": {"depth": length}, f"stopped {length}": stopped}
-            found[f"assisted {length}"] = replace(theirs, draft=self.draft, num_assistant_tokens=length)
-        for name, arguments in shapes.items():
-            drafter = build("drafter", {"name": "small_model", "model": self.draft, **arguments})
-            found[name] = replace(ours, drafter=drafter)
-        return found
-
-    def measure(self, title: str, ways: dict[str, Any], limit: int) -> Measured:
-        from experiments.progress import bar
-        from experiments.ways import interleaved
-
-        samples: dict[str, list[Any]] = {name: [] for name in ways}
-        batches = self.batches[:limit]
-        with bar(title, len(batches)) as advance:
-            for done in interleaved(ways, batches, self.wanted.max_new_tokens, warmup=1):
-                for name, sample in done.items():
-                    samples[name].append(sample)
-                advance()
-        return Measured(samples)
-
-    # ------------------------------------------------------------------------------------------------------- the lines
-
-    def shallow(self) -> tuple[Measured, list[Line]]:
-        shapes = {f"ranked {d}/{n}": {"depth": d, "branching": 1, "draw": "ranked", "nodes": n} for d, n in RANKED}
-        found = self.measure("demo target, T = 0", self.ways(self.target, 0.0, shapes, True), self.wanted.limit)
-        chain, shape = found.best(CHAINS, "none"), found.best([*CHAINS, "ranked"], "none")
-        assisted = found.best(["assisted"], "none")
-        fastest = found.best(["none", "ngram", *CHAINS, "ranked"], "transformers")
-        lines = [
-            Line("`none` against transformers `generate`", "1.15x", times(found.ratio("none", "transformers")), ""),
-            Line(
-                "`ngram` against transformers prompt lookup (3-grams, 10 tokens)",
-                "1.3x",
-                times(found.ratio("ngram", "prompt_lookup")),
-                f"tau {found.tau('ngram'):.2f}",
-            ),
-            Line(
-                "`small_model` against transformers assisted generation, each at its best length",
-                "1.4x",
-                times(found.ratio(chain, assisted)),
-                f"{chain} (tau {found.tau(chain):.2f}), {assisted}; best shape {shape}: {times(found.ratio(shape, assisted))}",
-            ),
-            Line(
-                "best of the three against transformers `generate`",
-                "2.3x",
-                times(found.ratio(fastest, "transformers")),
-                fastest,
-            ),
-        ]
-        return found, lines
-
-    def deepened(self) -> tuple[dict[str, Measured], list[Line]]:
-        from experiments import ways
-
-        wanted, found, lines = self.wanted, {}, []
-        deep = ways.load(wanted.target, dtype=wanted.dtype, extra_layers=wanted.extra_layers)
-        shapes = {f"ranked {d}/{n}": {"depth": d, "branching": 1, "draw": "ranked", "nodes": n} for d, n in RANKED_DEEP}
-        sampled = {
-            f"sampled {'-'.join(map(str, widths))}": {"depth": len(widths), "branching": widths} for widths in SAMPLED
-        }
-        for temperature, goal in ((0.0, "1.8x"), (wanted.cool, "1.6x")):
-            title = f"extra_layers={wanted.extra_layers}, T = {temperature:g}"
-            tried = shapes | (sampled if temperature else {})
-            each = self.measure(title, self.ways(deep, temperature, tried, False), wanted.deep_limit)
-            shape = each.best([*CHAINS, "ranked", "sampled"], "none")
-            found[title] = each
-            lines.append(
-                Line(
-                    f"{title}: `small_model`, best shape, against `none`",
-                    goal,
-                    times(each.ratio(shape, "none")),
-                    f"{shape}, tau {each.tau(shape):.2f}",
-                )
-            )
-            if temperature:
-                chain, assisted = each.best(CHAINS, "none"), each.best(["assisted"], "none")
-                detail = f"{chain}, {assisted}; best shape {shape}: {times(each.ratio(shape, assisted))}"
-                lines.append(
-                    Line(
-                        f"{title}: `small_model` against transformers assisted sampling, each at its best length",
-                        "1.3x",
-                        times(each.ratio(chain, assisted)),
-                        detail,
-                    )
-                )
-        return found, lines
-
-    def overheads(self, found: Measured) -> list[Line]:
-        """Time outside the models, and measured against predicted speed-up, of the chain at its best length."""
-        from experiments.forward_times import forward_times
-        from experiments.intervals import median_interval
-
-        chain = found.best(["chain"], "none")
-        samples, plain = found.samples[chain], found.samples["none"]
-        outside = [1 - (s.target_seconds + s.draft_seconds) / s.wall_seconds for s in samples]
-        length = int(chain.split()[1])
-        context = round(median(len(ids[0]) for ids, _ in self.batches)) + self.wanted.max_new_tokens // 2
-        target = forward_times(self.target, context, [1, length + 1])
-        draft = forward_times(self.draft, context, [1])
-        round_seconds = target[length + 1] + length * draft[1]
-        shares, in_run = [], []
-        for ours, theirs in zip(samples, plain, strict=True):
-            tau, rounds = ours.report.tau, ours.report.target_calls
-            measured = _decoding(theirs) / _decoding(ours)
-            shares.append(measured / (tau * target[1] / round_seconds))
-            each = (ours.target_seconds + ours.draft_seconds) / (rounds + 1)
-            in_run.append(measured / (tau * theirs.target_seconds / (theirs.report.target_calls + 1) / each))
-        return [
-            Line(
-                f"time outside the models' forward calls, {chain}",
-                "<= 12%",
-                f"{median(outside):.1%}",
-                f"the same of `none`: {median(1 - s.target_seconds / s.wall_seconds for s in plain):.1%}",
-            ),
-            Line(
-                f"measured speed-up of {chain} / tau x t(1) / (t(nodes) + drafting)",
-                ">= 0.9",
-                str(median_interval(shares)),
-                f"passes alone, {context} tokens of context: t(1) {1000 * target[1]:.2f} ms, t({length + 1}) "
-                f"{1000 * target[length + 1]:.2f} ms, draft {1000 * draft[1]:.2f} ms x {length}; with the passes' times inside "
-                f"the loops instead: {median_interval(in_run)}",
-            ),
-        ]
-
-    def batched(self, size: int = 8) -> Line:
-        from experiments.intervals import median_interval
-        from experiments.ways import Ours
-        from specdec.plugins import build
-
-        plain = Ours(self.target, build("drafter", "none"), ignore_eos=True)
-        tokens, gains, rates = self.wanted.max_new_tokens, [], []
-        for first in range(0, len(self.batches) - size + 1, size):
-            rows = [(ids[0], number[0]) for ids, number in self.batches[first : first + size]]
-            together = plain([ids for ids, _ in rows], [number for _, number in rows], tokens)
-            alone = [plain([ids], [number], tokens) for ids, number in rows]
-            gains.append(sum(sample.wall_seconds for sample in alone) / together.wall_seconds)
-            rates.append(size * tokens / together.wall_seconds)
-        what = f"batch {size}, `none`: tokens/s against batch 1"
-        if not gains:
-            return Line(what, "3x", "-", f"needs limit >= {size}")
-        return Line(what, "3x", times(median_interval(gains)), f"{median(rates):.0f} tokens/s; {len(gains)} batches")
-
-    def wide_pass(self) -> Line:
-        from experiments.forward_times import forward_times
-
-        seconds = forward_times(self.target, 256, [1, 64])
-        detail = f"{1000 * seconds[1]:.2f} ms, {1000 * seconds[64]:.2f} ms"
-        return Line(
-            "64-node tree pass against a 1-node pass, 256 tokens of context",
-            "<= 2.2x",
-            f"{seconds[64] / seconds[1]:.2f}x",
-            detail,
-        )
-
-    def memory(self) -> Line:
-        from experiments.forward_times import peak_memory
-
-        peaks = []
-        room = self.target.context - 32
-        for tokens in (room // 8, room // 2, room):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                peak = pool.submit(
-                    peak_memory, self.wanted.target, self.wanted.draft, self.wanted.dtype, tokens
-                ).result()
-            if peak is None:
-                return Line("peak memory of generate against new tokens", "constant", "-", "needs Linux")
-            peaks.append((tokens, peak / 2**20))
-        detail = "; ".join(f"{tokens} tokens: {peak:.1f} MiB" for tokens, peak in peaks)
-        growth = f"{peaks[-1][1] - peaks[0][1]:+.1f} MiB"
-        return Line("peak memory of generate beyond weights, caches and steps", "constant", growth, detail)
+def ranked(shapes: list[tuple[int, int]]) -> dict[str, dict[str, Any]]:
+    return {f"ranked {d}/{n}": {"depth": d, "branching": 1, "draw": "ranked", "nodes": n} for d, n in shapes}
 
 
-def _decoding(sample: Any) -> float:
-    return sample.report.decode_seconds / max(1, sample.report.num_tokens)
+# ---------------------------------------------------------------------------------------- the lines
 
 
-def times(interval: Any) -> str:
-    return f"{interval.median:.2f}x" + ("" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]")
+def line(what: str, measured: str, how: str = "") -> Line:
+    return {"what": what, "measured": measured, "how": how}
 
 
-def markdown(lines: Sequence[Line], notes: Sequence[str]) -> str:
-    rows = [("what", "at least", "measured", "how"), ("---",) * 4]
-    rows += [(line.what, line.wanted, line.value, line.detail) for line in lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + "\n".join(notes) + "\n"
-
-
-def measure(wanted: Benchmark) -> tuple[str, dict[str, Any]]:
-    """The table as markdown, and everything it was made from."""
-    import torch
-    from transformers.utils import logging
-
-    from experiments.records import surroundings
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if wanted.threads:
-        torch.set_num_threads(wanted.threads)
-    began = time.perf_counter()
-    bench = Bench(wanted)
-    shallow, lines = bench.shallow()
-    measured, distinct = {"shallow": shallow}, f"{shallow.distinct('none'):.0%} at T = 0"
-    if wanted.deep_limit:
-        deep, more = bench.deepened()
-        measured |= deep
-        lines += more
-        distinct += f", {deep[list(deep)[-1]].distinct('none'):.0%} at T = {wanted.cool:g}"
-    steps: list[Callable[[], Line]] = [bench.batched, bench.wide_pass, bench.memory]
-    lines += [*bench.overheads(shallow), *(step() for step in steps)]
-    where = surroundings()
-    machine = where["machine"]
-    notes = [
-        f"Medians over {len(bench.prompts)} prompts ({min(wanted.deep_limit, len(bench.prompts))} on the deepened target) with 95% "
-        f"bootstrap intervals of paired ratios, {wanted.dtype}, batch 1, {wanted.max_new_tokens} new tokens, {where['threads']} "
-        f"threads, {machine['gpu'] or machine['cpu']}. Distinct 4-grams of the output: {distinct}. "
-        f"`python -m experiments.benchmark`, {(time.perf_counter() - began) / 60:.0f} minutes."
+def shallow(found: "Compared") -> list[Line]:
+    chain, shape = found.best(CHAINS, "none"), found.best([*CHAINS, "ranked"], "none")
+    assisted, fastest = (
+        found.best(["assisted"], "none"),
+        found.best(["none", "ngram", *CHAINS, "ranked"], "transformers"),
+    )
+    best = f"best shape {shape}: {found.times(shape, assisted)}"
+    return [
+        line("`none` against transformers `generate`", found.times("none", "transformers")),
+        line(
+            "`ngram` against transformers prompt lookup (3-grams, 10 tokens)",
+            found.times("ngram", "prompt_lookup"),
+            f"tau {found.ours('ngram').tau:.2f}",
+        ),
+        line(
+            "`small_model` against transformers assisted generation, each at its best length",
+            found.times(chain, assisted),
+            f"{chain} (tau {found.ours(chain).tau:.2f}), {assisted}; {best}",
+        ),
+        line("best of the three against transformers `generate`", found.times(fastest, "transformers"), fastest),
     ]
-    record = {
-        "config": vars(wanted),
-        **where,
-        "lines": [vars(line) for line in lines],
-        "ways": {title: found.summary() for title, found in measured.items()},
-    }
-    return markdown(lines, notes), record
 
 
-def main() -> None:
-    from experiments.records import write_json
+def deepened(title: str, found: "Compared", sampled: bool) -> list[Line]:
+    shape = found.best([*CHAINS, "ranked", "sampled"], "none")
+    detail = f"{shape}, tau {found.ours(shape).tau:.2f}"
+    lines = [line(f"{title}: `small_model`, best shape, against `none`", found.times(shape, "none"), detail)]
+    if sampled:
+        chain, assisted = found.best(CHAINS, "none"), found.best(["assisted"], "none")
+        what = f"{title}: `small_model` against transformers assisted sampling, each at its best length"
+        detail = f"{chain}, {assisted}; best shape {shape}: {found.times(shape, assisted)}"
+        lines.append(line(what, found.times(chain, assisted), detail))
+    return lines
 
-    wanted = options.parse(Benchmark)
-    text, record = measure(wanted)
-    print(text)
-    folder = Path(wanted.output) / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder.mkdir(parents=True)
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    write_json(folder / "benchmark.json", record)
+
+def overheads(bench: "Bench", found: "Compared") -> list[Line]:
+    """Time outside the models, and measured against predicted speed-up, of the chain at its best
+    length."""
+    from experiments.measuring.forward_times import forward_times
+    from experiments.measuring.intervals import median_interval
+
+    wanted = bench.wanted
+    assert isinstance(wanted, Benchmark)
+    chain = found.best(["chain"], "none")
+    ours, plain = found.ours(chain).per_prompt, found.ours("none").per_prompt
+    length = int(chain.split()[1])
+    context = round(median(entry.prompt_tokens for entry in plain)) + wanted.max_new_tokens // 2
+    target = forward_times(bench.target, context, [1, length + 1])
+    draft = forward_times(bench.draft(wanted.draft), context, [1])
+    round_seconds = target[length + 1] + length * draft[1]
+    alone, in_run = [], []
+    for one, other in zip(ours, plain, strict=True):
+        measured = other.decoding / one.decoding
+        alone.append(measured / (one.tau * target[1] / round_seconds))
+        each = (one.target_seconds + one.draft_seconds) / (one.rounds + 1)  # the prefill is a call too
+        in_run.append(measured / (one.tau * other.target_seconds / (other.rounds + 1) / each))
+    outside, plainly = (median(entry.outside_models for entry in entries) for entries in (ours, plain))
+    return [
+        line(
+            f"time outside the models' forward calls, {chain}", f"{outside:.1%}", f"the same of `none`: {plainly:.1%}"
+        ),
+        line(
+            f"measured speed-up of {chain} / tau x t(1) / (t(nodes) + drafting)",
+            str(median_interval(alone)),
+            f"passes alone, {context} tokens of context: t(1) {1000 * target[1]:.2f} ms, t({length + 1}) "
+            f"{1000 * target[length + 1]:.2f} ms, draft {1000 * draft[1]:.2f} ms x {length}; with the passes' times inside "
+            f"the loops instead: {median_interval(in_run)}",
+        ),
+    ]
+
+
+def batched(bench: "Bench") -> Line:
+    what = f"batch {BATCH}, `none`: tokens/s against batch 1"
+    whole = len(bench.prompts) // BATCH * BATCH
+    if not whole:
+        return line(what, "-", f"needs limit >= {BATCH}")
+    plain = {"none": bench.ours(bench.target, 0.0, {"name": "none"}, ignore_eos=True)}
+    alone, together = (bench.compare(f"batch {size}", dict(plain), whole, size).ours("none") for size in (1, BATCH))
+    gain = together.wall_tokens_per_second / alone.wall_tokens_per_second
+    return line(what, f"{gain:.2f}x", f"{together.wall_tokens_per_second:.0f} tokens/s; {whole // BATCH} batches")
+
+
+def wide_pass(bench: "Bench") -> Line:
+    from experiments.measuring.forward_times import forward_times
+
+    seconds = forward_times(bench.target, 256, [1, 64])
+    detail = f"{1000 * seconds[1]:.2f} ms, {1000 * seconds[64]:.2f} ms"
+    what = "64-node tree pass against a 1-node pass, 256 tokens of context"
+    return line(what, f"{seconds[64] / seconds[1]:.2f}x", detail)
+
+
+def memory(bench: "Bench") -> Line:
+    from experiments.measuring.forward_times import peak_memory
+
+    wanted, peaks = bench.wanted, []
+    assert isinstance(wanted, Benchmark)
+    what, room = "peak memory of generate beyond weights, caches and steps", bench.target.context - 32
+    for tokens in (room // 8, room // 2, room):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            peak = pool.submit(peak_memory, wanted.target, wanted.draft, wanted.dtype, tokens).result()
+        if peak is None:
+            return line(what, "-", "needs Linux")
+        peaks.append((tokens, peak / 2**20))
+    detail = "; ".join(f"{tokens} tokens: {peak:.1f} MiB" for tokens, peak in peaks)
+    return line(what, f"{peaks[-1][1] - peaks[0][1]:+.1f} MiB", detail)
+
+
+def main(wanted: Benchmark) -> None:
+    import pandas as pd
+
+    from experiments.benchmarks.bench import Bench
+
+    bench = Bench(wanted)
+    found = {"T = 0": bench.compare("T = 0", ways(bench, False, 0.0, ranked(RANKED)), wanted.limit)}
+    lines = shallow(found["T = 0"])
+    distinct = {"T = 0": found["T = 0"].ways["none"].distinct_4grams}
+    sampled = {f"sampled {'-'.join(map(str, k))}": {"depth": len(k), "branching": k} for k in SAMPLED}
+    for temperature in (0.0, wanted.cool) if wanted.deep_limit else ():
+        title = f"extra_layers={wanted.extra_layers}, T = {temperature:g}"
+        shapes = ranked(RANKED_DEEP) | (sampled if temperature else {})
+        found[title] = bench.compare(title, ways(bench, True, temperature, shapes), wanted.deep_limit)
+        lines += deepened(title, found[title], sampled=temperature > 0)
+        distinct.setdefault(f"T = {temperature:g}", found[title].ways["none"].distinct_4grams)
+    lines += [*overheads(bench, found["T = 0"]), batched(bench), wide_pass(bench), memory(bench)]
+    shares = ", ".join(f"{share or 0:.0%} at {title}" for title, share in distinct.items())
+    record = {title: {name: asdict(way) for name, way in each.ways.items()} for title, each in found.items()}
+    bench.publish("benchmark", [pd.DataFrame(lines)], shares, {"ways": record})
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Benchmark)

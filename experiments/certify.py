@@ -1,24 +1,24 @@
-"""Certify that a drafter and a verifier keep the target's law, or put cases from a file through the rules (conf/certify.yaml).
+"""Certify that a drafter and a verifier keep the target's law, or put cases from a file through the
+rules (conf/certify.yaml).
 
 python -m experiments.certify drafter=small_model verifier=traversal drafter.branching=2
 python -m experiments.certify -m drafter=none,ngram,small_model verifier=naive,block,traversal
 python -m experiments.certify cases=FILE.json
 python -m experiments.certify summary=FOLDER
-python -m experiments.certify again=experiments/certificates/shipped folder=experiments/certificates/shipped
+python -m experiments.certify again=FOLDER folder=FOLDER
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from experiments.program import start
+from experiments.terminal.program import register_help, start
 
 
 @dataclass
@@ -53,16 +53,17 @@ class Certify:
 
 
 ConfigStore.instance().store(name="certify_schema", node=Certify)
+register_help("certify", ("drafter", "verifier"))
 failures: list[str] = []
 certificates: list[dict[str, Any]] = []
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="certify")
 def main(config: DictConfig) -> None:
-    import torch
+    from experiments.system.libraries import quiet_transformers, set_threads
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    quiet_transformers()
+    set_threads(config.threads)
     try:
         if config.cases is not None:
             failures.extend(run_cases(config.cases, config.outcomes, config.progress))
@@ -80,27 +81,17 @@ def main(config: DictConfig) -> None:
 
 def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) -> None:
     """The pair of the config, or another."""
-    from transformers.utils import logging as transformers_logging
-
     from experiments.certificates.certificate import Pair, Plan, certify
     from experiments.certificates.kept import NOT_APPLICABLE, NOT_CERTIFIED, write
+    from experiments.terminal.progress import bar
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     names = ("checks", "outcomes", "size", "strength", "seed")
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
     pair = Pair(drafter or settings["drafter"], verifier or settings["verifier"])
     plan = Plan(**{name: settings[name] for name in names}, **settings["greedy"])
 
-    @contextmanager
-    def bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-        from experiments import progress
-
-        with progress.bar(title, total, settings["progress"]) as advance:
-            yield advance
-
-    certificate = certify(pair, plan, bar, _say)
+    certificate = certify(pair, plan, partial(bar, shown=settings["progress"]), _say)
     certificates.append(certificate)
     title = " + ".join(certificate["pair"])
     for reason in certificate["reasons"]:
@@ -115,10 +106,11 @@ def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) 
 
 
 def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
-    """One line of JSON per case on standard output; what could not be run, on standard error and as the answer."""
-    from experiments import progress as progress_bars
+    """One line of JSON per case on standard output; what could not be run, on standard error and as
+    the answer."""
     from experiments.certificates.exact import exact
     from experiments.certificates.tables import DRAWS, Tables, read_cases
+    from experiments.terminal.progress import bar
     from specdec.plugins import build
     from specdec.tree import SiblingLaw
 
@@ -129,7 +121,7 @@ def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
         print(line, file=sys.stderr)
 
     found = list(read_cases(path))
-    with progress_bars.bar("cases", len(found), progress and sys.stderr.isatty()) as advance:
+    with bar("cases", len(found), progress) as advance:
         for case in found:
             advance()
             if isinstance(case, ValueError):
@@ -178,8 +170,8 @@ def read_folder(folder: str) -> list[dict[str, Any]]:
 
 
 def summarise(suite: list[dict[str, Any]]) -> list[str]:
-    """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one family (Holm). Returns what
-    keeps the suite from being certified."""
+    """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one
+    family (Holm). Returns what keeps the suite from being certified."""
     from experiments.certificates.kept import NOT_CERTIFIED
     from experiments.certificates.statistics import holm
 

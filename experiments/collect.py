@@ -1,6 +1,8 @@
-"""A study's runs -> one table: printed, and written as table.csv and table.md into the study's folder.
+"""A study's runs -> one table: printed, and written as table.csv and table.md into the study's
+folder.
 
 python -m experiments.collect study=demo
+python -m experiments.collect study=outputs/demo/FOLDER          one run
 """
 
 import sys
@@ -13,7 +15,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import frames, options, studies
+from experiments.report import frames
+from experiments.study import studies
+from experiments.study.outcome import Interval
+from experiments.system.files import write_text
+from experiments.terminal.options import start
+from experiments.terminal.tables import markdown
 
 TITLES = {
     "run": "run",
@@ -32,7 +39,7 @@ TITLES = {
     "prompts": "n",
 }
 DECIMALS = {"temperature": "{:g}", "tokens_per_second": "{:.0f}", "distinct_4grams": "{:.0%}", "diverging": "{:.0f}"}
-COMMON = ("target", "law", "n")
+COMMON = ("target", "law", "n", "baseline")
 LEGEND = (
     "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered at nodes that were reached. "
     "tokens/s: while decoding. vs X: seconds per token of X / those of the method, whole calls, paired by prompt in one run; "
@@ -46,13 +53,14 @@ LEGEND = (
 class Collect:
     """python -m experiments.collect study=NAME: one table from a study's runs."""
 
-    study: str = MISSING
-    root: str = "multirun"
+    study: str = MISSING  # a name, or the folder of a study, of a sweep or of one run
+    root: str | None = None  # where studies lie; null: multirun, else outputs
     sweep: str = "latest"  # | all | the name of a sweep's folder
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The same rows as text: titles, rounded numbers, each speed-up with its interval in one column."""
+    """The same rows as text: titles, rounded numbers, each speed-up with its interval in one
+    column."""
     shown: dict[str, list[str]] = {}
     for column in table.columns:
         if column.endswith(("_low", "_high")) or not (column in TITLES or column.startswith("speedup_")):
@@ -73,13 +81,12 @@ def _text(value: object, form: str) -> str:
 
 
 def _speedup(median: float, low: float | None, high: float | None) -> str:
-    if pd.isna(median):
-        return "-"
-    return f"{median:.2f}" + ("" if low is None or pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+    return "-" if pd.isna(median) else str(Interval(median, None if pd.isna(low) else low, high, 0))
 
 
 def printable(text: pd.DataFrame, title: str, width: int = 120) -> Table:
-    """For a terminal: columns that say the same in every row move into the caption, intervals onto a second line."""
+    """For a terminal: columns that say the same in every row move into the caption, intervals onto
+    a second line."""
     text = text.drop(columns="settings", errors="ignore")  # they are in the files
     same = [column for column in text.columns if len(text) > 1 and text[column].nunique() == 1 and column in COMMON]
     caption = ", ".join(f"{column} {text[column].iloc[0]}" for column in same)
@@ -97,46 +104,34 @@ def printable(text: pd.DataFrame, title: str, width: int = 120) -> Table:
     return shown
 
 
-def markdown(table: pd.DataFrame) -> str:
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def collect(study: studies.Study, folder: Path | None = None) -> tuple[pd.DataFrame, list[str]]:
-    """The table and one line per job that has no place in it; both written into the study's folder."""
+def collect(study: studies.Study, folder: Path | None = None) -> pd.DataFrame:
+    """The table; with one line per job that is not in it, also written into the study's folder."""
     folder = folder or study.folder
     table = frames.table(study.results)
-    notes = []
-    for job in study.jobs:
-        if not job.measured:
-            why = f"not applicable: {job.result['reason']}" if job.result else job.trouble
-            notes.append(f"job {job.name} ({' '.join(job.overrides)}): {why}")
-    text = markdown(readable(table)) + f"\n{LEGEND}\n"
-    if notes:
-        text += "\nWithout a measurement:\n" + "".join(f"- {note}\n" for note in notes)
-    table.to_csv(folder / "table.csv", index=False)
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    return table, notes
+    text = f"{markdown(readable(table))}\n{LEGEND}\n"
+    if study.notes:
+        text += "\nWithout a measurement:\n" + "".join(f"- {note}\n" for note in study.notes)
+    write_text(folder / "table.csv", table.to_csv(index=False))
+    write_text(folder / "table.md", text)
+    return table
 
 
-def main() -> None:
-    wanted = options.parse(Collect)
-    try:
-        study = studies.read(wanted.study, wanted.root, wanted.sweep)
-    except ValueError as error:
-        sys.exit(str(error))
-    table, notes = collect(study)
+def main(wanted: Collect) -> None:
+    study = studies.read(wanted.study, wanted.root, wanted.sweep)
+    table = collect(study)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(printable(readable(table), f"{wanted.study}: {', '.join(study.sweeps)}", console.width))
-    console.print(LEGEND, style="dim")
-    for note in notes:
+    if len(table):
+        console.print(printable(readable(table), f"{study.title}: {', '.join(study.sweeps)}", console.width))
+        console.print(LEGEND, style="dim")
+    for note in study.notes:
         console.print(note, style="yellow", markup=False)
     if study.others:
         console.print(
-            f"other sweeps, not in the table: {', '.join(study.others)} (sweep=all takes them in)", style="dim"
+            f"sweeps that were begun before, not in the table: {', '.join(study.others)} (sweep=all takes them in)",
+            style="dim",
         )
     console.print(f"written: {study.folder / 'table.md'}, {study.folder / 'table.csv'}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Collect)

@@ -1,11 +1,13 @@
-"""Is one version of the code slower than another? Both decode the same prompts in turn, each in a process of its own.
+"""Is one version of the code slower than another? Both decode the same prompts in turn, each in a
+process of its own.
 
     git worktree add ../before COMMIT
     python -m experiments.compare_checkouts before=../before
 
-Prints, for plain decoding, a chain of 5 and a ranked tree of 16 at each batch size, seconds of the other checkout / seconds of
-this one per prompt (the median and its interval; below 1 this one is slower), and the time of a round outside the models'
-forward passes. Only `specdec.load` and `specdec.generate` are used, so that any two versions can be compared.
+Prints, for plain decoding, a chain of 5 and a ranked tree of 16 at each batch size, seconds of the
+other checkout / seconds of this one per prompt (the median and its interval; below 1 this one is
+slower), and the time of a round outside the models' forward passes. Only `specdec.load` and
+`specdec.generate` are used, so that any two versions can be compared.
 """
 
 import json
@@ -19,12 +21,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from experiments import options
+from experiments.terminal.options import start
 
 
 @dataclass
 class Checkouts:
-    """python -m experiments.compare_checkouts before=FOLDER: this checkout's speed against another one's."""
+    """python -m experiments.compare_checkouts before=FOLDER: this checkout's speed against another
+    one's."""
 
     before: str = MISSING  # a folder with another version of the project
     now: str = "."
@@ -45,7 +48,7 @@ WAYS = {
     "ranked, 16 nodes": {"name": "small_model", "depth": 4, "draw": "ranked", "nodes": 16},
 }
 
-WORKER = '''
+WORKER = """
 import json, sys, time
 import torch
 settings = json.loads(sys.argv[1])
@@ -78,7 +81,7 @@ for line in sys.stdin:
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "inside": inside[0], "rounds": len(out.steps),
                       "tokens": [row.tolist() for row in out.tokens]}), flush=True)
-'''
+"""
 
 
 class Worker:
@@ -93,11 +96,12 @@ class Worker:
         )
 
     def __call__(self, **asked: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"the worker in {self.process.args} ended; what it said stands above")
+            raise ValueError("a worker ended; what it said stands above")
         return dict(json.loads(line))
 
     def close(self) -> None:
@@ -106,13 +110,18 @@ class Worker:
 
 def compare(wanted: Checkouts) -> list[dict[str, Any]]:
     """One row per way, temperature and batch."""
-    from experiments import prompts, ways
-    from experiments.intervals import median_interval
-    from experiments.progress import bar
+    from experiments import prompts
+    from experiments.measuring import ways
+    from experiments.measuring.intervals import median_interval
+    from experiments.prompts.conversation import Conversation
+    from experiments.system.libraries import check_threads, quiet_transformers
+    from experiments.terminal.progress import bar
 
+    check_threads(wanted.threads)
+    quiet_transformers()
     target = ways.load(wanted.target, dtype=wanted.dtype)
     read = prompts.read("jsonl", "demo", category="category", limit=max(wanted.prompts, *wanted.batches))
-    ids = ways.encode(target, read)
+    ids = [Conversation(prompt, target.tokenizer, False, ()).ids for prompt in read]
     workers = {name: Worker(Path(getattr(wanted, name)).resolve(), wanted) for name in ("before", "now")}
     rows = []
     with bar("checkouts", len(WAYS) * len(wanted.batches) * len(wanted.temperatures) * wanted.repeats) as advance:
@@ -163,9 +172,5 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    compare(options.parse(Checkouts))
-
-
 if __name__ == "__main__":
-    main()
+    start(compare, Checkouts)

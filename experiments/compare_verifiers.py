@@ -1,4 +1,5 @@
-"""The same drafts under every rule: exact expected lengths on table models beside the bound for any rule, and tau on a real pair.
+"""The same drafts under every rule: exact expected lengths on table models beside the bound for any
+rule, and tau on a real pair.
 
 python -m experiments.compare_verifiers
 python -m experiments.compare_verifiers folder=outputs/rules prompts=24
@@ -16,8 +17,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import options
-from experiments.intervals import pooled_interval
+from experiments.measuring.intervals import pooled_interval
+from experiments.terminal.options import start
 
 SHAPES: dict[str, dict[str, Any]] = {
     "chain of 3": {"depth": 3, "draw": "wor"},
@@ -55,11 +56,13 @@ def on_tables() -> pd.DataFrame:
     from experiments.certificates.certificate import Pair
     from experiments.certificates.exact import exact
     from experiments.certificates.tables import standard
+    from experiments.terminal.progress import bar
     from specdec import Refused
 
     rows = []
-    for tables in (tables for tables in standard() if tables.name in TABLES):
-        for title, shape in SHAPES.items():
+    sets = [tables for tables in standard() if tables.name in TABLES]
+    with bar("tables", len(sets) * len(SHAPES)) as advance:
+        for tables, (title, shape) in itertools.product(sets, SHAPES.items()):
             for rule in rules():
                 pair = Pair({"name": "small_model", **shape}, {"name": rule})
                 try:
@@ -69,41 +72,44 @@ def on_tables() -> pd.DataFrame:
                 rows.append({"tables": tables.name, "drafts": title, "rule": rule, "accepted": found.accepted})
             bound = most_accepted(tables, pair.on_tables, shape["depth"])
             rows.append({"tables": tables.name, "drafts": title, "rule": "bound", "accepted": bound})
+            advance()
     return pd.DataFrame(rows)
 
 
 def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
-    """Columns: temperature, drafts, rule, tau (all prompts pooled) and its 95% bootstrap interval over prompts. Trees of five
-    levels, two children on the first two."""
+    """Columns: temperature, drafts, rule, tau (all prompts pooled) and its 95% bootstrap interval
+    over prompts. Trees of five levels, two children on the first two."""
     import specdec
     from experiments.prompts import read
+    from experiments.terminal.progress import bar
     from specdec.plugins import build
 
     target, draft = specdec.load(wanted.target), specdec.load(wanted.draft)
     texts = [prompt.text for prompt in read("jsonl", "demo", category="category", limit=wanted.prompts)]
     rows = []
-    for temperature in wanted.temperatures:
-        for title, shape in SHAPES.items():
+    cases = list(itertools.product(wanted.temperatures, SHAPES.items(), rules()))
+    with bar("tau", len(cases)) as advance:
+        for temperature, (title, shape), rule in cases:
+            advance()
             widths = [2, 2, 1, 1, 1] if "branching" in shape else 1
             settings = {"name": "small_model", "model": draft, "depth": 5, "branching": widths, "draw": shape["draw"]}
-            for rule in rules():
-                try:
-                    out = specdec.generate(
-                        target,
-                        texts,
-                        drafter=build("drafter", settings),
-                        verifier=rule,
-                        temperature=temperature,
-                        max_new_tokens=wanted.max_new_tokens,
-                    )
-                except specdec.Refused:
-                    continue
-                drafts = title.replace(" 2 x 2", "").replace(" of 3", "")
-                kept = np.sum([step.kept for step in out.steps], 0)
-                rounds = np.sum([step.live for step in out.steps], 0)
-                tau = pooled_interval(kept, rounds)
-                found = {"tau": tau.median, "low": tau.low, "high": tau.high}
-                rows.append({"temperature": temperature, "drafts": drafts, "rule": rule, **found})
+            try:
+                out = specdec.generate(
+                    target,
+                    texts,
+                    drafter=build("drafter", settings),
+                    verifier=rule,
+                    temperature=temperature,
+                    max_new_tokens=wanted.max_new_tokens,
+                )
+            except specdec.Refused:
+                continue
+            tau = pooled_interval(
+                *(np.sum([getattr(step, name) for step in out.steps], 0) for name in ("kept", "live"))
+            )
+            drafts = title.replace(" 2 x 2", "").replace(" of 3", "")
+            found = {"tau": tau.median, "low": tau.low, "high": tau.high}
+            rows.append({"temperature": temperature, "drafts": drafts, "rule": rule, **found})
     return pd.DataFrame(rows)
 
 
@@ -115,8 +121,9 @@ ORDERS = (
 
 
 def out_of_order(exact: pd.DataFrame) -> list[str]:
-    """Where a rule that should accept no more than another accepts more: naive <= rrs <= traversal <= bound on sampled trees,
-    token <= block <= bound on chains. Deterministic siblings promise no such order."""
+    """Where a rule that should accept no more than another accepts more: naive <= rrs <= traversal
+    <= bound on sampled trees, token <= block <= bound on chains. Deterministic siblings promise no
+    such order."""
     found = []
     for (tables, drafts), part in exact.groupby(["tables", "drafts"], sort=False):
         accepted = dict(zip(part["rule"], part["accepted"], strict=True))
@@ -131,7 +138,8 @@ def out_of_order(exact: pd.DataFrame) -> list[str]:
 
 
 def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
-    """Left: exact accepted lengths, mean over the tables, with the bound as a line. Right: tau per temperature."""
+    """Left: exact accepted lengths, mean over the tables, with the bound as a line. Right: tau per
+    temperature."""
     from experiments.report.looks import COLOURS, HATCHES, MARKERS, STYLE
 
     names = [name for name in dict.fromkeys(exact["rule"]) if name != "bound"]
@@ -177,16 +185,17 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
     return figure
 
 
-def main() -> None:
-    wanted = options.parse(Compare)
-    from transformers.utils import logging
+def main(wanted: Compare) -> None:
+    from experiments.report.looks import save
+    from experiments.system.files import write_text
+    from experiments.system.libraries import quiet_transformers
 
-    logging.disable_progress_bar()
+    quiet_transformers()
     folder = Path(wanted.folder)
     folder.mkdir(parents=True, exist_ok=True)
     exact = on_tables()
-    exact.to_csv(folder / "exact.csv", index=False)
-    print(exact.pivot_table(index=["tables", "drafts"], columns="rule", values="accepted", sort=False).round(4))
+    write_text(folder / "exact.csv", exact.to_csv(index=False))
+    print(_pivot(exact, ["tables", "drafts"], "accepted", 4))
     wrong = out_of_order(exact)
     print(
         "\n".join(["out of order:", *wrong])
@@ -199,12 +208,18 @@ def main() -> None:
         print(f"tau is not measured: {error}", file=sys.stderr)
         measured = None
     if measured is not None:
-        measured.to_csv(folder / "tau.csv", index=False)
-        print(measured.pivot_table(index=["temperature", "drafts"], columns="rule", values="tau", sort=False).round(3))
+        write_text(folder / "tau.csv", measured.to_csv(index=False))
+        print(_pivot(measured, ["temperature", "drafts"], "tau", 3))
     for suffix in ("png", "pdf"):
-        draw(exact, measured).savefig(folder / f"compare_verifiers.{suffix}", dpi=160)
+        save(draw(exact, measured), folder / f"compare_verifiers.{suffix}")
         print(folder / f"compare_verifiers.{suffix}")
 
 
+def _pivot(table: pd.DataFrame, rows: list[str], values: str, decimals: int) -> str:
+    """A column per rule, all of them."""
+    wide = table.pivot_table(index=rows, columns="rule", values=values, sort=False).round(decimals)
+    return wide.to_string(na_rep="-")
+
+
 if __name__ == "__main__":
-    main()
+    start(main, Compare)

@@ -1,11 +1,12 @@
 """The demo prompts: beginnings cut from modules of the standard library that training has held out.
 
-`python -m experiments.demo_prompts` writes specdec/demo/prompts.jsonl: eight prompts of each kind, code, docstring
-prose, tables of data and tests. The file is shipped because interpreters differ; the same interpreter writes the same
-file.
+`python -m experiments.demo_prompts` writes specdec/demo/prompts.jsonl: eight prompts of each kind,
+code, docstring prose, tables of data and tests. The file is shipped because interpreters differ;
+the same interpreter writes the same file.
 
-A prompt begins where a statement begins and ends inside the passage that it came from, on the last character of a line
-or of a word: a tokenizer that joins a blank to the word behind it would read a trailing blank as something else.
+A prompt begins where a statement begins and ends inside the passage that it came from, on the last
+character of a line or of a word: a tokenizer that joins a blank to the word behind it would read a
+trailing blank as something else.
 """
 
 import ast
@@ -21,7 +22,8 @@ from zlib import crc32
 
 from omegaconf import OmegaConf
 
-from experiments import options
+from experiments.system.files import write_text
+from experiments.terminal.options import start
 from experiments.training.text import Document, documents
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +72,8 @@ class Module:
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where statements of the module and definitions in classes begin, decorators and comment above included."""
+        """Where statements of the module and definitions in classes begin, decorators and comment
+        above included."""
         found = list(self.tree.body)
         for owner in ast.walk(self.tree):
             if isinstance(owner, ast.ClassDef):
@@ -92,7 +95,8 @@ class Module:
         return len(line) - len(line.lstrip())
 
     def passage(self, kind: str, begin: int, cut: int) -> Iterator[Passage]:
-        """The passage that is cut at `cut` and contains `begin`, with as many whole statements before it as fit."""
+        """The passage that is cut at `cut` and contains `begin`, with as many whole statements
+        before it as fit."""
         starts = [
             start
             for start in self.starts
@@ -111,7 +115,8 @@ class Module:
                 yield from self.inside_table(node)
 
     def inside_function(self, node: Function) -> Iterator[Passage]:
-        """After a few statements of a body, where another begins. Kind `tests` in test modules, else `code`."""
+        """After a few statements of a body, where another begins. Kind `tests` in test modules,
+        else `code`."""
         if node.name.startswith("test") != self.is_test:
             return
         kind = "tests" if self.is_test else "code"
@@ -146,7 +151,8 @@ class Module:
             paragraph = []
 
     def inside_table(self, node: ast.Dict | ast.List | ast.Tuple) -> Iterator[Passage]:
-        """In the middle of a literal of five lines of rows or more, at least half of whose leaves are constants."""
+        """In the middle of a literal of five lines of rows or more, at least half of whose leaves
+        are constants."""
         rows = node.values if isinstance(node, ast.Dict) else node.elts
         lasts = sorted({row.end_lineno for row in rows} - {node.end_lineno})
         leaves = [
@@ -159,8 +165,8 @@ class Module:
 
 
 def choose(modules: list[Module]) -> list[Passage]:
-    """PER_KIND passages of each kind that do not overlap, from as many different modules as there are. The kinds that
-    fewest modules offer choose first."""
+    """PER_KIND passages of each kind that do not overlap, from as many different modules as there
+    are. The kinds that fewest modules offer choose first."""
     offered: dict[str, list[Passage]] = {kind: [] for kind in ("code", "prose", "table", "tests")}
     for module in modules:
         for passage in module.passages():
@@ -191,8 +197,7 @@ def parsed(document: Document) -> list[Module]:
         return []
 
 
-def main() -> None:
-    options.parse(Demo)
+def main(_: Demo) -> None:
     recipe = OmegaConf.load(ROOT / "conf" / "train" / "text" / "stdlib.yaml")
     found = documents(recipe.source, recipe.patterns, recipe.exclude)
     unseen = [document for document in found if document.held_out(recipe.held_out)]
@@ -202,9 +207,9 @@ def main() -> None:
         json.dumps({"prompt": passage.prompt, "category": passage.kind, "source": passage.source, "python": python})
         for passage in passages
     ]
-    PROMPTS.write_text("\n".join(lines) + "\n")
+    write_text(PROMPTS, "\n".join(lines) + "\n")
     print(f"{len(lines)} prompts from {len({passage.source for passage in passages})} modules in {PROMPTS}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Demo)

@@ -1,20 +1,19 @@
 """A trained EAGLE-3 head -> the `speculators` layout, so that it can be served elsewhere.
 
-python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=meta-llama/Llama-3.1-8B-Instruct
+python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=HUB_ID
 
-The embedding is not written: who serves the head takes the target's, as we do. `heads` may be any folder that the drafter eagle3
-takes, so that native checkpoints are converted too.
+The embedding is not written: who serves the head takes the target's, as we do. `heads` may be any
+folder that the drafter eagle3 takes, so that native checkpoints are converted too.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from experiments import options
+from experiments.terminal.options import start
 from specdec.plugins import build, names
 
 if TYPE_CHECKING:  # it knows torch, and help does not need it
@@ -23,7 +22,8 @@ if TYPE_CHECKING:  # it knows torch, and help does not need it
 
 @dataclass
 class Export:
-    """python -m experiments.export_head heads=FOLDER output=FOLDER verifier=NAME_OR_PATH: a head in the speculators layout."""
+    """python -m experiments.export_head heads=FOLDER output=FOLDER verifier=NAME_OR_PATH: a head in
+    the speculators layout."""
 
     heads: str = MISSING
     output: str = MISSING
@@ -46,7 +46,8 @@ def export(heads: str, output: str | Path, verifier: str) -> "Head":
 
 
 def architectures(verifier: str, head: "Head") -> list[str]:
-    """Those that the target's config names, where it is a folder here; then its sizes are compared too."""
+    """Those that the target's config names, where it is a folder here; then its sizes are compared
+    too."""
     from specdec.heads.files import CONFIG
 
     place = Path(verifier).expanduser() / CONFIG
@@ -62,12 +63,8 @@ def architectures(verifier: str, head: "Head") -> list[str]:
     return list(described.get("architectures") or [])
 
 
-def main() -> None:
-    wanted = options.parse(Export)
-    try:
-        head = export(wanted.heads, wanted.output, wanted.verifier)
-    except ValueError as error:
-        sys.exit(str(error))
+def main(wanted: Export) -> None:
+    head = export(wanted.heads, wanted.output, wanted.verifier)
     left = [key for key in head.notes if key != "trained_for"]
     print(f"{wanted.output}: {head.kind} in the speculators layout, for {wanted.verifier}")
     if left:
@@ -75,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Export)

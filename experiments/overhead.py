@@ -3,9 +3,10 @@
 python -m experiments.overhead
 python -m experiments.overhead repeats=9 prompts=16
 
-Starting: each command in fresh processes, taking turns; seconds of the clock and of the processors (user + system, which a busy
-machine stretches less). Recording: a run decoded, measured and written in this process; recording is the making
-of steps, what happens between calls (memory is read), the numbers and intervals of the result, and both files.
+Starting: each command in fresh processes, taking turns; seconds of the clock and of the processors
+(user + system, which a busy machine stretches less). Recording: a run decoded, measured and written
+in this process; recording is the making of steps, what happens between calls (memory is read), the
+numbers and intervals of the result, and both files.
 """
 
 import os
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import options
+from experiments.terminal.options import start
+from experiments.terminal.progress import bar
 
 TORCH = ("-c", "import torch")
 COMMANDS = {
@@ -34,12 +36,12 @@ COMMANDS = {
     "run --cfg job": ("-m", "experiments.run", "--cfg", "job"),
     "run debug=tiny": ("-m", "experiments.run", "debug=tiny", "progress=false", "hydra.run.dir={folder}"),
 }
-WANTED = {"import specdec": "< 1.5x", "run debug=tiny": "< 8 s"}  # of the clock, on two free cores
 
 
 @dataclass
 class Overhead:
-    """python -m experiments.overhead: seconds to start, and the share of a run's time that its records take."""
+    """python -m experiments.overhead: seconds to start, and the share of a run's time that its
+    records take."""
 
     repeats: int = 5
     prompts: int = 8
@@ -63,9 +65,11 @@ def started(arguments: tuple[str, ...]) -> tuple[float, float]:
 
 def starts(repeats: int) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
-    for _ in range(repeats):
-        for name, arguments in COMMANDS.items():
-            found[name].append(started(arguments))
+    with bar("commands", repeats * len(COMMANDS)) as advance:
+        for _ in range(repeats):
+            for name, arguments in COMMANDS.items():
+                found[name].append(started(arguments))
+                advance()
     return found
 
 
@@ -92,35 +96,38 @@ class Recording:
 
     def __init__(self, wanted: Overhead) -> None:
         from hydra import compose, initialize_config_dir
-        from omegaconf import OmegaConf
 
-        from experiments import prompts, schema, ways
-        from experiments.play import Play
+        from experiments import prompts
+        from experiments.measuring import lineup
+        from experiments.measuring.play import Play
+        from experiments.study import schema
         from specdec.plugins import CONF
 
         schema.register()
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             composed = compose("run", [f"drafter={wanted.drafter}", f"prompts.limit={wanted.prompts}"])
-        self.settings: Any = OmegaConf.to_container(composed, resolve=True)
-        source = {key: value for key, value in self.settings["prompts"].items() if key not in ("chat", "too_long")}
-        self.ways = ways.make(self.settings)
-        target = self.ways["method"].target
-        self.play = Play(prompts.read(**source), target, False, self.settings["batch_size"], wanted.max_new_tokens)
+        self.settings = schema.settings_of(composed)
+        self.ways = lineup.make(self.settings)
+        target, batch = self.ways["method"].target, self.settings.batch_size
+        self.play = Play(prompts.read(**self.settings.prompts.source), target, False, batch, wanted.max_new_tokens)
 
     def shares(self) -> dict[str, float]:
         """Of the whole time, from the first prompt to the last file."""
-        from experiments import measures, records
+        from experiments.measuring import measures
+        from experiments.measuring.rounds import rounds, write_rounds
+        from experiments.study.folder import RESULT, ROUNDS
+        from experiments.system.files import write_json
         from specdec.generate import Run
 
         began = time.perf_counter()
         with timed(Run, "_step") as steps:
             played = list(self.play(self.ways, 0))
         decoded = time.perf_counter()
-        frame = measures.rounds("overhead", "0", "overhead", played)
-        result = measures.measured(played, self.ways, self.settings["sampling"], frame)
+        frame = rounds("overhead", "0", "overhead", played)
+        outcome = measures.outcome(played, self.ways, self.settings.sampling, frame)
         with tempfile.TemporaryDirectory() as folder:
-            records.write_rounds(Path(folder) / records.ROUNDS, frame)
-            records.write_json(Path(folder) / records.RESULT, {**result, "config": self.settings})
+            write_rounds(Path(folder) / ROUNDS, frame)
+            write_json(Path(folder) / RESULT, {**asdict(outcome), "config": asdict(self.settings)})
         whole = time.perf_counter() - began
         samples = [sample for one in played for sample in one.samples.values()]
         around = decoded - began - sum(sample.wall_seconds for sample in samples)
@@ -132,30 +139,27 @@ class Recording:
         return {name: seconds / whole for name, seconds in {**parts, "recording, in all": sum(parts.values())}.items()}
 
 
-def main() -> None:
-    wanted = options.parse(Overhead)
+def main(wanted: Overhead) -> None:
+    from experiments.system.libraries import quiet_transformers
+
     times = starts(wanted.repeats)
     torch = times["import torch"]
-    table = Table("command", "s", "CPU s", "/ torch", "/ torch, CPU", "asked", title="Starting")
+    table = Table("command", "s", "CPU s", "/ torch", "/ torch, CPU", title="Starting")
     for name, each in times.items():
         ratios = [median(one[clock] / base[clock] for one, base in zip(each, torch, strict=True)) for clock in (0, 1)]
         seconds = [median(one[clock] for one in each) for clock in (0, 1)]
-        cells = [f"{number:.2f}" for number in seconds] + [f"{ratio:.2f}x" for ratio in ratios]
-        table.add_row(name, *cells, WANTED.get(name, ""))
+        table.add_row(name, *(f"{number:.2f}" for number in seconds), *(f"{ratio:.2f}x" for ratio in ratios))
     console = Console()
     console.print(table)
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     recording = Recording(wanted)
     recording.shares()  # imports, and first calls
     shares = [recording.shares() for _ in range(wanted.repeats)]
-    table = Table("what", "share of the run's time", "asked", title=f"Recording {wanted.prompts} prompts")
+    table = Table("what", "share of the run's time", title=f"Recording {wanted.prompts} prompts")
     for name in shares[0]:
-        table.add_row(name, f"{median(one[name] for one in shares):.2%}", "< 2%" if name.endswith("all") else "")
+        table.add_row(name, f"{median(one[name] for one in shares):.2%}")
     console.print(table)
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Overhead)

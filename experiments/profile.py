@@ -1,19 +1,19 @@
-"""What forward passes cost on this machine: time against nodes, batch and context, for a target and a draft model. Saved as JSON,
-which `experiments.report` predicts speed-ups from, and drawn.
+"""What forward passes cost on this machine: time against nodes, batch and context, for a target and
+a draft model. Saved as JSON, which `experiments.report` predicts speed-ups from, and drawn.
 
 python -m experiments.profile
-python -m experiments.profile target=MODEL draft=null "nodes=[1,8,64]" "batches=[1,8]" "contexts=[128,2048]"
+python -m experiments.profile target=MODEL draft=null "nodes=[1,8,64]" "contexts=[128,2048]"
 """
 
 import itertools
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments import options
+from experiments.terminal.options import start
 
 
 @dataclass
@@ -33,14 +33,15 @@ class Profile:
 
 
 def measure(wanted: Profile) -> list[dict[str, Any]]:
-    """One row per model, nodes, batch and context: median seconds of a pass. The sizes of a tree take turns."""
-    from experiments.forward_times import forward_times
-    from experiments.progress import bar
+    """One row per model, nodes, batch and context: median seconds of a pass. The sizes of a tree
+    take turns."""
+    from experiments.measuring.forward_times import forward_times
+    from experiments.measuring.ways import load
     from experiments.report.prediction import target_name
-    from experiments.ways import load
+    from experiments.terminal.progress import bar
 
     models = {
-        target_name({"name": wanted.target, "extra_layers": more}): load(
+        target_name(wanted.target, more): load(
             wanted.target, dtype=wanted.dtype, **({"extra_layers": more} if more else {})
         )
         for more in wanted.extra_layers
@@ -85,28 +86,25 @@ def draw(times: pd.DataFrame, machine: str) -> Any:
     return Drawn(figure, "Forward passes", f"Median time of a forward pass on {machine}, tree and root together.")
 
 
-def main() -> None:
-    wanted = options.parse(Profile)
-    import torch
-    from transformers.utils import logging
-
-    from experiments.records import surroundings, write_json
+def main(wanted: Profile) -> None:
+    from experiments.measuring.ways import load
     from experiments.report.page import write_figures
+    from experiments.system.files import write_json
+    from experiments.system.libraries import quiet_transformers, set_threads
+    from experiments.system.surroundings import surroundings
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if wanted.threads:
-        torch.set_num_threads(wanted.threads)
+    quiet_transformers()
+    set_threads(wanted.threads)
     times, where = measure(wanted), surroundings()
+    dtype = str(load(wanted.target, dtype=wanted.dtype).dtype).removeprefix("torch.")
     folder = Path(wanted.output)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
-    write_json(path, {"config": vars(wanted), **where, "times": times})
-    machine = where["machine"]
-    named = f"{machine['gpu'] or machine['cpu']}, {where['threads']} threads"
+    write_json(path, {"config": vars(wanted), "dtype": dtype, **asdict(where), "times": times})
+    named = f"{where.machine.processor}, {where.threads} threads"
     write_figures({"profile": draw(pd.DataFrame(times), named)}, folder)
     print(path, folder / "profile.png", sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Profile)

@@ -1,24 +1,32 @@
-"""One run: decode each prompt with a method and with its baselines, in turn, on the same weights (conf/run.yaml).
+"""One run: decode each prompt with a method and with its baselines, in turn, on the same weights
+(conf/run.yaml).
 
 python -m experiments.run drafter=ngram sampling=cool
 python -m experiments.run -m experiment=demo
-python -m experiments.run -m experiment=demo resume=true     only the jobs that left no result
+python -m experiments.run -m study=demo resume=true          go on in the study's latest sweep
+python -m experiments.run -m resume=multirun/demo/FOLDER     go on in that sweep
 """
 
 import logging
+import sys
 import traceback
-from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments import schema
-from experiments.program import start
-from experiments.sweeps import of_the_job
+from experiments.study import schema, sweeps
+from experiments.study.folder import FAILED, RESULT, ROUNDS, claimed
+from experiments.study.label import label
+from experiments.terminal.program import JobError, start
+
+if TYPE_CHECKING:  # help does not need it
+    from experiments.study.result import Identity
 
 log = logging.getLogger(__name__)
 schema.register()
@@ -27,130 +35,108 @@ schema.register()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def main(config: DictConfig) -> float | None:
     """The speed-up over the first baseline (tau where there is none), for sweepers that optimise."""
-    from experiments.records import FAILED, RESULT, ROUNDS, abandon, claim, write_json
+    from experiments.study import result
 
-    hydra_config = HydraConfig.get()
-    folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode is RunMode.MULTIRUN
-    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(settings, dict)
-    settings["label"] = _label(settings, hydra_config.runtime.choices["drafter"], hydra_config.overrides.task)
-    identity = {
-        "study": settings["study"],
-        "run": str(hydra_config.job.num) if sweeping else folder.name,
-        "overrides": of_the_job(list(hydra_config.overrides.task)),
-        "choices": {str(k): v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")},
-    }
-    if settings.pop("resume"):
-        if not sweeping:
-            raise ValueError("resume=true goes on with a sweep: give it with -m and the sweep's own overrides")
-        if (folder / RESULT).exists():
-            log.info("job %s has a result", identity["run"])
-            return None
-        abandon(folder)
-    claim(folder)
-    try:
-        return execute(settings, identity, folder)
-    except Exception as error:
-        (folder / ROUNDS).unlink(missing_ok=True)
-        write_json(
-            folder / FAILED,
-            {**identity, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()},
-        )
-        if not sweeping:
-            raise
-        log.error("job %s failed: %s: %s", identity["run"], type(error).__name__, error)
-        return None  # the sweep goes on
+    job = HydraConfig.get()
+    folder, sweeping = Path(job.runtime.output_dir), job.mode is RunMode.MULTIRUN
+    overrides, choices = list(job.overrides.task), {str(group): choice for group, choice in job.runtime.choices.items()}
+    identity = result.Identity(
+        study=config.study,
+        run=str(job.job.num) if sweeping else folder.name,
+        overrides=sweeps.of_the_job(overrides),
+        choices={group: choice for group, choice in choices.items() if not group.startswith("hydra/")},
+    )
+    if config.resume and (folder / RESULT).exists():
+        log.info("job %s has a result", identity.run)
+        return None
+    with claimed(folder, again=bool(config.resume)):
+        try:
+            settings = schema.settings_of(config)
+            settings = replace(settings, label=label(settings, choices["drafter"], overrides))
+            return execute(settings, identity, folder)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            failure = result.Failure(**vars(identity), error=said, traceback=traceback.format_exc())
+            with suppress(OSError):  # a full disk takes no failed.json either
+                (folder / ROUNDS).unlink(missing_ok=True)
+                result.write(folder / FAILED, failure)
+            if not sweeping:
+                raise JobError from error
+            log.error("job %s failed: %s", identity.run, said)
+            return None  # the sweep goes on
 
 
-def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) -> float | None:
-    """Decode, measure, write. `settings`: a resolved configuration of conf/run.yaml as plain values."""
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from experiments import flops, logger, measures, records, ways
-    from experiments import prompts as prompt_files
+def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> float | None:
+    """Decode, measure, write."""
+    from experiments import prompts
     from experiments.certificates.kept import attached
-    from experiments.play import Play
-    from experiments.progress import bar
+    from experiments.measuring import flops, lineup, measures
+    from experiments.measuring.play import Play, Played
+    from experiments.measuring.rounds import rounds, write_rounds
+    from experiments.measuring.ways import Ours
+    from experiments.report import logger
+    from experiments.study import result
+    from experiments.system.libraries import quiet_transformers, set_threads
+    from experiments.system.surroundings import surroundings
+    from experiments.terminal.progress import bar
     from specdec import Refused
 
-    logger.check(settings["logger"])
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
-    if settings["batch_size"] < 1:
-        raise ValueError(f"batch_size must be >= 1, got {settings['batch_size']}")
-    source = dict(settings["prompts"])
-    chat, too_long = source.pop("chat", None), source.pop("too_long", "refuse")
-    prompts = prompt_files.read(**source)
-    available = ways.make(settings)
-    play = Play(prompts, available["method"].target, chat, settings["batch_size"], settings["max_new_tokens"], too_long)
+    logger.check(settings.logger)
+    quiet_transformers()
+    set_threads(settings.threads)
+    asked, found = settings.prompts, prompts.read(**settings.prompts.source)
+    ways = lineup.make(settings)
+    method = ways["method"]
+    assert isinstance(method, Ours)
+    play = Play(found, method.target, asked.chat, settings.batch_size, settings.max_new_tokens, asked.too_long)
     if play.skipped:
-        log.info(
-            "skipped %d of %d prompts, too long for the target's context: %s",
-            len(play.skipped),
-            len(prompts),
-            ", ".join(str(one["prompt"]) for one in play.skipped),
-        )
-    head = {"schema_version": records.SCHEMA_VERSION, **identity, "config": settings, **records.surroundings()}
-    played: list[measures.Played] = []
-    title = f"{identity['run']}: {settings['label']}, T = {settings['sampling']['temperature']:g}"
+        numbers = ", ".join(str(one.prompt) for one in play.skipped)
+        log.info("skipped %d prompts, too long for the target's context: %s", len(play.skipped), numbers)
+    record = {**vars(identity), **vars(surroundings()), "config": settings}
+    played: list[Played] = []
+    title = f"{identity.run}: {settings.label}, T = {settings.sampling.temperature:g}"
     try:
-        with bar(title, play.turns, settings["progress"]) as advance:
-            for one in play(available, settings["warmup"]):
+        with bar(title, play.turns, settings.progress) as advance:
+            for one in play(ways, settings.warmup):
                 played.append(one)
                 advance()
     except Refused as reason:
         log.info("not applicable: %s", reason)
-        records.write_json(folder / records.RESULT, {**head, "status": "not_applicable", "reason": str(reason)})
+        result.write(folder / RESULT, result.NotApplicable(**record, reason=str(reason)))
         return None
+    frame = rounds(identity.study, identity.run, str(settings.label), played)
+    outcome = measures.outcome(played, ways, settings.sampling, frame)
+    counted = replace(outcome.method, flops_per_token=flops.per_token(method, *play.first()))
     report = played[0].samples["method"].report
-    assert report
-    frame = measures.rounds(identity["study"], identity["run"], settings["label"], played)
-    certificate = attached(settings["drafter"], settings["verifier"], report)
-    result = {
-        **head,
-        "status": "ok",
-        "certificate": certificate,
-        "skipped": play.skipped,
-        **measures.measured(played, available, settings["sampling"], frame),
-    }
-    result["ways"]["method"]["flops_per_token"] = flops.per_token(available["method"], *play.first())
-    records.write_rounds(folder / records.ROUNDS, frame)
-    records.write_json(folder / records.RESULT, result)
-    if settings["logger"]:
+    assert report is not None
+    measured = result.Result(
+        **record,
+        **{**vars(outcome), "ways": {**outcome.ways, "method": counted}},
+        effective=lineup.in_effect(settings, method, report, play.chat),
+        certificate=result.Law(**attached(settings.drafter, settings.verifier, report)),
+        skipped=play.skipped,
+    )
+    write_rounds(folder / ROUNDS, frame)
+    result.write(folder / RESULT, measured)
+    if settings.logger:
         try:
-            logger.log_result(settings["logger"], folder, result, frame)
-        except Exception as error:  # the result stands, whatever becomes of its copy
+            logger.log_result(settings.logger, folder, measured, frame)
+        except Exception as error:  # the result stays, whatever becomes of its copy
             log.warning("%s was not logged: %s: %s", title, type(error).__name__, error)
-    method = result["ways"]["method"]
-    log.info("%s: tau %.2f, %s", title, method["tau"], certificate["verdict"])
-    return next((ratio["median"] for ratio in method["speedup"].values()), method["tau"])
+    log.info("%s: tau %.2f, %s", title, counted.tau, measured.certificate.verdict)
+    return next((ratio.median for ratio in counted.speedup.values()), counted.tau)
 
 
-def _label(settings: dict[str, Any], name: str, overrides: Sequence[str]) -> str:
-    """What tables call the method: its label (conf/method/) and what the command line changed of the drafter; without a
-    label, the drafter's name and what differs from its YAML, e.g. "ngram length=16 tree=true"."""
-    import yaml
+def program() -> None:
+    def run() -> None:
+        sys.argv[1:] = sweeps.in_each_job(sys.argv[1:])
+        main()
 
-    from specdec.plugins import CONF
-
-    drafter = settings["drafter"]
-    paths = [override.partition("=")[0].lstrip("+") for override in overrides]
-    changed = {path.split(".")[1] for path in paths if path.startswith("drafter.")}
-    if settings["label"] is None:
-        usual = yaml.safe_load((CONF / "drafter" / f"{name}.yaml").read_text())
-        changed = {key for key, value in drafter.items() if usual.get(key) != value}
-    own = [f"{key}={_short(value)}" for key, value in drafter.items() if key in changed]
-    return " ".join([settings["label"] or name, *own])
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_short, value))
-    return str(value).lower() if isinstance(value, bool) else str(value).rstrip("/").rpartition("/")[2]
+    try:
+        start(run, sweeps.interrupted)
+    finally:
+        sweeps.forget_what_never_began()
 
 
 if __name__ == "__main__":
-    start(main)
+    program()

@@ -1,12 +1,15 @@
-"""Which sublayers layer_skip leaves out of a target: a greedy search for agreement per cost on calibration text.
+"""Which sublayers layer_skip leaves out of a target: a greedy search for agreement per cost on
+calibration text.
 
 python -m experiments.search_layers
-python -m experiments.search_layers target=FOLDER text=my_notes.txt temperature=1.0 output=skip.yaml
+python -m experiments.search_layers target=FOLDER text=notes.txt temperature=1.0 output=skip.yaml
 
-From the whole model on, each step leaves out one more attention, MLP or layer, whichever leaves the best predicted speed-up, until one
-layer is left; the best set on the way wins. Agreement is measured as in use: the whole model has read the text before, the part goes on for
-`depth` tokens of it, and 1 - TV(p, q) of each is accepted. Costs are measured forward passes. (SWIFT 2410.06916 searches by matched
-tokens and random steps; a greedy path needs no luck for the few layers that there are.)
+From the whole model on, each step leaves out one more attention, MLP or layer, whichever leaves the
+best predicted speed-up, until one layer is left; the best set on the way wins. Agreement is
+measured as in use: the whole model has read the text before, the part goes on for `depth` tokens of
+it, and 1 - TV(p, q) of each is accepted. Costs are measured forward passes. (SWIFT 2410.06916
+searches by matched tokens and random steps; a greedy path needs no luck for the few layers that
+there are.)
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from experiments import options
+from experiments.system.files import write_text
+from experiments.terminal.options import start
 
 
 @dataclass
@@ -33,14 +37,12 @@ class Search:
     output: str = "outputs/layer_skip.yaml"
 
 
-def main() -> None:
-    wanted = options.parse(Search)
-    from transformers.utils import logging
-
+def main(wanted: Search) -> None:
+    from experiments.system.libraries import quiet_transformers
     from experiments.training.calibration import Calibration, read_places, search
     from specdec.models.load import load
 
-    logging.disable_progress_bar()
+    quiet_transformers()
     target = load(wanted.target)
     length = wanted.context + wanted.depth
     texts = read_places(target, wanted.text, wanted.patterns, length, wanted.places, wanted.batch, wanted.seed)
@@ -71,9 +73,9 @@ def main() -> None:
     }
     place = Path(wanted.output)
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
+    write_text(place, yaml.safe_dump(found, sort_keys=False, default_flow_style=None))
     print(f"{place}: drafter=layer_skip drafter.skip={place} drafter.depth={max(depth, 1)}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Search)

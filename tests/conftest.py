@@ -1,5 +1,5 @@
-"""What holds for every test: one thread, and property tests that are the same every time and never timed. And a run's target,
-small enough to be made here."""
+"""What holds for every test: one thread, and property tests that are the same every time and never
+timed. And a run's target, small enough to be made here."""
 
 import json
 import logging
@@ -55,7 +55,8 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def command(tiny, tmp_path, monkeypatch):
-    """`command("drafter=ngram", ...)`: python -m experiments.run in a folder of its own, on the tiny target."""
+    """`command("drafter=ngram", ...)`: python -m experiments.run in a folder of its own, on the
+    tiny target."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     handlers = list(logging.getLogger().handlers)
@@ -66,7 +67,7 @@ def command(tiny, tmp_path, monkeypatch):
         monkeypatch.setattr(
             sys, "argv", ["run", *[o for o in overrides if o == "-m"], *usual, *[o for o in overrides if o != "-m"]]
         )
-        run.main()
+        run.program()
         return tmp_path
 
     yield call

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,18 +18,23 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from matplotlib.text import Text
-from omegaconf import OmegaConf
 
 import specdec
-from experiments import collect, frames, logger, measures, options, program, records, run, studies, ways
+from experiments import benchmark, collect, run
 from experiments.certificates import certificate, kept
 from experiments.certificates.tables import standard
-from experiments.divergence import divergence
-from experiments.intervals import median_interval
-from experiments.measures import Played
+from experiments.measuring import lineup, measures
+from experiments.measuring.divergence import divergences
+from experiments.measuring.intervals import median_interval
+from experiments.measuring.play import Play, Played
+from experiments.measuring.rounds import COLUMNS, rounds
+from experiments.measuring.ways import Sample
 from experiments.prompts import Prompt
-from experiments.report import __main__ as pages
-from experiments.ways import Sample
+from experiments.report import contents as pages
+from experiments.report import frames, logger
+from experiments.study import folder, outcome, result, schema, studies
+from experiments.system import files
+from experiments.terminal import options, program, refusals
 from specdec.models.load import BUNDLED
 from specdec.measuring.report import Report, Step
 from specdec.plugins import CONF
@@ -50,33 +54,34 @@ def only(root: Path, name: str) -> Path:
 
 def test_run_leaves_a_complete_result(command):
     root = command("drafter=ngram", "baselines=[none,transformers,prompt_lookup]", "hydra.run.dir=here")
-    result = json.loads((root / "here" / "result.json").read_text())
-    assert result["status"] == "ok"
-    assert result["schema_version"] == records.SCHEMA_VERSION
-    assert result["config"]["drafter"]["_target_"] == "drafters.ngram.NGram"
-    assert {"versions", "machine", "threads", "git", "choices", "overrides"} <= set(result)
-    assert set(result["ways"]) == {"method", "none", "transformers", "prompt_lookup", "again"}
-    assert all(found["diverging"] == 0 for found in result["divergence"].values())  # fp32: the same tokens
+    found = json.loads((root / "here" / "result.json").read_text())
+    assert found["status"] == "ok"
+    assert found["schema_version"] == result.SCHEMA_VERSION
+    assert found["config"]["drafter"]["_target_"] == "drafters.ngram.NGram"
+    assert {"versions", "machine", "threads", "git", "choices", "overrides"} <= set(found)
+    assert set(found["ways"]) == {"method", "none", "transformers", "prompt_lookup", "again"}
+    assert all(each["diverging"] == 0 for each in found["divergence"].values())  # fp32: the same tokens
     assert all(
         ratio["n"] == 4 and ratio["low"] <= ratio["median"] <= ratio["high"]
         for way, baselines in {"method": {"none", "transformers", "prompt_lookup"}, "again": {"none"}}.items()
-        for ratio in (result["ways"][way]["speedup"][name] for name in baselines)
+        for ratio in (found["ways"][way]["speedup"][name] for name in baselines)
     )
-    assert result["ways"]["none"]["tau"] == 1
-    rounds = pd.read_parquet(root / "here" / "rounds.parquet")
-    assert list(rounds.columns) == measures.COLUMNS
-    method = result["ways"]["method"]
-    assert set(rounds["way"]) == {"method", "none", "again"}
-    rounds = rounds[rounds["way"] == "method"]
-    assert rounds["kept"].sum() == method["tokens"] == 4 * 12
-    assert len(rounds) == method["rounds"]
-    assert rounds["accepted"].sum() / rounds["reached"].sum() == method["acceptance_rate"]
-    assert (rounds.groupby("prompt")["position"].max() < 12).all()
+    assert found["ways"]["none"]["tau"] == 1
+    frame = pd.read_parquet(root / "here" / "rounds.parquet")
+    assert list(frame.columns) == COLUMNS
+    method = found["ways"]["method"]
+    assert set(frame["way"]) == {"method", "none", "again"}
+    frame = frame[frame["way"] == "method"]
+    assert frame["kept"].sum() == method["tokens"] == 4 * 12
+    assert len(frame) == method["rounds"]
+    assert frame["accepted"].sum() / frame["reached"].sum() == method["acceptance_rate"]
+    assert (frame.groupby("prompt")["position"].max() < 12).all()
     assert method["memory"]["target_weights"] > 0 == method["memory"]["drafter_weights"]
     assert method["flops_per_token"]["target"] > 0 == method["flops_per_token"]["draft"]
-    assert set(rounds["category"]) == {"code", "prose"}
+    assert set(frame["category"]) == {"code", "prose"}
     assert {path.name for path in (root / "here").iterdir()} == {
         ".hydra",
+        ".lock",
         "started.json",
         "result.json",
         "rounds.parquet",
@@ -93,12 +98,13 @@ def test_assisted_generation_and_batches(command, tiny):
     result = json.loads((root / "three" / "result.json").read_text())
     assert result["divergence"]["transformers"]["diverging"] == 0
     assert [entry["batch"] for entry in result["ways"]["method"]["per_prompt"]] == [0, 0, 0, 1]
-    with pytest.raises(ValueError, match="one prompt at a time"):
+    with pytest.raises(SystemExit, match="one prompt at a time"):
         command("baselines=[prompt_lookup]", "batch_size=2")
 
 
 def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
-    """The certificate of the pair, if there is one; a lossy rule's name carries the word in every table and figure."""
+    """The certificate of the pair, if there is one; a lossy rule's name carries the word in every
+    table and figure."""
     monkeypatch.setattr(kept, "SHIPPED", Path("nowhere"))
     cool = ["-m", "study=laws", "sampling=cool", "drafter=ngram", "allow_lossy=true", "max_new_tokens=4"]
     root = command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/before")
@@ -111,9 +117,9 @@ def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
     assert list(table["law"]) == ["certified", "not certified", "lossy"]
     assert list(table["drafter"]) == ["ngram", "ngram", "ngram (lossy)"]
     assert set(frames.phases(since.results)["drafter"]) >= set(frames.acceptance(since.results)["drafter"])
-    attached = since.results[0]["certificate"]
-    assert Path(attached["file"]).exists()
-    assert not attached["same_settings"]
+    law = since.results[0].certificate
+    assert Path(law.file).exists()
+    assert not law.same_settings
     shown = {name: drawn for section in pages.sections(since) for name, drawn in section.figures.items()}
     for name, drawn in shown.items():
         drawn.figure.draw_without_rendering()
@@ -131,14 +137,14 @@ def test_second_run_into_a_folder_is_refused(command):
 
 
 def test_interrupted_write_leaves_no_result(command, monkeypatch):
-    real = records.os.replace
+    real = files.os.replace
 
     def replace(source, destination):
-        if Path(destination).name == records.RESULT:
+        if Path(destination).name == folder.RESULT:
             raise OSError("disk full")
         real(source, destination)
 
-    monkeypatch.setattr(records.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     with pytest.raises(OSError, match="disk full"):
         command("hydra.run.dir=here")
     assert not Path("here/result.json").exists()
@@ -160,11 +166,11 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
     usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
     usual += ["max_new_tokens=12", "progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     script = (  # as -c, __main__ has no file: the configuration is found by --config-dir
-        "import os, signal\nfrom experiments import records, run\nwrite = records.write_json\n"
+        "import os, signal\nfrom experiments import run\nfrom experiments.study import result\nwrite = result.write_json\n"
         "def killed(path, content):\n"
         "    if path.name == 'result.json' and path.parent.name == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
         "    write(path, content)\n"
-        "records.write_json = killed\nrun.main()\n"
+        "result.write_json = killed\nrun.program()\n"
     )
     place = {**os.environ, "PYTHONPATH": str(CONF.parent)}
     conf = [f"--config-dir={CONF}"]
@@ -182,7 +188,7 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
         command("-m", "study=resumed", "drafter.length=4,5,0,6", "resume=true")
     study = studies.read("resumed")
     assert study.sweeps == ["first"]
-    assert [job.measured for job in study.jobs] == [True, True, False, True]
+    assert [job.result is not None for job in study.jobs] == [True, True, False, True]
     assert "length must be an integer >= 1" in study.notes[0]
     assert (study.folder / "first" / "0" / "result.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match=r"its job 2 is .*drafter\.length=0.*this command's .*drafter\.length=7"):
@@ -191,17 +197,40 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
         command("-m", "study=elsewhere", "drafter.length=4,5", "resume=true")
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from experiments.study.folder import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+
+
 def test_a_running_job_is_not_resumed(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    """The system lets go of a folder when its process dies, however it dies."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(CONF.parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        held = {"host": socket.gethostname(), "process": process.pid, "time": 0.0}
-        (tmp_path / records.STARTED).write_text(json.dumps(held))
-        with pytest.raises(ValueError, match=f"process {process.pid}, which is still running"):
-            records.abandon(tmp_path)
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ValueError, match=rf"still at work \(process {process.pid} on "),
+            folder.claimed(tmp_path, True),
+        ):
+            pass
     finally:
-        process.communicate(b"\n")
-    records.abandon(tmp_path)
-    assert not list(tmp_path.iterdir())
+        process.kill()
+        process.communicate()
+    (tmp_path / f".{folder.RESULT}.{process.pid}").write_text("half a res")
+    with folder.claimed(tmp_path, again=True):
+        assert {path.name for path in tmp_path.iterdir()} == {folder.LOCK, folder.STARTED}
+    with pytest.raises(ValueError, match="already belongs to a run"), folder.claimed(tmp_path):
+        pass
 
 
 def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
@@ -209,7 +238,7 @@ def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
         command("-m", "study=mixed", "drafter=ngram", "drafter.length=0,4", "sampling=greedy,cool")
     root = Path.cwd()
     study = studies.read("mixed", str(root / "multirun"))
-    table, notes = collect.collect(study)
+    table, notes = collect.collect(study), study.notes
     assert list(table["run"]) == ["2", "3"]
     assert list(table["temperature"]) == [0.0, 0.6]
     assert [note.startswith(f"job {n}") and "drafter.length=0" in note for n, note in enumerate(notes)] == [True, True]
@@ -224,9 +253,8 @@ def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
     assert {"time_by_phase", "acceptance_per_depth", "speedups", "pareto"} <= {path.stem for path in figures}
     assert all(path.stat().st_size > 2000 for path in figures)
 
-    monkeypatch.setattr(sys, "argv", ["collect", "study=mixed"])
     monkeypatch.setenv("COLUMNS", "160")
-    collect.main()
+    collect.main(collect.Collect("mixed"))
     assert "ngram length=4" in capsys.readouterr().out
 
 
@@ -254,7 +282,8 @@ def elsewhere(overrides: Sequence[str], tiny: Path, **environment: str) -> subpr
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "joblib", "slurm", "ray"])
 def test_launchers(launcher, tiny, tmp_path, monkeypatch):
-    """Each runs a sweep with a job that fails; the other has its result; and resuming runs nothing but the failed one."""
+    """Each runs a sweep with a job that fails; the other has its result; and resuming runs nothing
+    but the failed one."""
     needs(launcher)
     monkeypatch.chdir(tmp_path)
     jobs = ["-m", "study=launched", "drafter=ngram", "drafter.length=0,3", f"launcher={launcher}"]
@@ -265,9 +294,9 @@ def test_launchers(launcher, tiny, tmp_path, monkeypatch):
         assert done.returncode == 1, done.stderr
         assert "1 of the sweep's jobs failed: 0 (failed.json" in done.stderr
         study = studies.read("launched")
-        assert [job.measured for job in study.jobs] == [False, True]
+        assert [job.result is not None for job in study.jobs] == [False, True]
         assert "length must be an integer >= 1" in study.notes[0]
-        finished.append((study.jobs[1].folder / records.RESULT).stat().st_mtime_ns)
+        finished.append((study.jobs[1].folder / folder.RESULT).stat().st_mtime_ns)
     assert finished[0] == finished[1]
     assert len(study.sweeps) == 1
 
@@ -301,17 +330,17 @@ def test_a_result_outlives_its_logger(command, monkeypatch):
 
 
 def test_only_sweeps_resume(command):
-    with pytest.raises(ValueError, match="give it with -m"):
+    with pytest.raises(SystemExit, match="give it with -m"):
         command("resume=true")
 
 
 def test_curves_have_a_point_per_round(command):
     root = command("drafter=ngram", "hydra.run.dir=here")
-    result = json.loads((root / "here" / "result.json").read_text())
+    method = result.read(root / "here" / "result.json").method
     points = list(logger.curve(pd.read_parquet(root / "here" / "rounds.parquet")))
-    assert len(points) == result["ways"]["method"]["rounds"]
-    assert points[-1]["tau"] == pytest.approx(result["ways"]["method"]["tau"])
-    assert sum(point["kept"] for point in points) == result["ways"]["method"]["tokens"]
+    assert len(points) == method.rounds
+    assert points[-1]["tau"] == pytest.approx(method.tau)
+    assert sum(point["kept"] for point in points) == method.tokens
     assert all(point["round_milliseconds"] > 0 for point in points)
 
 
@@ -354,7 +383,7 @@ def test_studies_run_in_miniature(study, tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     quiet = ["progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     monkeypatch.setattr(sys, "argv", ["run", f"experiment={study}", "debug=tiny", *quiet])
-    run.main()
+    run.program()
     result = json.loads(only(tmp_path, "result.json").read_text())
     assert result["status"] == "ok"
     assert result["prompts"] == 2
@@ -395,7 +424,7 @@ def test_labels_tell_settings_apart(command, overrides, label):
 @pytest.mark.parametrize("mode", [[], ["-m"]])
 def test_misspelt_options_are_told_with_what_may_be_meant(override, said, mode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(program.FULL, raising=False)
+    monkeypatch.delenv(refusals.FULL, raising=False)
     monkeypatch.setattr(
         sys,
         "argv",
@@ -407,11 +436,11 @@ def test_misspelt_options_are_told_with_what_may_be_meant(override, said, mode, 
         ],
     )
     with pytest.raises(SystemExit) as refused:
-        program.start(run.main)
+        run.program()
     first, *rest = str(refused.value).splitlines()
     assert said in first or said in rest[0]
     assert len(rest) <= 2
-    assert program.FULL not in os.environ
+    assert refusals.FULL not in os.environ
     assert not list(tmp_path.rglob("result.json"))
 
 
@@ -421,12 +450,12 @@ def test_misspelt_options_are_told_with_what_may_be_meant(override, said, mode, 
 def test_a_launcher_without_its_plug_in_says_what_to_install(override, extra):
     choice = {"launcher=slurm": "submitit_slurm"}.get(override, extra)
     missing = MissingConfigException("no", f"hydra/launcher/{choice}", ["basic"])
-    assert program.told(missing).endswith(f"pip install 'specdec[{extra}]'")
+    assert program.explained(missing).endswith(f"pip install 'specdec[{extra}]'")
 
 
 def test_small_programs_refuse_misspelt_options():
     assert options.parse(collect.Collect, ["study=demo"]).study == "demo"
-    with pytest.raises(SystemExit, match=r"did you mean study="):
+    with pytest.raises(ValueError, match=r"did you mean study="):
         options.parse(collect.Collect, ["stdy=demo"])
 
 
@@ -435,7 +464,7 @@ def test_no_runs_is_an_error_that_says_how_to_start(tmp_path):
         studies.read("nothing", str(tmp_path))
 
 
-# -------------------------------------------------------------------------------------------------- known answers
+# ------------------------------------------------------------------------------------ known answers
 
 
 def step(kept: list[int], accepted: list[int], seconds: float = 1.0) -> Step:
@@ -456,7 +485,7 @@ def test_pooled_numbers():
     assert found["tau"] == 10 / 5  # five live row-rounds
     assert found["tau_macro"] == pytest.approx((2 + 2.5 + 1) / 3)
     assert found["accepted_per_round"] == 1.0
-    cells = {cell["depth"]: (cell["offered"], cell["reached"], cell["accepted"]) for cell in found["acceptance"]}
+    cells = {cell.depth: (cell.offered, cell.reached, cell.accepted) for cell in found["acceptance"]}
     assert cells == {1: (5, 5, 3), 2: (5, 3, 2)}
     assert found["acceptance_rate"] == 5 / 8
     assert found["accepted_lengths"] == {0: 2, 1: 1, 2: 2}
@@ -474,22 +503,43 @@ def played(**samples: list[Sample]) -> list[Played]:
     return found
 
 
+def way(cases: list[Played], name: str) -> outcome.WayResult:
+    """As far as speed is concerned."""
+    return outcome.WayResult(
+        tokens=0,
+        wall_seconds=0.0,
+        wall_tokens_per_second=0.0,
+        distinct_4grams=None,
+        per_prompt=measures.per_prompt(cases, name),
+        memory=outcome.Memory(target_weights=0, drafter_weights=0, peak=None, before=None),
+    )
+
+
 def test_speedup_is_paired():
     ours = [Sample([[1] * 10], 1.0), Sample([[1] * 5], 1.0), Sample([[1] * 10], 4.0)]
     theirs = [Sample([[1] * 10], 2.0), Sample([[1] * 5], 3.0), Sample([[1] * 5], 2.0)]
-    found = measures.speedup(played(method=ours, none=theirs), "method", "none")
-    assert found["per_batch"] == pytest.approx([2.0, 3.0, 1.0])
-    assert found["median"] == pytest.approx(2.0)
+    cases = played(method=ours, none=theirs)
+    found = measures.speedup(way(cases, "method"), way(cases, "none"))
+    assert found.per_batch == pytest.approx([2.0, 3.0, 1.0])
+    assert found.median == pytest.approx(2.0)
 
 
 def test_speedup_of_a_conversation_takes_its_turns_together():
     one, two = played(method=[Sample([[1] * 4], 1.0)] * 2, none=[Sample([[1] * 2], 1.0), Sample([[1] * 6], 5.0)])
-    found = measures.speedup([one, replace(two, batch=0, turn=1)], "method", "none")
-    assert found["per_batch"] == pytest.approx([(6 / 8) / (2 / 8)])
+    cases = [one, replace(two, batch=0, turn=1)]
+    found = measures.speedup(way(cases, "method"), way(cases, "none"))
+    assert found.per_batch == pytest.approx([(6 / 8) / (2 / 8)])
+
+
+def test_seconds_of_a_batch_count_once():
+    """Two prompts side by side: 1 s for 8 tokens, whichever of them is asked."""
+    (case,) = played(method=[Sample([[1] * 3, [1] * 5], 1.0)])
+    assert way([case], "method").seconds_per_token == [1 / 8]
 
 
 def test_divergence_names_the_index_the_tokens_and_the_margin(tiny):
-    """The runner-up taken at step 3, as another rounding might, is a tie only if it is about as probable."""
+    """The runner-up taken at step 3, as another rounding might, is a tie only if it is about as
+    probable."""
     target = specdec.load(str(tiny))
     plain = specdec.generate(target, [[1, 2, 3]], drafter="none", max_new_tokens=6).tokens[0].tolist()
     ids = torch.tensor([[1, 2, 3, *plain[:3]]])
@@ -499,23 +549,23 @@ def test_divergence_names_the_index_the_tokens_and_the_margin(tiny):
     ours = [*plain[:3], second, 0, 0]
     cases = played(method=[Sample([ours], 1.0), Sample([plain], 1.0)], none=[Sample([plain], 1.0)] * 2)
     cases = [replace(case, given={way: [[1, 2, 3]] for way in case.given}) for case in cases]
-    found = divergence(cases, target, "none")
-    assert (found["compared"], found["diverging"], found["faults"], found["ties"]) == (2, 1, 1, 0)
-    (one,) = found["found"]
-    assert (one["prompt"], one["turn"], one["index"], one["ours"], one["plain"]) == (0, 0, 3, second, best)
-    assert one["margin"] == pytest.approx(margin, rel=1e-4)
-    assert one["kind"] == "fault"
-    (unjudged,) = divergence(cases, target, "none", judged=False)["found"]
-    assert (unjudged["index"], unjudged["margin"], unjudged["kind"]) == (3, None, "unjudged")
+    found = divergences(cases, target, "none")
+    assert (found.compared, found.diverging, found.faults, found.ties) == (2, 1, 1, 0)
+    (one,) = found.found
+    assert (one.prompt, one.turn, one.index, one.ours, one.plain) == (0, 0, 3, second, best)
+    assert one.margin == pytest.approx(margin, rel=1e-4)
+    assert one.kind == "fault"
+    (unjudged,) = divergences(cases, target, "none", judged=False).found
+    assert (unjudged.index, unjudged.margin, unjudged.kind) == (3, None, "unjudged")
     # What comes after a difference is another conversation.
     apart = [replace(cases[0], turn=1, given={"method": [[1, 2]], "none": [[1, 3]]})]
-    assert divergence(apart, target, "none")["compared"] == 0
+    assert divergences(apart, target, "none").compared == 0
 
 
 def test_rounds_have_a_row_per_round_and_live_prompt():
     taken = report(step([3, 1], [2, 0]), step([3, 0], [2, 0], seconds=2.0))
-    frame = measures.rounds("s", "7", "two", played(method=[Sample([[1] * 6, [1]], 3.0, report=taken)]))
-    assert list(frame.columns) == measures.COLUMNS
+    frame = rounds("s", "7", "two", played(method=[Sample([[1] * 6, [1]], 3.0, report=taken)]))
+    assert list(frame.columns) == COLUMNS
     wanted = {
         "prompt": [0, 1, 0],
         "round": [0, 0, 1],
@@ -540,59 +590,57 @@ def test_a_drafter_that_learns_is_measured_cold_and_warm(tiny, monkeypatch):
     monkeypatch.setattr(NGram, "learns", True)
     monkeypatch.setattr(NGram, "forget", lambda self: forgotten.append(self))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = OmegaConf.to_container(compose("run", ["target=model", f"target.name={tiny}"]), throw_on_missing=True)
-    available = ways.make(config)
+        settings = schema.settings_of(compose("run", ["target=model", f"target.name={tiny}"]))
+    available = lineup.make(settings)
     assert list(available) == ["method", "none", "again", "cold"]
-    batches = [([[1, 2, 3]], [0]), ([[3, 4]], [1])]
-    done = list(ways.interleaved(available, batches, 4, warmup=1))
+    prompts = [Prompt(0, "def read", "all"), Prompt(1, "class Stack", "all")]
+    cases = list(Play(prompts, available["method"].target, False, 1, 4)(available, warmup=1))
     method, cold = available["method"].drafter, available["cold"].drafter
     assert (forgotten.count(method), forgotten.count(cold)) == (1, 4)  # after the warm-up; and before each call
-    cases = [
-        Played([Prompt(number, "", "all")], dict.fromkeys(available, ids), samples, number)
-        for number, ((ids, _), samples) in enumerate(zip(batches, done, strict=True))
-    ]
-    whole = measures.rounds("s", "0", "x", cases)
+    whole = rounds("s", "0", "x", cases)
     warm = whole.groupby(["way", "batch"], observed=True)["warm"].all()
     assert warm["method"].tolist() == [False, True]
     assert not warm["cold"].any()
-    found = measures.measured(cases, available, config["sampling"], whole)
-    assert found["learns"]
-    assert set(found["ways"]["cold"]["speedup"]) == {"none"}
+    found = measures.outcome(cases, available, settings.sampling, whole)
+    assert found.learns
+    assert set(found.ways["cold"].speedup) == {"none"}
 
 
 def test_gaps_between_tokens():
-    """Two rounds of 1 s and 2 s: 3 tokens, then 2 in one row, 1 in the other; the first token's wait is no gap."""
+    """Two rounds of 1 s and 2 s: 3 tokens, then 2 in one row, 1 in the other; the first token's
+    wait is no gap."""
     found = report(step([3, 1], [2, 0]), step([2, 1], [1, 0], seconds=2.0)).gaps
     assert sorted(found.tolist()) == [0.0, 0.0, 0.0, 2.0, 2.0]
-    assert measures.percentiles(found)["p50"] == 0.0
-    assert measures.percentiles(np.zeros(0)) is None
+    assert measures.gaps(found).p50 == 0.0
+    assert measures.gaps(np.zeros(0)) is None
 
 
 def test_intervals_cover():
     random = np.random.default_rng(0)
     found = [median_interval(random.lognormal(0.5, 0.3, 24)) for _ in range(60)]
-    covered = np.mean([low <= np.exp(0.5) <= high for _, low, high, _ in found])
+    covered = np.mean([each.low <= np.exp(0.5) <= each.high for each in found])
     assert covered > 0.88
     assert median_interval([1.0, 2.0]).low is None
 
 
 @pytest.mark.slow
-def test_benchmark_prints_every_line(tiny, monkeypatch):
-    from experiments import benchmark
-
-    monkeypatch.setattr(benchmark.Bench, "memory", lambda self: benchmark.Line("memory", "", "", ""))
-    monkeypatch.setattr(benchmark.Bench, "wide_pass", lambda self: benchmark.Line("wide", "", "", ""))
-    wanted = benchmark.Benchmark(
-        str(tiny),
-        str(tiny),
-        f"{tiny}/prompts.jsonl",
-        limit=2,
-        deep_limit=1,
-        max_new_tokens=6,
-        lengths=[2],
-        dtype="float32",
-        extra_layers=1,
+def test_benchmarks_print_what_they_measured(tiny, tmp_path, monkeypatch, capsys):
+    """And nothing about what it ought to be. The records hold what a study's result holds of each
+    way."""
+    made = dict.fromkeys(("target", "draft"), str(tiny)) | {"prompts": f"{tiny}/prompts.jsonl", "output": str(tmp_path)}
+    for part in ("memory", "wide_pass"):
+        monkeypatch.setattr(benchmark, part, lambda bench: benchmark.line("apart", "", ""))
+    benchmark.main(
+        benchmark.Benchmark(
+            **made, limit=2, deep_limit=1, max_new_tokens=6, lengths=[2], dtype="float32", extra_layers=1
+        )
     )
-    text, record = benchmark.measure(wanted)
-    assert text.count("\n| ") == 13
-    assert len(record["lines"]) == 12
+    said = capsys.readouterr().out
+    header, _, *lines = [line for line in said.splitlines() if line.startswith("|")]
+    assert header.replace(" ", "") == "|what|measured|how|"
+    assert len(lines) == 12
+    (written,) = tmp_path.rglob("benchmark.json")
+    record = json.loads(written.read_text())
+    assert len(record["tables"][0]) == 12
+    assert record["ways"]["T = 0"]["chain 2"]["tau"] >= 1
+    assert (written.parent / "table.md").read_text() == said.removesuffix("\n")

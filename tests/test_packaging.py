@@ -1,4 +1,5 @@
-"""The project as others meet it: the direction of imports in the checkout, and a wheel installed somewhere else."""
+"""The project as others meet it: the direction of imports in the checkout, and a wheel installed
+somewhere else."""
 
 import ast
 import importlib
@@ -34,6 +35,75 @@ def imported(source: Path) -> set[str]:
     return found
 
 
+def modules() -> dict[str, Path]:
+    """Every module of ours by its name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+def imported_modules(source: Path, known: set[str], at_once: bool) -> set[str]:
+    """The modules of ours that a file imports: `at_once`, when it is imported itself; else also
+    those that its functions import when they are called, and those that only type checkers read."""
+    found = set()
+    waiting: list[ast.AST] = [ast.parse(source.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if at_once and (later or for_types):
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & known) or {node.module}
+    return found & known
+
+
+def test_no_module_imports_itself_in_a_circle():
+    known = modules()
+    waiting = {name: imported_modules(path, set(known), at_once=True) for name, path in known.items()}
+    while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting, "each of these waits for another one of them"
+
+
+# What lies in experiments/ from the bottom up: a room imports itself and those before it.
+ROOMS = ("terminal", "system", "prompts", "certificates", "study", "measuring", "report", "benchmarks", "training")
+FORMER = {
+    f"experiments.{name}" for name in ("logger", "program", "progress", "schema")
+}  # what training still calls them
+
+
+def test_rooms_of_experiments_import_only_what_is_below_them():
+    known = modules()
+    top = {name for name in known if name.startswith("experiments.") and name.split(".")[1] not in ROOMS}
+    assert {path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").exists()} == set(ROOMS)
+    wrong = {}
+    for name, path in known.items():
+        room = name.split(".")[1] if name.startswith("experiments.") else None
+        if room in ROOMS and path.name != "__main__.py":
+            above = {f"experiments.{other}" for other in ROOMS[ROOMS.index(room) + 1 :]}
+            needs = imported_modules(path, set(known), at_once=False) - FORMER
+            forbidden = {need for need in needs if need in top or ".".join(need.split(".")[:2]) in above}
+            wrong |= {name: sorted(forbidden)} if forbidden else {}
+    assert not wrong
+
+
+def test_only_programs_lie_on_top_of_experiments():
+    others = {
+        f"experiments.{path.stem}"
+        for path in (ROOT / "experiments").glob("*.py")
+        if '\nif __name__ == "__main__":\n' not in path.read_text(encoding="utf-8")
+    }
+    assert others <= {"experiments.__init__", *FORMER}
+
+
 def shipped(folder: Path) -> set[str]:
     """The files of our packages below `folder` that an installation needs."""
     suffixes = {".py", ".yaml", ".json", ".jsonl", ".safetensors", ".jinja", ".md", ".typed"}
@@ -63,7 +133,8 @@ def test_imports_point_one_way(package):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """An environment with this project installed from its wheel, and the libraries of the running one."""
+    """An environment with this project installed from its wheel, and the libraries of the running
+    one."""
     folder = tmp_path_factory.mktemp("elsewhere")
     copy, environment = folder / "copy", folder / "environment"
     copy.mkdir()

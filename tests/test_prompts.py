@@ -9,10 +9,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments import measures, ways
-from experiments.play import Play
+from experiments.measuring import measures, ways
+from experiments.measuring.play import Play
 from experiments.prompts import Prompt, read
 from experiments.prompts.conversation import Conversation, uses_chat
+from experiments.study.result import Skipped
 from specdec.models.load import load
 from specdec.plugins import build
 
@@ -59,6 +60,24 @@ def test_line_ends_inside_a_text_are_no_ends_of_lines(tmp_path):
     assert found.text == "one\u2028two\x85three"
 
 
+@pytest.mark.parametrize("name", ["prompts.json", "prompts.json.gz"])
+def test_a_json_list_is_a_file_of_prompts(tmp_path, name):
+    """Of texts, of objects, or of both; and a line of JSON may be a text."""
+    entries = ["one\ntwo", {"prompt": "three", "category": "story"}]
+    for content in (
+        json.dumps(entries, indent=1),
+        "\ufeff " + json.dumps(entries),
+        "\n".join(map(json.dumps, entries)),
+    ):
+        data = content.encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        found = read("jsonl", str(tmp_path / name), category="category")
+        assert [(prompt.text, prompt.category) for prompt in found] == [("one\ntwo", "all"), ("three", "story")]
+    (tmp_path / "bad.json").write_text('["fine", 7]')
+    with pytest.raises(ValueError, match=r"bad\.json, entry 2: expected an object .* or a text, got 7"):
+        read("jsonl", str(tmp_path / "bad.json"))
+
+
 def test_text(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
     assert [prompt.text for prompt in read("text", str(tmp_path / "a.txt"))] == ["one\ntwo", "three"]
@@ -94,7 +113,7 @@ def test_limit_takes_from_each_category_and_a_seed_shuffles(tmp_path):
     assert sorted(prompt.category for prompt in shuffled[0]) == ["code"] * 3 + ["prose"] * 3
 
 
-# ----------------------------------------------------------------------------------------------------------- bad files
+# ---------------------------------------------------------------------------------------- bad files
 
 
 @pytest.mark.parametrize(
@@ -104,7 +123,7 @@ def test_limit_takes_from_each_category_and_a_seed_shuffles(tmp_path):
         ('{"prompt": ""}', "line 3: 'prompt' must hold a text that is not empty.*got ''"),
         ('{"turns": []}', "line 3: 'turns' must hold"),
         ('{"turns": ["a", 1]}', "line 3: 'turns' must hold"),
-        ('["a"]', "line 3: expected an object .* got list"),
+        ('["a"]', r"line 3: expected an object .* or a text, got \['a'\]"),
         ('{"prompt": ', "line 3: not JSON"),
         ('"\udcff"', "line 3: not UTF-8"),
     ],
@@ -165,7 +184,7 @@ def test_data_sets(tmp_path, monkeypatch):
         read("datasets", str(tmp_path / "nowhere"))
 
 
-# ------------------------------------------------------------------------------------------------------- conversations
+# ------------------------------------------------------------------------------------ conversations
 
 WORDS = ["<end>", "<user>", "<model>", *"abcdefgh"]
 TEMPLATE = (
@@ -225,10 +244,9 @@ PROMPTS = [Prompt(0, "a b", "x", ("c", "d")), Prompt(1, "e", "y"), Prompt(2, "f 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_turns_are_played_in_sequence_with_each_ways_own_answers(target, batch_size, temperature):
-    method = ways.Ours(target, build("drafter", "ngram"), sampling={"temperature": temperature}, ignore_eos=True)
     available = {
-        "method": method,
-        "none": ways.Ours(target, build("drafter", "none"), sampling={"temperature": temperature}),
+        name: ways.Ours(target, build("drafter", drafter), {"temperature": temperature, "ignore_eos": name == "method"})
+        for name, drafter in (("method", "ngram"), ("none", "none"))
     }
     play = Play(PROMPTS, target, None, batch_size, 5)
     played = list(play(available, warmup=1))
@@ -243,8 +261,8 @@ def test_turns_are_played_in_sequence_with_each_ways_own_answers(target, batch_s
                 said[way, prompt.index] = one.given[way][row] + (answer[:-1] if answer[-1] == 0 else answer)
     turns = {(prompt.index, one.turn) for one in played for prompt in one.prompts}
     assert turns == {(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)}
-    measured = measures.summary([one.samples["method"] for one in played])
-    assert measured["tokens"] == 6 * 5
+    measured = measures.way_result(played, "method", available["method"])
+    assert measured.tokens == 6 * 5
 
 
 def test_a_conversation_that_cannot_fit_is_refused_before_anything_runs(target):
@@ -256,7 +274,8 @@ def test_a_conversation_that_cannot_fit_is_refused_before_anything_runs(target):
 
 
 def test_prompts_of_a_length_keep_their_ending(target, tmp_path):
-    """Longer ones lose their beginning, shorter ones stand behind the source's other texts, each of which is there at most once."""
+    """Longer ones lose their beginning, shorter ones stand behind the source's other texts, each of
+    which is there at most once."""
     path = tmp_path / "four.txt"
     path.write_text("a b c\n\nd\n\ne f\n\ng h a b c d")
     found = read("text", str(path), limit=2, tokens=4)
@@ -284,7 +303,7 @@ def test_prompts_that_do_not_fit_can_be_skipped(target):
         Prompt(3, "c d", "all"),
     ]
     play = Play(prompts, target, False, 2, 4, too_long="skip")
-    assert play.skipped == [{"prompt": 1, "tokens": 65}, {"prompt": 2, "tokens": 65}]
+    assert play.skipped == [Skipped(prompt=1, tokens=65), Skipped(prompt=2, tokens=65)]
     assert [prompt.index for batch in play.batches for prompt in batch] == [0, 3]
     with pytest.raises(ValueError, match=r"none of 1 prompts fits the target's context of 64 .* takes 65"):
         Play(prompts[1:2], target, False, 1, 4, too_long="skip")

@@ -1,11 +1,10 @@
 """Reports, comparisons and predictions, from records whose answers are known."""
 
-import copy
 import json
 import shutil
 import subprocess
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import compare, frames, profile, studies
-from experiments.intervals import difference_interval, median_interval, pooled_interval, ratio_interval
-from experiments.report import __main__ as pages
-from experiments.report import knobs
+from experiments import compare, profile
+from experiments.measuring.intervals import (
+    difference_interval,
+    holm,
+    median_interval,
+    pooled_interval,
+    ratio_interval,
+    sign_flip,
+)
+from experiments.report import comparison, frames, knobs
+from experiments.report import contents as pages
 from experiments.report.definitions import DEFINITIONS
 from experiments.report.prediction import cost_model, expected_tokens, interpolated
+from experiments.study import studies
+from experiments.study.outcome import Interval, Speedup
+from experiments.study.result import Result
 
 SECTIONS = ("Results", "Acceptance", "Time and cost", "Checks", "Setting", "Definitions")
 
@@ -41,14 +50,15 @@ def test_pooled_and_mean_tau_are_different_numbers():
 
 def test_paired_intervals_are_of_the_pairs():
     first, second = [1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]
-    assert ratio_interval(second, first) == (2.0, 2.0, 2.0, 4)
+    assert ratio_interval(second, first) == Interval(2.0, 2.0, 2.0, 4)
     assert difference_interval(second, first).median == 2.5
     with pytest.raises(ValueError, match="paired by prompt: got 4 values and 3"):
         ratio_interval(first, second[:3])
 
 
 def test_intervals_cover_what_they_promise():
-    """95% intervals of the median of 20 skewed ratios, 300 times: the truth lies inside about 95 times in 100."""
+    """95% intervals of the median of 20 skewed ratios, 300 times: the truth lies inside about 95
+    times in 100."""
     random = np.random.default_rng(0)
     inside = 0
     for _ in range(300):
@@ -77,13 +87,18 @@ def test_forward_times_between_the_measured_ones():
     assert interpolated(times, "m", 90, 1, 99) == pytest.approx(109)  # the nearest edge
 
 
+def changed(result: Result, **method: Any) -> Result:
+    """A result whose method has other numbers."""
+    return replace(result, ways={**result.ways, "method": replace(result.method, **method)})
+
+
 def test_cost_model_divides_what_rounds_give_by_what_they_cost(study):
-    result = copy.deepcopy(next(each for each in study.results if each["ways"]["method"]["drafter"] == "ngram"))
-    name = result["config"]["target"]["name"]
+    result = next(each for each in study.results if each.method.drafter == "ngram")
+    name = result.config.target.name
     times = pd.DataFrame(
         [{"model": name, "nodes": n, "batch": 1, "context": 10, "seconds": 1.0 if n == 1 else 2.0} for n in (1, 2, 64)]
     )
-    result["ways"]["method"] |= {"tau": 3.0, "nodes_per_round": 4.0}
+    result = changed(result, tau=3.0, nodes_per_round=4.0)
     assert cost_model(result, times) == pytest.approx(1.5)  # three tokens for the price of two
     assert cost_model(result, None) is None
 
@@ -111,23 +126,25 @@ def test_page_says_everything(study, tmp_path):
 
 
 def test_cold_and_warm_stand_side_by_side(study):
-    """Only runs whose drafter learns across prompts have two states; a report without such runs has no table of them."""
+    """Only runs whose drafter learns across prompts have two states; a report without such runs has
+    no table of them."""
     assert "cold_and_warm" not in {name for part in pages.sections(study) for name in part.tables}
-    learns = [copy.deepcopy(each) for each in study.results if each["ways"]["method"]["drafter"] == "ngram"]
-    for result in learns:
-        own = {"tau": 3.0, "tau_interval": {"median": 3.0, "low": 2.5, "high": 3.5, "n": 4}}
-        method = result["ways"]["method"] | own
-        method["speedup"] = {"none": {"median": 2.0, "low": 1.5, "high": 2.5, "n": 4, "per_batch": [2.0] * 4}}
-        cold = method | {"tau": 1.5, "speedup": {"none": {**method["speedup"]["none"], "median": 1.25, "low": 1.0}}}
-        result |= {"learns": True, "ways": {**result["ways"], "method": method, "cold": cold}}
-    others = [each for each in study.results if each["ways"]["method"]["drafter"] != "ngram"]
+    learns = []
+    for result in (each for each in study.results if each.method.drafter == "ngram"):
+        fast, slow = (
+            {"none": Speedup(median=m, low=m - 0.5, high=m + 0.5, n=4, per_batch=[m] * 4)} for m in (2.0, 1.25)
+        )
+        result = changed(result, tau=3.0, tau_interval=Interval(3.0, 2.5, 3.5, 4), speedup=fast)
+        cold = replace(result.method, tau=1.5, speedup=slow)
+        learns.append(replace(result, learns=True, ways={**result.ways, "cold": cold}))
+    others = [each for each in study.results if each.method.drafter != "ngram"]
     jobs = [studies.Job(Path(str(n)), [], result, "") for n, result in enumerate([*others, *learns])]
     parts = pages.sections(studies.Study(study.folder, study.sweeps, [], jobs))
     (told,) = (part.tables["cold_and_warm"] for part in parts if "cold_and_warm" in part.tables)
     assert list(told.text["state"]) == ["warm", "cold"] * len(learns)
     assert list(told.text["τ"]) == ["3.00", "1.50"] * len(learns)
     assert list(told.raw["speedup_none"]) == [2.0, 1.25] * len(learns)
-    assert list(told.raw["speedup_none_low"]) == [1.5, 1.0] * len(learns)
+    assert list(told.raw["speedup_none_low"]) == [1.5, 0.75] * len(learns)
 
 
 def test_tau_of_the_table_is_that_of_the_rounds(study):
@@ -138,28 +155,56 @@ def test_tau_of_the_table_is_that_of_the_rounds(study):
         assert table.loc[run, "tau"] == pytest.approx(part["kept"].sum() / len(part))
 
 
+def shifted(result: Result, by: float, times: float) -> Result:
+    """Every prompt's tau higher by so much, every ratio higher by that factor."""
+    speedup = {
+        name: replace(ratio, per_batch=[times * value for value in ratio.per_batch])
+        for name, ratio in result.method.speedup.items()
+    }
+    entries = [replace(entry, tau=entry.tau + by) for entry in result.method.per_prompt]
+    return changed(result, speedup=speedup, per_prompt=entries)
+
+
 def test_comparison_pairs_runs_and_names_what_changed(study):
-    first, second = study.results, copy.deepcopy(study.results)
-    for result in second:
-        result["config"]["seed"] = 7
-        for ratio in result["ways"]["method"]["speedup"].values():
-            ratio["per_batch"] = [2 * value for value in ratio["per_batch"]]
-        for entry in result["ways"]["method"]["per_prompt"]:
-            entry["tau"] += 1
+    second = [replace(shifted(each, 1, 2), config=replace(each.config, seed=7)) for each in study.results]
     dropped = second.pop()
-    paired, alone = compare.pairs(first, second)
-    assert len(paired) == len(first) - 1
-    assert alone == [f"only in A: {compare._name(dropped)}"]
-    table = compare.differences(paired)
+    paired, alone = comparison.between(study.results, second)
+    assert len(paired) == len(study.results) - 1
+    assert alone == [f"only in A: {comparison.name(dropped)}"]
+    table = comparison.differences(paired)
     assert all(ratio.median == pytest.approx(2) for ratio in table["speedup_ratio"])
     assert all(found.median == pytest.approx(1) for found in table["tau_difference"])
-    assert compare.changes(paired) == ["seed: 0 -> 7"]
+    assert comparison.changes(paired) == ["seed: 0 -> 7"]
 
 
-def test_comparison_needs_two_studies(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["compare", "one"])
-    with pytest.raises(SystemExit, match="STUDY_A STUDY_B; got 1"):
-        compare.main()
+def test_methods_of_one_study_are_paired(study, monkeypatch, tmp_path, capsys):
+    """Those that decode the same prompts alike; p is adjusted for all tests of the table together."""
+    pairs = comparison.within(study.results)
+    assert [(a.config.label, b.config.label) for a, b in pairs] == [("none", "ngram")] * 2
+    assert [a.config.sampling.temperature for a, _ in pairs] == [b.config.sampling.temperature for _, b in pairs]
+    elsewhere = replace(pairs[0][1].config.prompts, tokens=4)
+    other = replace(pairs[0][1], config=replace(pairs[0][1].config, prompts=elsewhere))
+    assert comparison.within([pairs[0][0], other]) == []
+    table = comparison.differences([(one, shifted(one, 1, 2)) for one, _ in pairs])
+    raw = 2 / 2**4  # four prompts, all differences of one sign: the smallest p that there is
+    assert list(table["tau_p"]) == list(table["speedup_p"]) == [pytest.approx(4 * raw)] * 2
+    monkeypatch.chdir(tmp_path)
+    compare.main(compare.Compare(["small"]))
+    written = (tmp_path / "outputs" / "compare" / "small.md").read_text()
+    assert "none -> ngram" in written
+    assert "Holm" in capsys.readouterr().out
+    assert "Changed" not in written
+
+
+def test_families_of_tests():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's step-down, by hand
+    assert sign_flip([1.0, 2.0, 3.0]) == pytest.approx(2 / 2**3)
+    assert sign_flip([0.0, 0.0, 0.0]) == 1
+
+
+def test_comparison_needs_one_study_or_two():
+    with pytest.raises(ValueError, match=r"one study or two are compared: .* got 3 names"):
+        compare.main(compare.Compare(["a", "b", "c"]))
 
 
 def test_profile_measures_every_size(tiny):
@@ -175,8 +220,7 @@ def test_profile_measures_every_size(tiny):
 @pytest.mark.slow
 def test_ten_thousand_runs_are_collected(study, tmp_path):
     """Prints how long it took; `-s` shows it. Timings are not asserted."""
-    (result, *_) = study.results
-    text = json.dumps(result)
+    text = (study.jobs[0].folder / "result.json").read_text()
     sweep = tmp_path / "many" / "big" / "sweep"
     for number in range(10_000):
         folder = sweep / str(number)
@@ -192,7 +236,8 @@ def test_ten_thousand_runs_are_collected(study, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 500])
 def test_page_in_a_browser(study, tmp_path, width):
-    """Headless Chromium lays it out: every section is there, every picture has loaded, nothing is wider than the window."""
+    """Headless Chromium lays it out: every section is there, every picture has loaded, nothing is
+    wider than the window."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
@@ -223,26 +268,15 @@ def test_page_in_a_browser(study, tmp_path, width):
     assert Path(browser).exists()
 
 
-def test_runs_that_share_a_name_are_told_apart_by_what_varies():
-    def result(run: str, tokens: int | None, label: str = "ngram", seed: int = 0) -> dict[str, Any]:
-        drafter = {"_target_": "drafters.ngram.NGram", "length": 4}
-        config = {
-            "label": label,
-            "study": "s",
-            "seed": seed,
-            "batch_size": 1,
-            "drafter": drafter,
-            "target": {"name": "demo", "extra_layers": 0},
-            "sampling": {"temperature": 0.0},
-            "prompts": {"path": "demo", "tokens": tokens},
-        }
-        return {"run": run, "config": config, "ways": {"method": {"lossless": True, "verifier": "greedy"}}}
+def test_runs_that_share_a_name_are_told_apart_by_what_varies(study):
+    one = next(each for each in study.results if each.method.drafter == "ngram")
+
+    def result(run: str, tokens: int | None, label: str = "ngram") -> Result:
+        prompts = replace(one.config.prompts, tokens=tokens)
+        return replace(one, run=run, config=replace(one.config, label=label, prompts=prompts))
 
     results = [result("0", 32), result("1", 96), result("2", 96, label="ngram tree")]
-    assert [each["config"]["label"] for each in knobs.told_apart(results)] == [
-        "ngram, tokens=32",
-        "ngram, tokens=96",
-        "ngram tree",
-    ]
-    assert results[0]["config"]["label"] == "ngram"
-    assert knobs.told_apart([result("0", 32), result("1", 32, label="other")])[0]["config"]["label"] == "ngram"
+    labels = ["ngram, tokens=32", "ngram, tokens=96", "ngram tree"]
+    assert [each.config.label for each in knobs.told_apart(results)] == labels
+    assert results[0].config.label == "ngram"
+    assert knobs.told_apart([result("0", 32), result("1", 32, label="other")])[0].config.label == "ngram"

@@ -1,4 +1,5 @@
-"""What is imported before it is needed. Help, a composed configuration and `import specdec` know no torch and no models."""
+"""What is imported before it is needed. Help, a composed configuration and `import specdec` know no
+torch and no models."""
 
 import json
 import subprocess
@@ -30,8 +31,8 @@ print(json.dumps(found))
 
 
 def asked(*lines: list[str]) -> dict[str, tuple[list[str], str]]:
-    """Command lines, one after the other in one fresh process: the heavy libraries that had been imported after each, and
-    what it printed."""
+    """Command lines, one after the other in one fresh process: the heavy libraries that had been
+    imported after each, and what it printed."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ASK, json.dumps(HEAVY), json.dumps(lines)],
         cwd=ROOT,

@@ -8,13 +8,21 @@ from typing import Any
 
 import torch
 
-from experiments import records
 from experiments.certificates import exact, greedy, sampled, tiny
-from experiments.certificates.kept import CERTIFIED, LOSSY, NOT_APPLICABLE, NOT_CERTIFIED, arguments_of, resolved
+from experiments.certificates.kept import (
+    CERTIFIED,
+    LOSSY,
+    NOT_APPLICABLE,
+    NOT_CERTIFIED,
+    SCHEMA_VERSION,
+    arguments_of,
+    resolved,
+)
 from experiments.certificates.statistics import SIZE, holm
 from experiments.certificates.suite import Settings, make
 from experiments.certificates.tables import Tables, standard
 from experiments.prompts import read
+from experiments.system.surroundings import surroundings
 from specdec import Drafter, Refused, Verifier, load
 from specdec.chance import Keyed
 from specdec.models.language_model import TransformersLM
@@ -68,7 +76,7 @@ class Pair:
 def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The certificate of a pair. `bar` shows progress, `say` hears of every result."""
     began = time.perf_counter()
-    head: dict[str, Any] = {"schema_version": records.SCHEMA_VERSION, **records.surroundings()}
+    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(surroundings())}
     pair = Pair(arguments_of("drafter", pair.drafter), resolved(pair.drafter, pair.verifier, 1.0))
     head |= {"drafter": dict(pair.drafter), "verifier": dict(pair.verifier), "plan": _plain_plan(plan)}
     rule = pair.rule(1.0)

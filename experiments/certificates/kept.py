@@ -8,14 +8,15 @@ from typing import Any
 
 import yaml
 
-from experiments import records
 from experiments.certificates.suite import Settings, begun
+from experiments.system.files import write_json
 from specdec.chance import Keyed
 from specdec.measuring.report import Report
 from specdec.pairing import choose
 from specdec.plugins import CONF, find
 from specdec.sampling import Sampling
 
+SCHEMA_VERSION = 2  # of a certificate
 CERTIFIED, NOT_CERTIFIED, LOSSY, NOT_APPLICABLE = "certified", "not certified", "lossy", "not applicable"
 FOLDER = "certificates"  # of the working folder: where `certify` writes
 SHIPPED = Path(__file__).parent / "shipped"  # those that come with the project
@@ -65,7 +66,7 @@ def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
     identity = _identity(certificate["drafter"], certificate["verifier"], kind=False)
     mark = hashlib.sha256(identity.encode()).hexdigest()[:8]
     path = place / f"{'-'.join(certificate['pair'])}-{mark}.json"
-    records.write_json(path, dict(certificate))
+    write_json(path, dict(certificate))
     return path
 
 

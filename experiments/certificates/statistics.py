@@ -83,10 +83,10 @@ def merged(observed: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def holm(p_values: Sequence[float], size: float = SIZE) -> list[bool]:
-    """Which hypotheses stand when the whole family is tested at `size` (Holm's step-down)."""
-    stands = [True] * len(p_values)
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        if p_values[index] > size / (len(p_values) - rank):
-            break
-        stands[index] = False
-    return stands
+    """Which hypotheses stand when the whole family is tested at `size` (Holm's step-down, by statsmodels)."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests  # it takes most of a second to import
+
+    rejected = multipletests(p_values, alpha=size, method="holm")[0]
+    return [not each for each in rejected.tolist()]

@@ -9,7 +9,8 @@ BETWEEN = "\n\n"  # an answer and the next turn, where there is no chat template
 
 
 def uses_chat(tokenizer: Any, chat: bool | None) -> bool:
-    """chat: true, false, or null for whether the tokenizer has a chat template. Raises ValueError for a template that is not there."""
+    """chat: true, false, or null for whether the tokenizer has a chat template. Raises ValueError
+    for a template that is not there."""
     has = getattr(tokenizer, "chat_template", None) is not None
     if chat and not has:
         raise ValueError("prompts.chat=true, and the target's tokenizer has no chat template; set prompts.chat=false")
@@ -19,8 +20,8 @@ def uses_chat(tokenizer: Any, chat: bool | None) -> bool:
 class Conversation:
     """A prompt as one way of decoding plays it: `ids` is what it is given in this turn.
 
-    With a chat template the answers become text and the whole conversation is put through the template again. Without, the
-    tokens stay, and the next turn comes below them.
+    With a chat template the answers become text and the whole conversation is put through the
+    template again. Without, the tokens stay, and the next turn comes below them.
     """
 
     def __init__(self, prompt: Prompt, tokenizer: Any, chat: bool, ends: Collection[int]) -> None:
@@ -55,8 +56,9 @@ class Conversation:
             self.ids = list(self.tokenizer(text)["input_ids"]) if first else self.ids + self._encode(text)
 
     def _of_length(self, prompt: Prompt, tokens: int) -> list[int]:
-        """The opening's last tokens, behind special ones and, where it is short, other texts. Raises ValueError where there are
-        too few of those, and with a chat template, which leaves no place for them."""
+        """The opening's last tokens, behind special ones and, where it is short, other texts.
+        Raises ValueError where there are too few of those, and with a chat template, which leaves
+        no place for them."""
         if self.chat:
             raise ValueError(
                 "prompts.tokens cuts through a chat template; set prompts.chat=false, or prompts.tokens=null"

@@ -1,6 +1,7 @@
 """One entry of a data set -> its turns and its category.
 
-Keys that people use, the first that is there: `turns` (Spec-Bench, MT-Bench), `prompt` (HumanEval, plain lists), `question` (GSM8K).
+An entry is a text, or an object. Keys that people use, the first that is there:
+`turns` (Spec-Bench, MT-Bench), `prompt` (HumanEval, plain lists), `question` (GSM8K).
 """
 
 from typing import Any
@@ -10,8 +11,10 @@ FIELDS = ("turns", "prompt", "question")
 
 def turns_of(entry: Any, field: str | None, where: str) -> list[str]:
     """At least one text. Raises ValueError, beginning with `where`, for an entry that holds none."""
+    if isinstance(entry, str) and entry:
+        return [entry]
     if not isinstance(entry, dict):
-        raise ValueError(f"{where}: expected an object with one of {', '.join(FIELDS)}, got {type(entry).__name__}")
+        raise ValueError(f"{where}: expected an object with one of {', '.join(FIELDS)}, or a text, got {_short(entry)}")
     key = field or next((key for key in FIELDS if key in entry), None)
     if key is None:
         raise ValueError(f"{where}: none of {', '.join(FIELDS)} (found: {', '.join(entry)}); set prompts.field")
@@ -26,8 +29,9 @@ def turns_of(entry: Any, field: str | None, where: str) -> list[str]:
     return turns
 
 
-def category_of(entry: dict[str, Any], category: str | None, otherwise: str = "all") -> str:
-    return otherwise if category is None or entry.get(category) is None else str(entry[category])
+def category_of(entry: Any, category: str | None, otherwise: str = "all") -> str:
+    found = entry.get(category) if isinstance(entry, dict) and category is not None else None
+    return otherwise if found is None else str(found)
 
 
 def _short(value: Any, most: int = 60) -> str:

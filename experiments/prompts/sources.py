@@ -1,7 +1,9 @@
-"""Where prompts come from: each source yields (turns, category), and names the place of what it cannot read."""
+"""Where prompts come from: each source yields (turns, category), and names the place of what it
+cannot read."""
 
 import gzip
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,14 @@ def paragraphs(path: str, field: str | None, category: str | None) -> Found:
 
 
 def lines(path: str, field: str | None, category: str | None) -> Found:
-    """A file of JSON objects, one a line."""
+    """A file of JSON objects or texts: one a line, or the whole file a list of them."""
     return _lines(BUNDLED if path == "demo" else _file(path), field, category, "all")
 
 
 def folder(path: str, field: str | None, category: str | None) -> Found:
-    """Every file below a folder, in the order of their names: the lines of JSON-lines files, and other files as one text each.
-    Without a category of its own an entry has that of its subfolder or, for JSON lines, of its file."""
+    """Every file below a folder, in the order of their names: the lines of JSON-lines files, and
+    other files as one text each. Without a category of its own an entry has that of its subfolder
+    or, for JSON lines, of its file."""
     place = Path(path).expanduser()
     if not place.is_dir():
         raise ValueError(f"no folder of prompts at {place}")
@@ -67,11 +70,26 @@ SOURCES: dict[str, Callable[..., Found]] = {
 
 
 def _lines(place: Path, field: str | None, category: str | None, otherwise: str) -> Found:
-    for number, line in enumerate(_bytes(place).split(b"\n"), 1):  # JSON may hold the other line ends of Unicode
-        where = f"{place}, line {number}"
+    content = _bytes(place)
+    for entry, where in _list(content, place) or _each_line(content, place):
+        yield turns_of(entry, field, where), category_of(entry, category, otherwise)
+
+
+def _each_line(content: bytes, place: Path) -> Iterator[tuple[Any, str]]:
+    for number, line in enumerate(content.split(b"\n"), 1):  # JSON may hold the other line ends of Unicode
         if line.strip():
-            entry = _json(line, where)
-            yield turns_of(entry, field, where), category_of(entry, category, otherwise)
+            yield _json(line, f"{place}, line {number}"), f"{place}, line {number}"
+
+
+def _list(content: bytes, place: Path) -> list[tuple[Any, str]] | None:
+    """The entries of a file that is one JSON list; None where it is none."""
+    if not content.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+        return None
+    try:
+        entries = json.loads(content.decode("utf-8-sig"))
+    except ValueError:
+        return None
+    return [(entry, f"{place}, entry {number}") for number, entry in enumerate(entries, 1)]
 
 
 def _json(line: bytes, where: str) -> Any:

@@ -1,173 +1,38 @@
-"""A study's runs -> report/index.html in the study's folder, with its figures (PNG, PDF) and tables (CSV, LaTeX) beside it.
+"""A study's runs -> report/index.html in the study's folder, with its figures (PNG, PDF) and tables
+(CSV, LaTeX) beside it.
 
 python -m experiments.report study=demo
+python -m experiments.report study=outputs/demo/FOLDER          one run
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import MISSING
 
-from experiments import frames, options, studies
-from experiments.report import figures, knobs, prediction, tables
-from experiments.report.definitions import DEFINITIONS
-from experiments.report.looks import Drawn
-from experiments.report.page import Section, render, write_figures, write_tables
-
-Result = dict[str, Any]
-
-
-HIDDEN = ("study", "progress")  # change no number; classes and `auto`'s table are left out too: the commit has them
+from experiments.report.contents import write
+from experiments.study import studies
+from experiments.terminal.options import start
 
 
 @dataclass
 class Report:
     """python -m experiments.report study=NAME: one HTML page, figures and tables of a study's runs."""
 
-    study: str = MISSING
-    root: str = "multirun"
+    study: str = MISSING  # a name, or the folder of a study, of a sweep or of one run
+    root: str | None = None  # where studies lie; null: multirun, else outputs
     sweep: str = "latest"  # | all | the name of a sweep's folder
     profile: str = "outputs/profile"  # where `python -m experiments.profile` has left this machine's forward times
     folder: str | None = None  # null: "report" in the study's folder
 
 
-def sections(study: studies.Study, profile: Path | None = None) -> list[Section]:
-    """What the study has data for. Raises ValueError where no job has a result."""
-    results = study.results
-    if not results:
-        raise ValueError(f"no job of {study.folder} has a result; `python -m experiments.collect` lists why")
-    turned_by = results
-    results = knobs.told_apart(results)
-    table, baselines, still = frames.table(results), frames.baselines(results), tables.noise(results)
-    drafting = [result for result in results if result["ways"]["method"]["per_depth"]]
-    found = [Section("Results", {"results": tables.headline(results)})]
-    if baselines:
-        found[0].figures["speedups"] = figures.speedups(table, baselines, still)
-        if len(drafting) > 1:
-            found[0].figures["pareto"] = figures.pareto(table, baselines[0], still)
-        turned = knobs.drawn(turned_by, baselines[0], still)
-        if turned:
-            found.append(Section("What the study varies", figures=turned))
-    if drafting:
-        found.append(_acceptance(drafting, table))
-    found.append(_time(results, drafting, profile))
-    if table["prompts"].max() > 1 and frames.by_category(results)["category"].nunique() > 1:
-        parts = frames.by_category(results)
-        drawn = {"per_category": figures.per_category(parts, baselines[0] if baselines else "none")}
-        found.append(Section("Prompts", {"by_category": tables.category(results)}, drawn))
-    found.append(_trust(study, results))
-    found.append(Section("Setting", notes=setting(results)))
-    found.append(Section("Definitions", terms=DEFINITIONS))
-    return found
-
-
-def _acceptance(drafting: list[Result], table: Any) -> Section:
-    section = Section("Acceptance", {"definitions_of_tau": tables.definitions_of_tau(drafting)})
-    section.figures["acceptance_heat_map"] = figures.heat_map(frames.acceptance(drafting))
-    section.figures["acceptance_per_depth"] = figures.acceptance_per_depth(frames.per_depth(drafting))
-    section.figures["accepted_lengths"] = figures.accepted_lengths(frames.lengths(drafting))
-    if table["temperature"].nunique() > 1:
-        section.figures["tau_against_temperature"] = figures.tau_against_temperature(frames.table(drafting))
-    positions = frames.by_position(drafting)
-    if positions["first"].nunique() > 1:
-        section.figures["tau_by_position"] = figures.tau_by_position(positions, frames.BIN)
-    warm = tables.warmth(drafting)
-    if warm is not None:
-        section.tables["cold_and_warm"] = warm
-    return section
-
-
-def _time(results: list[Result], drafting: list[Result], profile: Path | None) -> Section:
-    section = Section("Time and cost", {"latency": tables.latency(results), "cost": tables.cost(results)})
-    section.figures["time_by_phase"] = figures.time_by_phase(frames.phases(results))
-    predicted = prediction.predictions(drafting, prediction.read_profile(profile, results))
-    if len(predicted):
-        section.tables["predicted_and_measured"] = tables.prediction(predicted)
-        if "speedup" in predicted:
-            section.figures["predicted_and_measured"] = figures.predicted_and_measured(predicted)
-    return section
-
-
-def _trust(study: studies.Study, results: list[Result]) -> Section:
-    """What speaks for the results and against them."""
-    section = Section("Checks")
-    greedy = [found for result in results for found in result["divergence"].values()]
-    notes = []
-    if greedy:
-        compared, apart = sum(one["compared"] for one in greedy), sum(one["diverging"] for one in greedy)
-        faults = sum(one["faults"] for one in greedy)
-        notes.append(
-            f"Greedy outputs against those of the baselines: {compared} compared, {apart} differ, {faults} of them faults."
-        )
-    different = tables.divergence(results)
-    if different is not None:
-        section.tables["divergence"] = different
-    measured = f"{len(results)} of {len(study.jobs)} jobs have a measurement."
-    left_out = sorted({one["prompt"] for result in results for one in result.get("skipped", [])})
-    if left_out:
-        notes.append(
-            f"Prompts left out of at least one run because they do not fit the target's context: {len(left_out)} "
-            f"({', '.join(map(str, left_out))})."
-        )
-    section.notes = [*notes, measured, *study.notes]
-    return section
-
-
-def setting(results: list[Result]) -> list[str]:
-    """Machine, versions and what all runs have in common."""
-    each = [knobs.flat(result["config"]) for result in results]
-    common = {k: v for k, v in each[0].items() if all(one.get(k, MISSING) == v for one in each) and v is not None}
-    machines = dict.fromkeys(
-        f"{r['machine']['gpu'] or r['machine']['cpu']}, {r['machine']['cores']} cores, {r['threads']} threads, {r['machine']['system']}"
-        for r in results
-    )
-    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in r["versions"].items() if v) for r in results)
-    commits = dict.fromkeys(_commit(result["git"]) for result in results)
-    return [
-        f"Machine: {'; '.join(machines)}.",
-        f"Versions: {'; '.join(versions)}.",
-        f"Code: {'; '.join(commits)}.",
-        "Common to all runs: "
-        + ", ".join(
-            f"{k}={v}" for k, v in common.items() if k not in HIDDEN and "._target_" not in k and ".table." not in k
-        )
-        + ".",
-    ]
-
-
-def _commit(git: dict[str, Any] | None) -> str:
-    if git is None:
-        return "not a checkout"
-    return f"commit {git['commit'][:12]}" + (" with local changes" if git["dirty"] else "")
-
-
-def write(study: studies.Study, folder: Path, profile: Path | None = None) -> Path:
-    """The page and everything beside it. Returns the page's path."""
-    parts = sections(study, profile)
-    drawn: dict[str, Drawn] = {name: figure for part in parts for name, figure in part.figures.items()}
-    write_figures(drawn, folder / "figures")
-    write_tables({name: table for part in parts for name, table in part.tables.items()}, folder / "tables")
-    name, results = study.folder.name, study.results
-    prompts = sorted({result["prompts"] for result in results})
-    lead = f"{len(results)} runs, {' to '.join(map(str, dict.fromkeys((prompts[0], prompts[-1]))))} prompts each. Sweep {', '.join(study.sweeps)}."
-    text = render(name, lead, parts, f"python -m experiments.report study={name}")
-    (folder / "index.html").write_text(text, encoding="utf-8")
-    return folder / "index.html"
-
-
-def main() -> None:
-    wanted = options.parse(Report)
-    try:
-        study = studies.read(wanted.study, wanted.root, wanted.sweep)
-        page = write(study, Path(wanted.folder) if wanted.folder else study.folder / "report", Path(wanted.profile))
-    except ValueError as error:
-        sys.exit(str(error))
+def main(wanted: Report) -> None:
+    study = studies.read(wanted.study, wanted.root, wanted.sweep)
+    page = write(study, Path(wanted.folder) if wanted.folder else study.folder / "report", Path(wanted.profile))
     print(page)
     for kind in ("figures", "tables"):
         print(f"{page.parent / kind}: {len(list((page.parent / kind).iterdir()))} files")
 
 
 if __name__ == "__main__":
-    main()
+    start(main, Report)

@@ -1,13 +1,14 @@
-"""The figures of a report, each from frames of experiments/frames.py to a figure with its caption.
+"""The figures of a report, each from frames of experiments/report/frames.py to a figure with its
+caption.
 
-Draw the first baseline's ratios unless told otherwise. "Median" is over prompts (batches of them, at batch sizes above 1).
+Draw the first baseline's ratios unless told otherwise. "Median" is over prompts (batches of them,
+at batch sizes above 1).
 """
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
 
 from experiments.report.looks import (
     COLOURS,
@@ -23,14 +24,21 @@ from experiments.report.looks import (
     span,
     wrapped,
 )
+from experiments.report.marks import (
+    ERROR,
+    INTERVALS,
+    Frame,
+    band,
+    ends,
+    fill_words,
+    fills_of,
+    no_gain,
+    point,
+    prompts_of,
+    reach,
+)
 
-Frame = pd.DataFrame
-FEW = 10  # below it a rate is drawn hollow, or left out of a heat map's numbers
 PHASES = ("prefill", "draft", "score", "verify", "commit", "other")
-INTERVALS = "medians over prompts with 95% bootstrap intervals"
-NUMBERED = 6  # ranks; wider heat maps have no room for numbers in their cells
-PANELS = 9  # small multiples, at most
-GREYS = LinearSegmentedColormap.from_list("blues", ["#f7fbff", "#6baed6", "#08306b"])  # grows darker in grey, too
 
 
 def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
@@ -39,11 +47,11 @@ def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
     height = 0.8 / len(baselines)
     figure, (axis,) = panels(1, 1, 0.9 + 0.2 * len(table) * max(1.6, len(baselines)))
     for index, (name, look) in enumerate(bar_styles(baselines).items()):
-        middle, low, high = _ends(table, f"speedup_{name}")
+        middle, low, high = ends(table, f"speedup_{name}")
         places = np.arange(len(table)) + (index - (len(baselines) - 1) / 2) * height
         error = [middle - low, high - middle]
         axis.barh(places, middle, height=0.92 * height, xerr=error, label=f"over {called(name)}", **look, **ERROR)
-    _one(axis, noise, vertical=True)
+    no_gain(axis, noise, vertical=True)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
@@ -52,8 +60,8 @@ def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
     return Drawn(
         figure,
         "Speed-up",
-        f"Speed-up of each run over its own baselines: {INTERVALS}, n = {_n(table)} prompts, whole calls, prefill "
-        f"included.{_band(noise, baselines[0])}",
+        f"Speed-up of each run over its own baselines: {INTERVALS}, n = {prompts_of(table)} prompts, whole calls, prefill "
+        f"included.{band(noise, baselines[0])}",
     )
 
 
@@ -61,139 +69,27 @@ def pareto(table: Frame, baseline: str, noise: Any = None) -> Drawn:
     """Speed-up against tau."""
     figure, (axis,) = panels(1, 1, 3.4)
     names = named(table, without=("temperature",))
-    looks, fills = line_styles(names), _fills(table["temperature"])
-    middle, low, high = _ends(table, f"speedup_{baseline}")
-    for name, temperature, *point in zip(
+    looks, fills = line_styles(names), fills_of(table["temperature"])
+    middle, low, high = ends(table, f"speedup_{baseline}")
+    for name, temperature, *values in zip(
         names, table["temperature"], table["tau"], middle, low, high, table["tau_low"], table["tau_high"], strict=True
     ):
-        tau, speed, speed_low, speed_high, tau_low, tau_high = point
+        tau, speed, speed_low, speed_high, tau_low, tau_high = values
         look = looks[name]
-        across = _reach(tau, tau_low, tau_high)
-        up = _reach(speed, speed_low, speed_high)
+        across = reach(tau, tau_low, tau_high)
+        up = reach(speed, speed_low, speed_high)
         axis.errorbar(tau, speed, up, across, color=look["color"], elinewidth=0.7, capsize=1.5, linestyle="", zorder=2)
-        _point(axis, tau, speed, look, fills[temperature])
+        point(axis, tau, speed, look, fills[temperature])
     for name, look in looks.items():
         axis.plot([], [], look["marker"], color=look["color"], label=name)
-    _one(axis, noise)
+    no_gain(axis, noise)
     axis.set(xlabel="block efficiency τ (tokens per round, bonus included)", ylabel=f"speed-up over {called(baseline)}")
     legend(figure, [axis])
     return Drawn(
         figure,
         "Speed-up against τ",
         f"Speed-up over {called(baseline)} against block efficiency, one point per run: {INTERVALS} (of τ: all prompts pooled), "
-        f"n = {_n(table)} prompts.{_fill_words(fills)} What lies below a method of the same τ pays more for it.{_band(noise, baseline)}",
-    )
-
-
-def heat_map(acceptance: Frame) -> Drawn:
-    """Accepted / reached per depth and sibling rank, a panel per run that drafts."""
-    runs, left_out = _first_runs(acceptance)
-    columns = min(3, len(runs))
-    often = acceptance[acceptance["reached"] >= FEW]  # deeper down there is nothing to read
-    deepest = int((often if len(often) else acceptance)["depth"].max())
-    acceptance = acceptance[acceptance["depth"] <= deepest]
-    widest = int(acceptance["rank"].max()) + 1
-    height = 0.75 + 0.22 * min(deepest, 12)
-    figure, axes = panels(-(-len(runs) // columns), columns, height, sharex=False, sharey=True)
-    shown = None
-    for axis, (name, part) in zip(axes, runs, strict=False):
-        rate = np.full((deepest, widest), np.nan)
-        for cell in part.itertuples():
-            if cell.reached and cell.depth <= deepest:
-                rate[cell.depth - 1, cell.rank] = cell.accepted / cell.reached
-                if cell.reached >= FEW and widest <= NUMBERED:
-                    value = rate[cell.depth - 1, cell.rank]
-                    ink = "white" if value > 0.5 else "black"
-                    axis.text(
-                        cell.rank,
-                        cell.depth - 1,
-                        f"{value:.2f}".removeprefix("0"),
-                        color=ink,
-                        ha="center",
-                        va="center",
-                        fontsize=6.5,
-                    )
-        shown = axis.imshow(rate, cmap=GREYS, vmin=0, vmax=1, aspect="auto")
-        entitle(axis, wrapped(name, 26))
-        axis.grid(visible=False)
-        axis.set_xticks(range(widest), range(1, widest + 1))
-        axis.set_yticks(range(deepest), range(1, deepest + 1))
-        if widest > 12:
-            axis.set_xticks(range(0, widest, 4), range(1, widest + 1, 4))
-        if deepest > 12:
-            axis.set_yticks(range(0, deepest, 4), range(1, deepest + 1, 4))
-    for axis in axes[len(runs) :]:
-        axis.set_axis_off()
-    figure.supxlabel("sibling rank", fontsize=8.5)
-    figure.supylabel("depth", fontsize=8.5)
-    figure.colorbar(
-        shown,
-        ax=axes,
-        label="accepted / reached",
-        shrink=min(1.0, 2.2 / (height * -(-len(runs) // columns))),
-        pad=0.01,
-        aspect=18,
-    )
-    reached = acceptance.groupby("run")["reached"].sum()
-    numbers = f"Numbers where at least {FEW} were reached; blank" if widest <= NUMBERED else "Blank"
-    return Drawn(
-        figure,
-        "Acceptance per depth and sibling rank",
-        f"Share of the drafted nodes that were accepted among those reached (whose parent was accepted), n = {span(reached)} "
-        f"reached nodes per run. {numbers}: never reached. Depths at which no run reached {FEW} are left out.{left_out}",
-    )
-
-
-def acceptance_per_depth(groups: Frame) -> Drawn:
-    """Lines over depth: groups of siblings of which one was accepted / groups reached; a panel per temperature."""
-    temperatures = sorted(groups["temperature"].unique())
-    looks = line_styles(named(groups, without=("temperature",)))
-    figure, axes = panels(1, len(temperatures), 2.7, sharey=True)
-    for axis, temperature in zip(axes, temperatures, strict=True):
-        here = groups[groups["temperature"] == temperature]
-        for name, part in here.groupby(named(groups, without=("temperature",)), sort=False):
-            part = part.groupby("depth")[["reached", "accepted"]].sum()
-            rate, few = part["accepted"] / part["reached"], part["reached"] < FEW
-            axis.plot(rate.index, rate, label=str(name), **looks[name])
-            axis.plot(rate.index[few], rate[few], **(looks[name] | {"linestyle": "", "markerfacecolor": "white"}))
-        axis.set(xlabel="depth (drafted tokens)", ylim=(0, 1.02))
-        if len(temperatures) > 1:
-            entitle(axis, f"T = {temperature:g}")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("accepted / reached")
-    legend(figure, axes)
-    first = groups[groups["depth"] == 1]["reached"]
-    return Drawn(
-        figure,
-        "Acceptance per depth",
-        "The chance to get to a depth from the one above it: groups of siblings of which one was accepted / groups reached. "
-        f"n = {span(first)} rounds at depth 1; hollow: fewer than {FEW} groups.",
-    )
-
-
-def accepted_lengths(lengths: Frame) -> Drawn:
-    """Histograms of accepted drafted tokens per round, a panel per run that drafts."""
-    runs, left_out = _first_runs(lengths)
-    columns = min(3, len(runs))
-    figure, axes = panels(-(-len(runs) // columns), columns, 1.7, sharex=True, sharey=True)
-    for axis, (name, part) in zip(axes, runs, strict=False):
-        share = 100 * part["rounds"] / part["rounds"].sum()
-        axis.bar(part["accepted"], share, color=COLOURS[0], width=0.85)
-        mean = (part["accepted"] * part["rounds"]).sum() / part["rounds"].sum()
-        axis.axvline(mean, color="black", linewidth=0.9, linestyle="--")
-        entitle(axis, wrapped(name, 28))
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(axis="x", visible=False)
-    for axis in axes[len(runs) :]:
-        axis.set_axis_off()
-    figure.supxlabel("accepted drafted tokens in a round", fontsize=8.5)
-    figure.supylabel("rounds (%)", fontsize=8.5)
-    rounds = lengths.groupby("run")["rounds"].sum()
-    return Drawn(
-        figure,
-        "Accepted lengths",
-        f"How many drafted tokens a round accepted, in % of the rounds (n = {span(rounds)} per run), before cuts at the end of "
-        f"a text. Dashed: the mean; τ counts the bonus token on top.{left_out}",
+        f"n = {prompts_of(table)} prompts.{fill_words(fills)} What lies below a method of the same τ pays more for it.{band(noise, baseline)}",
     )
 
 
@@ -216,7 +112,7 @@ def tau_against_temperature(table: Frame) -> Drawn:
         figure,
         "τ against temperature",
         f"Block efficiency, all prompts pooled with 95% bootstrap intervals, and the share of distinct 4-grams of the same outputs: loops "
-        f"flatter every drafter, so that τ means little where the share is small. n = {_n(table)} prompts.",
+        f"flatter every drafter, so that τ means little where the share is small. n = {prompts_of(table)} prompts.",
     )
 
 
@@ -262,7 +158,7 @@ def time_by_phase(phases: Frame) -> Drawn:
     return Drawn(
         figure,
         "Time by phase",
-        f"Where the time of a token goes, sums over n = {_n(phases)} prompts: reading the prompt, drafting, the target's pass, "
+        f"Where the time of a token goes, sums over n = {prompts_of(phases)} prompts: reading the prompt, drafting, the target's pass, "
         'verification, keeping the accepted path, and the rest of the loop. "none" is plain decoding in the same runs (mean of them).',
     )
 
@@ -273,13 +169,13 @@ def predicted_and_measured(table: Frame) -> Drawn:
     models = {name: label for name, label in models.items() if name in table}
     figure, axes = panels(1, len(models), 3.4, sharex=True, sharey=True)
     names = named(table, without=("temperature",))
-    looks, fills = line_styles(names), _fills(table["temperature"])
+    looks, fills = line_styles(names), fills_of(table["temperature"])
     whole = table[["speedup", *models]].to_numpy(dtype=float)
     low, high = 0.92 * np.nanmin(whole), 1.06 * np.nanmax(whole)
     for axis, (model, label) in zip(axes, models.items(), strict=True):
         axis.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=1)
         for name, temperature, x, y in zip(names, table["temperature"], table["speedup"], table[model], strict=True):
-            _point(axis, x, y, looks[name], fills[temperature])
+            point(axis, x, y, looks[name], fills[temperature])
         axis.set(xlim=(low, high), ylim=(low, high), xlabel="measured speed-up")
         entitle(axis, label)
         axis.set_box_aspect(1)
@@ -291,8 +187,8 @@ def predicted_and_measured(table: Frame) -> Drawn:
     return Drawn(
         figure,
         "Predicted and measured",
-        f"Speed-up over plain decoding while decoding, all n = {_n(table)} prompts pooled; on the line they agree. Median relative "
-        f"error: {errors}.{_fill_words(fills)}",
+        f"Speed-up over plain decoding while decoding, all n = {prompts_of(table)} prompts pooled; on the line they agree. Median relative "
+        f"error: {errors}.{fill_words(fills)}",
     )
 
 
@@ -309,7 +205,7 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
         places = [kinds.index(kind) - 0.41 + (index + 0.5) * width for kind in part["category"]]
         axes[0].bar(places, part["tau"], 0.94 * width, label=str(name), **looks[name])
         if both:
-            middle, low, high = _ends(part, column)
+            middle, low, high = ends(part, column)
             error = [middle - low, high - middle]
             axes[1].bar(places, middle, 0.94 * width, yerr=error, **looks[name], **ERROR)
     axes[0].set_ylabel("τ (tokens per round)")
@@ -326,72 +222,3 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
         f"Block efficiency (rounds of the category pooled) and speed-up over {called(baseline)} ({INTERVALS}; none below three "
         f"prompts). n = {span(parts['prompts'])} prompts per category.",
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-ERROR = {"ecolor": "#333333", "capsize": 1.5, "error_kw": {"elinewidth": 0.7}}
-
-
-def _ends(frame: Frame, name: str) -> tuple[pd.Series, pd.Series, pd.Series]:
-    return tuple(frame[f"{name}{end}"].astype(float) for end in ("", "_low", "_high"))  # type: ignore[return-value]
-
-
-def _reach(middle: float, low: float | None, high: float | None) -> Any:
-    return None if low is None or pd.isna(low) else [[middle - low], [high - middle]]
-
-
-def _point(axis: Any, x: float, y: float, look: dict[str, Any], fill: str) -> None:
-    """A marker: full, empty, or empty with a dot inside."""
-    face = look["color"] if fill == "full" else "white"
-    axis.plot(x, y, look["marker"], color=look["color"], markerfacecolor=face, zorder=3, markersize=6)
-    if fill == "dot":
-        axis.plot(x, y, ".", color=look["color"], markersize=2.5, zorder=4)
-
-
-def _n(frame: Frame) -> str:
-    return span(frame["prompts"])
-
-
-def _one(axis: Any, noise: Any, vertical: bool = False) -> None:
-    """The line of no gain, and how far the baseline strays from itself."""
-    (axis.axvline if vertical else axis.axhline)(1, color="black", linewidth=0.8, zorder=1)
-    if noise is not None and noise.low is not None:
-        (axis.axvspan if vertical else axis.axhspan)(
-            noise.low, noise.high, color="#888888", alpha=0.3, linewidth=0, zorder=0
-        )
-
-
-def _band(noise: Any, baseline: str) -> str:
-    if noise is None or noise.low is None:
-        return ""
-    return f" Grey: {called(baseline)} against itself, {noise} (n = {noise.n})."
-
-
-def _fills(temperatures: pd.Series) -> dict[float, str]:
-    return dict(zip(sorted(temperatures.unique()), ("full", "none", *["dot"] * 99), strict=False))
-
-
-def _fill_words(fills: dict[float, str]) -> str:
-    if len(fills) < 2:
-        return ""
-    words = {"full": "Filled", "none": "open", "dot": "dotted"}
-    told = {look: ", ".join(f"{t:g}" for t, own in fills.items() if own == look) for look in fills.values()}
-    return " " + "; ".join(f"{words[look]}: T = {values}" for look, values in told.items()) + "."
-
-
-def _first_runs(frame: Frame) -> tuple[list[tuple[str, Frame]], str]:
-    """One frame per run, by name: all of them, or the lowest temperature's, or the first of these; and what was left out."""
-    drafting = frame[frame["drafter"] != "none"]
-    note = ""
-    if drafting["run"].nunique() > PANELS and drafting["temperature"].nunique() > 1:
-        lowest = drafting["temperature"].min()
-        drafting, note = (
-            drafting[drafting["temperature"] == lowest],
-            f" Of {frame['run'].nunique()} runs, those at T = {lowest:g}.",
-        )
-    names = named(drafting)
-    groups = [(str(names[part.index[0]]), part) for _, part in drafting.groupby("run", sort=False)]
-    if len(groups) > PANELS:
-        note = f" The first {PANELS} of {frame['run'].nunique()} runs."
-    return groups[:PANELS], note

@@ -1,17 +1,19 @@
-"""Speed-up and tau against what a study varies: a line joins runs that differ in that one thing only."""
+"""Speed-up and tau against what a study varies: a line joins runs that differ in that one thing
+only."""
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from experiments import frames
-from experiments.report.figures import INTERVALS, Drawn, _band, _ends, _n, _one
-from experiments.report.looks import called, legend, line_styles, named, panels, wrapped
+from experiments.report import frames
+from experiments.report.looks import Drawn, called, legend, line_styles, named, panels, wrapped
+from experiments.report.marks import INTERVALS, band, ends, no_gain, prompts_of
+from experiments.study.result import Result
 
-Result = dict[str, Any]
 NAMES_ONLY = ("label", "study", "progress")  # of a configuration: what changes no number
 
 
@@ -27,31 +29,27 @@ class Knob:
 
 
 def _draft_length(result: Result) -> float | None:
-    drafter = result["config"]["drafter"]
+    drafter = result.effective.drafter
     return drafter.get("length", drafter.get("depth"))
 
 
 def _cost_ratio(result: Result) -> float | None:
     """Seconds of one plain pass of the target / seconds of drafting per round of the method."""
-    method, plain = result["ways"]["method"], result["ways"].get("none")
-    drafting = method["seconds"]["draft"] / max(1, method["rounds"])
-    if plain is None or drafting <= 0 or method["drafter"] == "none":
-        return None
-    return plain["seconds"]["score"] / plain["rounds"] / drafting
+    return 1 / result.draft_cost if result.draft_cost and result.method.drafter != "none" else None
 
 
 def _context(result: Result) -> float:
-    return float(pd.Series([entry["prompt_tokens"] for entry in result["ways"]["method"]["per_prompt"]]).median())
+    return float(median(entry.prompt_tokens for entry in result.method.per_prompt))
 
 
 KNOBS = (
-    Knob("batch size", "batch size (prompts)", ("batch_size",), lambda r: r["config"]["batch_size"], log=True),
+    Knob("batch size", "batch size (prompts)", ("batch_size",), lambda r: r.config.batch_size, log=True),
     Knob("draft length", "draft length (tokens)", ("drafter.length", "drafter.depth"), _draft_length),
     Knob(
         "nodes",
         "drafted nodes per round (mean)",
         ("drafter.nodes", "drafter.branching", "drafter.depth", "drafter.length", "drafter.tree"),
-        lambda r: r["ways"]["method"]["nodes_per_round"],
+        lambda r: r.method.nodes_per_round,
     ),
     Knob(
         "cost ratio",
@@ -64,14 +62,14 @@ KNOBS = (
         "exit layer",
         "layers of the target that draft",
         ("drafter.exit",),
-        lambda r: r["config"]["drafter"].get("exit"),
+        lambda r: r.effective.drafter.get("exit"),
     ),
     Knob("context", "prompt length (tokens, median)", ("prompts",), _context, log=True),
     Knob(
         "drafter size",
         "weights that the drafter adds (MiB)",
         ("drafter.model", "drafter.heads"),
-        lambda r: r["ways"]["method"]["memory"]["drafter_weights"] / 2**20,
+        lambda r: r.method.memory.drafter_weights / 2**20,
         log=True,
     ),
 )
@@ -79,6 +77,8 @@ KNOBS = (
 
 def flat(settings: Any, path: str = "") -> dict[str, Any]:
     """{"drafter.length": 4, ...}"""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        settings = asdict(settings)
     if not isinstance(settings, dict):
         return {path: settings}
     found: dict[str, Any] = {}
@@ -91,9 +91,10 @@ NAMED = ("label", "drafter", "verifier", "target.name", "target.extra_layers", "
 
 
 def told_apart(results: list[Result]) -> list[Result]:
-    """The results, with what else the study varies (prompts.tokens, say) in the labels of runs that would otherwise share a name."""
+    """The results, with what else the study varies (prompts.tokens, say) in the labels of runs that
+    would otherwise share a name."""
     keys = [json.dumps({**frames.key(result), "run": ""}, sort_keys=True) for result in results]
-    each = [flat(result["config"]) for result in results]
+    each = [flat(result.config) for result in results]
     varied = [
         path
         for path in dict.fromkeys(path for settings in each for path in settings)
@@ -105,26 +106,23 @@ def told_apart(results: list[Result]) -> list[Result]:
     for result, key, settings in zip(results, keys, each, strict=True):
         if keys.count(key) > 1 and varied:
             more = ", ".join(f"{path.rpartition('.')[2]}={settings.get(path)}" for path in varied)
-            result = {**result, "config": {**result["config"], "label": f"{result['config']['label']}, {more}"}}
+            result = replace(result, config=replace(result.config, label=f"{result.config.label}, {more}"))
         found.append(result)
     return found
 
 
 def lines(results: Iterable[Result], knob: Knob) -> pd.DataFrame:
-    """Rows of `frames.table` with `x`, the knob's value, and `line`, which joins runs that differ in nothing else; only lines of
-    two values or more."""
+    """Rows of `frames.table` with `x`, the knob's value, and `line`, which joins runs that differ
+    in nothing else; only lines of two values or more."""
     rows, kept = [], []
     for result in results:
         x = knob.value(result)
-        if x is None or result["ways"]["method"]["drafter"] == "none":
+        if x is None or result.method.drafter == "none":
             continue
-        settings = {
-            path: value
-            for path, value in flat(result["config"]).items()
-            if path not in NAMES_ONLY and not _under(path, knob.paths)
-        }
-        turned = {path: value for path, value in flat(result["config"]).items() if _under(path, knob.paths)}
-        base = _without(result["config"]["label"], knob.paths)
+        whole = flat(result.config)
+        turned = {path: value for path, value in whole.items() if _under(path, knob.paths)}
+        settings = {path: value for path, value in whole.items() if path not in {*NAMES_ONLY, *turned}}
+        base = _without(str(result.config.label), knob.paths)
         rows.append((x, json.dumps([base, settings], sort_keys=True), json.dumps(turned, sort_keys=True), base))
         kept.append(result)
     if not rows:
@@ -174,12 +172,12 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
     looks = line_styles(names)
     for _, part in table.groupby("line", sort=False):
         name = names[part.index[0]]
-        middle, low, high = _ends(part, f"speedup_{baseline}")
+        middle, low, high = ends(part, f"speedup_{baseline}")
         error = [middle - low, high - middle]
         left.errorbar(part["x"], middle, error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
         error = [part["tau"] - part["tau_low"], part["tau_high"] - part["tau"]]
         right.errorbar(part["x"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
-    _one(left, noise)
+    no_gain(left, noise)
     left.set_ylabel(f"speed-up over {called(baseline)}")
     right.set_ylabel("τ (tokens per round, bonus included)")
     for axis in (left, right):
@@ -196,5 +194,5 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
         figure,
         f"Against {knob.name}",
         f"Speed-up over {called(baseline)} ({INTERVALS.replace('prompts', unit)}) and block efficiency (pooled) against the {knob.axis}; "
-        f"a line joins runs that differ in nothing else. n = {_n(table)} prompts.{_band(noise, baseline)}",
+        f"a line joins runs that differ in nothing else. n = {prompts_of(table)} prompts.{band(noise, baseline)}",
     )

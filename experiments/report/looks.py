@@ -1,11 +1,12 @@
 """How figures look: for print, for colour-blind readers, and in grey.
 
-Colours are Okabe and Ito's; markers, line styles and hatches tell the same apart without them. A figure has no title: its caption
-says what it shows, with units and n.
+Colours are Okabe and Ito's; markers, line styles and hatches tell the same apart without them. A
+figure has no title: its caption says what it shows, with units and n.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -13,6 +14,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from experiments.system.files import written
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -60,6 +63,13 @@ def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figu
     return figure, list(axes.flat)
 
 
+def save(figure: Figure, path: Path) -> None:
+    """As its suffix says. Fonts in PDF are TrueType, which journals ask for: that setting is read
+    when a file is written."""
+    with matplotlib.rc_context(STYLE), written(path) as draft:
+        figure.savefig(draft, dpi=200, format=path.suffix.removeprefix("."))
+
+
 def entitle(axis: Axes, text: str) -> None:
     """A panel's title; styles are read when text is set, so it says its size itself."""
     axis.set_title(text, fontsize=7.5)
@@ -100,8 +110,9 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> 
 
 
 def named(frame: pd.DataFrame, without: Iterable[str] = ()) -> pd.Series:
-    """What a run is called in a figure: its drafter, with the target, batch and temperature where the drafter has several, and
-    with the verifier where nothing else tells two runs apart (`auto` takes another one at T = 0)."""
+    """What a run is called in a figure: its drafter, with the target, batch and temperature where
+    the drafter has several, and with the verifier where nothing else tells two runs apart (`auto`
+    takes another one at T = 0)."""
     words = {
         "target": lambda value: f"on {value}",
         "verifier": str,

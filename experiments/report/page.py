@@ -1,4 +1,5 @@
-"""Sections of tables and figures -> one self-contained HTML page, and files beside it: CSV, LaTeX, PNG and PDF."""
+"""Sections of tables and figures -> one self-contained HTML page, and files beside it: CSV, LaTeX,
+PNG and PDF."""
 
 import base64
 import io
@@ -10,8 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from experiments.report.looks import Drawn
+from experiments.report.looks import Drawn, save
 from experiments.report.tables import Told
+from experiments.system.files import write_text
 
 WORDS = ("method", "target", "verifier", "law", "category", "state", "baseline", "kind", "what", "in A", "in B")
 
@@ -78,25 +80,25 @@ def _svg(drawn: Drawn) -> bytes:
 def write_figures(figures: dict[str, Drawn], folder: Path) -> list[Path]:
     """NAME.png, NAME.pdf, and captions.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    paths = []
     for name, drawn in figures.items():
         for suffix in ("png", "pdf"):
-            written.append(folder / f"{name}.{suffix}")
-            drawn.figure.savefig(written[-1], dpi=200)
+            paths.append(folder / f"{name}.{suffix}")
+            save(drawn.figure, paths[-1])
     captions = "\n\n".join(f"**{name}: {drawn.title}.** {drawn.caption}" for name, drawn in figures.items())
-    (folder / "captions.md").write_text(captions + "\n", encoding="utf-8")
-    return written
+    write_text(folder / "captions.md", captions + "\n")
+    return paths
 
 
 def write_tables(tables: dict[str, Told], folder: Path) -> list[Path]:
     """NAME.csv with full numbers, NAME.tex for booktabs."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    paths = []
     for name, told in tables.items():
-        told.raw.to_csv(folder / f"{name}.csv", index=False)
-        (folder / f"{name}.tex").write_text(latex(told, name), encoding="utf-8")
-        written += [folder / f"{name}.csv", folder / f"{name}.tex"]
-    return written
+        paths += [folder / f"{name}.csv", folder / f"{name}.tex"]
+        write_text(paths[-2], told.raw.to_csv(index=False))
+        write_text(paths[-1], latex(told, name))
+    return paths
 
 
 SYMBOLS = {"τ": r"$\tau$", "α": r"$\alpha$", "γ": r"$\gamma$", "×": r"$\times$", "−": "$-$", "–": "--", "→": r"$\to$"}

@@ -6,17 +6,19 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import frames
-from experiments.intervals import Interval, median_interval
+from experiments.measuring.intervals import median_interval
+from experiments.report import frames
 from experiments.report.looks import called
+from experiments.study.outcome import Interval
+from experiments.study.result import Result
 
-Result = dict[str, Any]
 MARKS = {"certified": "certified", "not certified": "lossless", "lossy": "lossy"}
 
 
 @dataclass(frozen=True)
 class Told:
-    """A table: `text` is what a reader sees, `raw` what it was made from, `caption` what it says and over how many."""
+    """A table: `text` is what a reader sees, `raw` what it was made from, `caption` what it says
+    and over how many."""
 
     title: str
     text: pd.DataFrame
@@ -49,8 +51,8 @@ def with_interval(frame: pd.DataFrame, name: str, form: str = "{:.2f}") -> list[
     """ "1.52 [1.40, 1.61]", from NAME, NAME_low, NAME_high."""
     shown = []
     for middle, low, high in frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False):
-        ends = "" if pd.isna(low) else f" [{form.format(low)}, {form.format(high)}]"
-        shown.append("–" if pd.isna(middle) else form.format(middle) + ends)
+        found = Interval(middle, None if pd.isna(low) else low, high, 0)
+        shown.append("–" if pd.isna(middle) else found.text(form))
     return shown
 
 
@@ -65,13 +67,9 @@ def who(frame: pd.DataFrame, always: tuple[str, ...] = ("temperature",)) -> dict
 
 
 def noise(results: Iterable[Result]) -> Interval | None:
-    """The first baseline against itself, all runs pooled: how far a ratio strays with nothing changed."""
-    ratios = [
-        ratio
-        for result in results
-        for found in result["ways"].get("again", {}).get("speedup", {}).values()
-        for ratio in found["per_batch"]
-    ]
+    """The first baseline against itself, all runs pooled: how far a ratio strays with nothing
+    changed."""
+    ratios = [ratio for result in results for found in frames.noise(result) for ratio in found.per_batch]
     return median_interval(ratios) if ratios else None
 
 
@@ -230,9 +228,8 @@ def divergence(results: list[Result]) -> Told | None:
     shown["tokens"] = [f"{ours} / {plain}" for ours, plain in zip(table["ours"], table["plain"], strict=True)]
     shown["margin"] = table["margin"].astype(float).map(number("{:.2g}")).tolist()
     shown["kind"] = list(table["kind"])
-    rounding = [
-        found["rounding"] for r in results for found in r["divergence"].values() if found["rounding"] is not None
-    ]
+    measured = [found.rounding for result in results for found in result.divergence.values()]
+    rounding = [value for value in measured if value is not None]
     told = f" Measured rounding: at most {max(rounding):.2g}." if rounding else ""
     return Told(
         "Where greedy outputs differ",

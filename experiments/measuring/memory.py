@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-PEAK_RESET = Path("/proc/self/clear_refs")  # Linux; writing 5 starts the process's peak again from where it is
+# Linux's own files for the peak of a process, which psutil does not read: writing 5 starts the peak
+# again from what is in use.
+PEAK_RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass
@@ -21,7 +24,8 @@ class Peak:
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
-    """On an accelerator what torch has allocated, else the resident set of the process (Linux)."""
+    """On an accelerator what torch has allocated, else the resident set of the process (its peak:
+    on Linux)."""
     found = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -34,22 +38,15 @@ def peak(device: torch.device) -> Iterator[Peak]:
     except OSError:
         yield found
         return
-    found.before = of_process("VmRSS")
+    found.before = psutil.Process().memory_info().rss
     yield found
-    found.bytes = of_process("VmHWM")
-
-
-def of_process(name: str) -> int:
-    """A line of /proc/self/status, in bytes: VmRSS is the resident set, VmHWM its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"/proc says nothing of {name}")
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    found.bytes = 1024 * int(line.split()[1])
 
 
 def weights(*holders: Any) -> int:
-    """Bytes of the distinct parameters and buffers of modules, and of those that lie in attributes of other objects (a
-    drafter's model, a language model's). What two share counts once."""
+    """Bytes of the distinct parameters and buffers of modules, and of those in attributes of other
+    objects (a drafter's model, a language model's). What two share counts once."""
     found: dict[int, int] = {}
     for holder in holders:
         for module in _modules(holder):

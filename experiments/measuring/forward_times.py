@@ -1,4 +1,5 @@
-"""What one forward pass costs on this machine: against nodes, at a given context; and how much memory generate takes."""
+"""What one forward pass costs on this machine: against nodes, at a given context; and how much
+memory generate takes."""
 
 import pickle
 import time
@@ -8,7 +9,8 @@ from statistics import median
 import torch
 
 import specdec
-from experiments.memory import PEAK_RESET, peak
+from experiments.measuring.memory import PEAK_RESET, peak
+from experiments.system.libraries import quiet_transformers
 from specdec.tree import TokenTree
 
 
@@ -16,8 +18,9 @@ from specdec.tree import TokenTree
 def forward_times(
     model: specdec.TransformersLM, context: int, nodes: Sequence[int], rows: int = 1, repeats: int = 30
 ) -> dict[int, float]:
-    """Median seconds of a pass over binary trees of `nodes` nodes (root included), all after `context` committed tokens.
-    The sizes take turns, so that a slow moment of the machine meets them all."""
+    """Median seconds of a pass over binary trees of `nodes` nodes (root included), all after
+    `context` committed tokens. The sizes take turns, so that a slow moment of the machine meets
+    them all."""
     random = torch.Generator().manual_seed(0)
     widest = max(nodes)
     tokens = torch.randint(model.vocabulary, (rows, context + widest), generator=random).to(model.device)
@@ -46,11 +49,9 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_memory(target: str, draft: str, dtype: str | None, new_tokens: int) -> int | None:
-    """Bytes that generate took at its peak beyond weights, caches and its list of steps. Run it in a fresh process; None
-    where the system does not tell (it needs Linux)."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    """Bytes that generate took at its peak beyond weights, caches and its list of steps. Run it in
+    a fresh process; None where the system does not tell (it needs Linux)."""
+    quiet_transformers()
     if not PEAK_RESET.exists():
         return None
     model, drafter_model = (

@@ -1,4 +1,5 @@
-"""What verification takes: everything between logits and commit, per rule, at batch 1 over a vocabulary of any size."""
+"""What verification takes: everything between logits and commit, per rule, at batch 1 over a
+vocabulary of any size."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +10,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 
+from experiments.terminal.progress import bar
 from specdec import Keyed, Laws, Sampling, SiblingLaw, State, TokenTree, Verifier
 from specdec.drafting.by_level import levels
 from specdec.state import Last, OnHost
@@ -66,18 +66,20 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 @torch.inference_mode()
 def measure(vocabulary: int, agreement: float, repeats: int, seed: int) -> pd.DataFrame:
-    """One row per rule: its tree, its milliseconds per round, those of building 64 laws once, and their ratio."""
+    """One row per rule: its tree, its milliseconds per round, those of building 64 laws once, and
+    their ratio."""
     rows = []
-    for name, (law, branching, temperature) in track(RULES.items(), "rules", console=Console(stderr=True)):
-        state, tree, logits = case(
-            vocabulary, agreement, seed, SiblingLaw.DET if temperature == 0 else law, branching, temperature
-        )
-        wide = torch.cat([logits[0]] * -(-64 // logits.shape[1]))[:64]
-        took = milliseconds(partial(verify, build("verifier", name), tree, logits, state, count()), repeats)
-        laws = milliseconds(lambda wide=wide: (wide.float() / 0.9).softmax(-1), repeats)
-        nodes = "chain of 8" if branching == CHAIN else f"{tree.num_nodes - 1} nodes"
-        title = name if build("verifier", name).lossless else f"{name} (lossy)"
-        rows.append({"rule": title, "tree": nodes, "ms": took, "64 laws, ms": laws, "ratio": took / laws})
+    with bar("rules", len(RULES)) as advance:
+        for name, (law, branching, temperature) in RULES.items():
+            drawn = SiblingLaw.DET if temperature == 0 else law
+            state, tree, logits = case(vocabulary, agreement, seed, drawn, branching, temperature)
+            wide = torch.cat([logits[0]] * -(-64 // logits.shape[1]))[:64]
+            took = milliseconds(partial(verify, build("verifier", name), tree, logits, state, count()), repeats)
+            laws = milliseconds(lambda wide=wide: (wide.float() / 0.9).softmax(-1), repeats)
+            nodes = "chain of 8" if branching == CHAIN else f"{tree.num_nodes - 1} nodes"
+            title = name if build("verifier", name).lossless else f"{name} (lossy)"
+            rows.append({"rule": title, "tree": nodes, "ms": took, "64 laws, ms": laws, "ratio": took / laws})
+            advance()
     return pd.DataFrame(rows)
 
 

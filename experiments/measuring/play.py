@@ -1,23 +1,40 @@
 """Playing a run's prompts: batch by batch, and within a batch turn by turn, in every way.
 
-Each way is given its own answers to the turns before, as in use; at temperature 0, up to ties, they are the same.
+Each way is given its own answers to the turns before, as in use; at temperature 0, up to ties, they
+are the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments import ways as decoding
-from experiments.measures import Played
+from experiments.measuring.memory import peak
+from experiments.measuring.ways import Ours, Sample, Way
 from experiments.prompts import Prompt
 from experiments.prompts.conversation import Conversation, most_tokens, uses_chat
-from experiments.ways import Way
+from experiments.study.result import Skipped
 from specdec.requests import check_prompts
+
+WARM_UP = 16  # tokens of a warm-up, at most
+
+
+@dataclass(frozen=True)
+class Played:
+    """A batch of prompts in one turn: what each way was given, and what it made of it."""
+
+    prompts: Sequence[Prompt]
+    given: Mapping[str, Sequence[Sequence[int]]]  # token ids by way; in later turns its own answers stand in them
+    samples: Mapping[str, Sample]
+    batch: int = 0
+    turn: int = 0
 
 
 class Play:
-    """The prompts of a run, checked: raises ValueError for one that the target cannot take, before anything is decoded.
+    """The prompts of a run, checked: raises ValueError for one that the target cannot take, before
+    anything is decoded.
 
-    too_long: "refuse", or "skip" for leaving out prompts that do not fit the target's context; `skipped` names them.
+    too_long: "refuse", or "skip" for leaving out prompts that do not fit the target's context;
+    `skipped` names them.
     """
 
     def __init__(
@@ -34,7 +51,7 @@ class Play:
         if target.tokenizer is None:
             raise ValueError(f"the target {target.name} has no tokenizer, and prompts are texts")
         self.target, self.chat, self.max_new_tokens = target, uses_chat(target.tokenizer, chat), max_new_tokens
-        self.skipped: list[dict[str, int]] = []
+        self.skipped: list[Skipped] = []
         if too_long == "skip":
             prompts = self._fitting(prompts)
         self.batches = [list(prompts[first : first + batch_size]) for first in range(0, len(prompts), batch_size)]
@@ -52,13 +69,14 @@ class Play:
                 )
 
     def _longest(self, prompt: Prompt) -> int:
-        """Tokens of the prompt with all its turns and answers, when every answer is as long as it may be."""
+        """Tokens of the prompt with all its turns and answers, when every answer is as long as it
+        may be."""
         return most_tokens(prompt, self.target.tokenizer, self.chat, self.max_new_tokens) + self.max_new_tokens
 
     def _fitting(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         longest = {prompt.index: self._longest(prompt) for prompt in prompts}
         context = self.target.context
-        self.skipped = [{"prompt": index, "tokens": tokens} for index, tokens in longest.items() if tokens > context]
+        self.skipped = [Skipped(prompt=n, tokens=tokens) for n, tokens in longest.items() if tokens > context]
         fitting = [prompt for prompt in prompts if longest[prompt.index] <= context]
         if not fitting:
             raise ValueError(
@@ -78,9 +96,15 @@ class Play:
         return [self._begin(prompt).ids for prompt in batch], [prompt.index for prompt in batch]
 
     def __call__(self, ways: dict[str, Way], warmup: int) -> Iterator[Played]:
-        """One per batch and turn. A later turn holds the prompts that have one; its request ids are numbers of their own, so
-        that no random number serves twice."""
-        decoding.warm_up(ways, [self._given(batch) for batch in self.batches[:warmup]], self.max_new_tokens)
+        """One per batch and turn. A later turn holds the prompts that have one; its request ids are
+        numbers of their own, so that no random number is used twice. `warmup` batches are decoded
+        first and thrown away, and what a drafter learnt from them is forgotten."""
+        for prompts, ids in map(self._given, self.batches[:warmup]):
+            for way in ways.values():
+                way(prompts, ids, min(self.max_new_tokens, WARM_UP))
+        for way in ways.values():
+            if isinstance(way, Ours):
+                way.drafter.forget()
         rounds = 0
         for number, batch in enumerate(self.batches):
             talks = {name: [self._begin(prompt) for prompt in batch] for name in ways}
@@ -88,10 +112,27 @@ class Play:
                 rows = [row for row, prompt in enumerate(batch) if len(prompt.turns) > turn]
                 given = {name: [talk[row].ids for row in rows] for name, talk in talks.items()}
                 ids = [batch[row].index + turn * self._beyond for row in rows]
-                samples = decoding.in_every_way(ways, given, ids, self.max_new_tokens, backwards=rounds % 2 == 1)
+                samples = in_every_way(ways, given, ids, self.max_new_tokens, backwards=rounds % 2 == 1)
                 yield Played([batch[row] for row in rows], given, samples, number, turn)
                 for name, sample in samples.items():
                     for row, tokens in zip(rows, sample.tokens, strict=True):
                         if not talks[name][row].over:
                             talks[name][row].answer(tokens)
                 rounds += 1
+
+
+def in_every_way(
+    ways: dict[str, Way],
+    given: Mapping[str, Sequence[Sequence[int]]],
+    request_ids: Sequence[int],
+    max_new_tokens: int,
+    backwards: bool,
+) -> dict[str, Sample]:
+    """One batch, given to each way as token ids; every other one `backwards`, so that no way is
+    always the first."""
+    done = {}
+    for name in reversed(ways) if backwards else ways:
+        with peak(ways[name].target.device) as highest:
+            sample = ways[name](given[name], request_ids, max_new_tokens)
+        done[name] = replace(sample, peak=highest)
+    return {name: done[name] for name in ways}

@@ -1,27 +1,18 @@
 """Medians of paired ratios, with bootstrap intervals over prompts.
 
-A bootstrap resamples what was sampled: prompts (or batches of them). It says nothing about other machines, models or days.
+A bootstrap resamples what was sampled: prompts (or batches of them). It says nothing about other
+machines, models or days.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from experiments.study.outcome import Interval
+
 RESAMPLES = 2000
 FEWEST = 3  # values; fewer say nothing about spread
-
-
-class Interval(NamedTuple):
-    """A median and its interval; no interval below three values."""
-
-    median: float
-    low: float | None
-    high: float | None
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f}" + ("" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]")
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -30,7 +21,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median of the paired ratios above / below, e.g. of two methods' speed-ups over the baseline that they share."""
+    """The median of the paired ratios above / below, e.g. of two methods' speed-ups over the
+    baseline that they share."""
     return _interval(np.median, [np.divide(*_paired(above, below))], confidence)
 
 
@@ -40,7 +32,8 @@ def difference_interval(first: Sequence[float], second: Sequence[float], confide
 
 
 def pooled_interval(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval:
-    """A ratio of sums, e.g. tau = all kept tokens / all rounds, with its interval over the prompts that the sums run over."""
+    """A ratio of sums, e.g. tau = all kept tokens / all rounds, with its interval over the prompts
+    that the sums run over."""
     return _interval(lambda a, b, axis=-1: a.sum(axis) / b.sum(axis), _paired(above, below), confidence)
 
 
@@ -71,3 +64,30 @@ def _interval(statistic: Callable[..., Any], samples: Sequence[Any], confidence:
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(middle, float(found.low), float(found.high), count)
+
+
+# -------------------------------------------------------------------------------------------- tests
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """p of the hypothesis that paired differences are as likely as their opposites: a permutation
+    test of their mean, exact up to 13 values (scipy.stats.permutation_test)."""
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (np.asarray(differences, dtype=float),),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family of tests, adjusted by Holm's step-down procedure (statsmodels)."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(value) for value in multipletests(p_values, method="holm")[1]]

@@ -1,0 +1,105 @@
+"""Many ways over the same prompts, decoded in turn as the runs of studies are, and set against one
+another."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import specdec
+from experiments import prompts
+from experiments.benchmarks.options import Options
+from experiments.measuring import lineup, measures
+from experiments.measuring.play import Play, Played
+from experiments.measuring.rounds import rounds
+from experiments.measuring.ways import Ours, Way, load
+from experiments.study.outcome import OurResult, Speedup, WayResult
+from experiments.study.schema import Target
+from experiments.system.files import write_json, write_text
+from experiments.system.libraries import quiet_transformers, set_threads
+from experiments.system.surroundings import surroundings
+from experiments.terminal.progress import bar
+from experiments.terminal.tables import markdown
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of it. `ways`: what a study's result holds of each."""
+
+    ways: Mapping[str, WayResult]
+    rounds: pd.DataFrame  # as in rounds.parquet
+
+    def ours(self, name: str) -> OurResult:
+        found = self.ways[name]
+        assert isinstance(found, OurResult)
+        return found
+
+    def ratio(self, way: str, baseline: str) -> Speedup:
+        return measures.speedup(self.ways[way], self.ways[baseline])
+
+    def times(self, way: str, baseline: str) -> str:
+        return self.ratio(way, baseline).text(unit="x")
+
+    def best(self, kinds: Sequence[str], baseline: str) -> str:
+        """The fastest of the ways whose names begin with one of `kinds`."""
+        names = [name for name in self.ways if name.startswith(tuple(kinds))]
+        return max(names, key=lambda name: self.ratio(name, baseline).median)
+
+
+class Bench:
+    def __init__(self, wanted: Options) -> None:
+        quiet_transformers()
+        set_threads(wanted.threads)
+        self.wanted, self.began = wanted, time.perf_counter()
+        self.prompts = prompts.read("jsonl", wanted.prompts, category="category", limit=wanted.limit)
+
+    @cached_property
+    def target(self) -> specdec.TransformersLM:
+        return load(self.wanted.target, dtype=self.wanted.dtype)
+
+    @cached_property
+    def deep(self) -> specdec.TransformersLM:
+        return load(self.wanted.target, dtype=self.wanted.dtype, extra_layers=self.wanted.extra_layers)
+
+    def draft(self, name: str) -> specdec.TransformersLM:
+        return lineup.draft_model(name, Target(self.wanted.target, dtype=self.wanted.dtype))
+
+    def ours(self, target: specdec.TransformersLM, temperature: float, drafter: Mapping[str, Any], **more: Any) -> Ours:
+        """`drafter`: {"name": ..., arguments}; `more`: other options of specdec.generate."""
+        made = lineup.make_drafter(drafter, Target(self.wanted.target, dtype=self.wanted.dtype))
+        return Ours(target, made, {"temperature": temperature, "seed": self.wanted.seed, **more})
+
+    def compare(
+        self, title: str, ways: dict[str, Way], limit: int | None = None, batch: int = 1, warmup: int = 1
+    ) -> Compared:
+        target = next(iter(ways.values())).target
+        play = Play(self.prompts[:limit], target, False, batch, self.wanted.max_new_tokens)
+        played: list[Played] = []
+        with bar(title, play.turns) as advance:
+            for one in play(ways, warmup):
+                played.append(one)
+                advance()
+        return Compared(measures.way_results(played, ways), rounds("benchmark", title, title, played))
+
+    def publish(self, program: str, tables: Sequence[pd.DataFrame], distinct: str, record: Mapping[str, Any]) -> None:
+        """Print the tables with a line on how they were measured; write both, and what they were
+        made from, to a new folder."""
+        wanted, where = self.wanted, surroundings()
+        minutes = (time.perf_counter() - self.began) / 60
+        deep = f" ({min(wanted.deep_limit, len(self.prompts))} on the deepened target)" if wanted.deep_limit else ""
+        note = (
+            f"Medians over {len(self.prompts)} prompts{deep} with 95% bootstrap intervals of paired ratios, {wanted.dtype}, batch 1, "
+            f"{wanted.max_new_tokens} new tokens, {where.threads} threads, {where.machine.processor}. "
+            f"Distinct 4-grams of plain decoding: {distinct}. `python -m experiments.{program}`, {minutes:.0f} minutes."
+        )
+        text = "\n".join([*map(markdown, tables), note]) + "\n"
+        print(text)
+        folder = Path(wanted.output) / time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder.mkdir(parents=True)
+        write_text(folder / "table.md", text)
+        lines = [table.to_dict("records") for table in tables]
+        write_json(folder / "benchmark.json", {"config": vars(wanted), **asdict(where), "tables": lines, **record})

@@ -1,0 +1,17 @@
+"""What both benchmarks are told. It imports nothing heavy: `--help` reads it."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Options:
+    target: str = "demo"
+    prompts: str = "demo"
+    limit: int = 16
+    deep_limit: int = 8  # prompts on the deepened target; 0 leaves it out
+    max_new_tokens: int = 128
+    dtype: str = "bfloat16"
+    extra_layers: int = 42  # of the deepened target
+    seed: int = 0
+    threads: int | None = None
+    output: str = "outputs/benchmark"

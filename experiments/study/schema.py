@@ -1,0 +1,163 @@
+"""The frame of a run, as types: a misspelt key or a wrong type is refused when the configuration is
+composed, a value that cannot be before anything runs.
+
+Plug-in groups (drafter, verifier) are plain YAML: `_target_` and constructor arguments.
+"""
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from experiments.system.libraries import check_threads
+from experiments.terminal.program import register_help
+
+GROUPS = (
+    "target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher", "logger",
+)  # fmt: skip
+BASELINES = ("none", "transformers", "assisted", "prompt_lookup")
+
+
+@dataclass
+class Target:
+    """What `specdec.load` takes."""
+
+    name: str = MISSING  # "demo", a local folder or a hub id
+    device: str | None = None  # CUDA where there is one
+    dtype: str | None = None  # that of the checkpoint
+    revision: str | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    extra_layers: int = 0
+
+
+@dataclass
+class Sampling:
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+
+@dataclass
+class Prompts:
+    format: str = MISSING  # jsonl | text | folder | datasets
+    path: str = MISSING  # "demo" for the bundled ones
+    field: str | None = None  # the key of the text or the turns; null finds turns, prompt or question
+    category: str | None = "category"  # the key of an entry's category, if it has one
+    chat: bool | None = None  # through the tokenizer's chat template; null: where it has one
+    subset: str | None = None  # of a data set
+    split: str | None = None  # of a data set; null: test
+    limit: int | None = None  # that many, taken in turn from each category
+    seed: int | None = None  # shuffle before the limit; null keeps the file's order
+    tokens: int | None = None  # cut or fill each prompt up to so many (by the source's other texts, put before it)
+    too_long: str = "refuse"  # | skip: prompts that do not fit the target's context are left out, counted and reported
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What `experiments.prompts.read` takes."""
+        return {name: value for name, value in vars(self).items() if name not in ("chat", "too_long")}
+
+
+@dataclass
+class Assisted:
+    """transformers' assisted generation, the baseline `assisted`."""
+
+    model: str | None = None  # the draft model; null takes the drafter's own `model`
+    num_assistant_tokens: int = 5  # per round, a constant schedule
+    confidence: float | None = None  # drafting stops below it; null leaves transformers' default, 0 never stops
+
+
+@dataclass
+class PromptLookup:
+    """transformers' prompt lookup, the baseline `prompt_lookup`."""
+
+    max_ngram: int = 3
+    length: int = 10
+
+
+@dataclass
+class Logger:
+    """logger=wandb: results go to Weights & Biases too (pip install 'specdec[wandb]').
+    WANDB_MODE=offline keeps them on disk."""
+
+    project: str = "specdec"
+    entity: str | None = None  # null: wandb's default, your own
+
+
+@dataclass
+class Settings:
+    """What a run does. Raises ValueError for values that cannot be."""
+
+    study: str = "default"  # the folder that results of one question share
+    seed: int = 0
+    max_new_tokens: int = 128
+    batch_size: int = 1
+    ignore_eos: bool = False
+    allow_lossy: bool = False
+    baselines: list[str] = field(default_factory=lambda: ["none"])  # none | transformers | assisted | prompt_lookup
+    noise: bool = True  # decode the first baseline twice: how far a ratio strays on this machine with nothing changed
+    warmup: int = 1  # batches that every way decodes first, unrecorded
+    threads: int | None = None  # of torch; null leaves its default
+    progress: bool = True
+    label: str | None = None  # how tables and figures call the method; null: the drafter's name and settings
+    target: Target = MISSING
+    drafter: dict[str, Any] = MISSING
+    verifier: dict[str, Any] = MISSING
+    sampling: Sampling = field(default_factory=Sampling)
+    prompts: Prompts = MISSING
+    assisted: Assisted = field(default_factory=Assisted)
+    prompt_lookup: PromptLookup = field(default_factory=PromptLookup)
+    logger: Logger | None = None
+
+    def __post_init__(self) -> None:
+        check_study(self.study)
+        check_threads(self.threads)
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("warmup", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
+        unknown = [name for name in self.baselines if name not in BASELINES]
+        if unknown:
+            raise ValueError(f"unknown baseline {unknown[0]!r}; there are: {', '.join(BASELINES)}")
+        alone = [name for name in self.baselines if name in ("assisted", "prompt_lookup")]
+        if alone and self.batch_size > 1:
+            raise ValueError(
+                f"transformers' {alone[0]} takes one prompt at a time; set batch_size=1 or leave the baseline out"
+            )
+
+
+@dataclass
+class Command(Settings):
+    """Settings, and how the command goes about them. What does not stand in `Settings` does not
+    become part of a result."""
+
+    resume: bool | str = (
+        False  # true: go on in the study's latest sweep; a folder: in that one. Finished jobs are left alone
+    )
+
+
+def settings_of(config: DictConfig) -> Settings:
+    """A composed configuration as values. Raises ValueError for what cannot be."""
+    plain = OmegaConf.masked_copy(config, [name.name for name in fields(Settings)])
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
+    assert isinstance(found, Settings)
+    return found
+
+
+def check_study(name: str) -> None:
+    """A study's name is that of a folder, and stands in pages and commands."""
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise ValueError(f"study={name!r} is no name for a folder: use letters, digits, '_', '-', '+' and '.'")
+
+
+def register() -> None:
+    """Make the frame known to Hydra as the first entry of conf/run.yaml's defaults list, and the
+    group `logger`, which training has too."""
+    store = ConfigStore.instance().store
+    store(name="schema", node=Command)
+    store(group="logger", name="none", node={"logger": None}, package="_global_")
+    store(group="logger", name="wandb", node=Logger)
+    register_help("run", GROUPS)

@@ -1,0 +1,1 @@
+"""Files, and the machine that something was run on."""

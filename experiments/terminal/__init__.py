@@ -1,0 +1,8 @@
+"""Programs and the people who start them.
+
+refusals.py  how every program ends that cannot go on: a line or two, no traceback
+program.py   programs that take a Hydra configuration
+options.py   small programs that take key=value
+progress.py  a bar, or a line now and then
+tables.py    tables as Markdown
+"""

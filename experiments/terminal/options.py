@@ -1,0 +1,45 @@
+"""Command lines of the form `key=value` for the small programs beside the runs; a misspelt key is
+refused."""
+
+import sys
+from collections.abc import Callable
+from inspect import cleandoc
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.terminal.refusals import meant, refusing
+
+T = TypeVar("T")
+
+
+def start(main: Callable[[T], Any], options: type[T], arguments: list[str] | None = None) -> None:
+    """Run `main` on the dataclass `options`, filled from the command line."""
+    with refusing():
+        main(parse(options, sys.argv[1:] if arguments is None else arguments))
+
+
+def parse(options: type[T], arguments: list[str]) -> T:
+    """Arguments without a key go into the field `names`, where the dataclass has one. Exits after
+    `--help`; raises ValueError, with a line of help, for what it does not know."""
+    known = OmegaConf.structured(options)
+    usage = "options: " + " ".join(
+        f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}" for key in known if key != "names"
+    )
+    if {"-h", "--help"} & set(arguments):
+        print(cleandoc(str(options.__doc__)), usage, sep="\n")
+        sys.exit(0)
+    names = [argument for argument in arguments if "names" in known and "=" not in argument]
+    keyed = [argument for argument in arguments if argument not in names]
+    for argument in keyed:
+        key, equals, _ = argument.partition("=")
+        if not equals or key not in list(known):
+            raise ValueError(f"unknown option {argument!r}{meant(key, list(known), '{}=...')}\n{usage}")
+    try:
+        found = OmegaConf.merge(known, OmegaConf.from_dotlist(keyed), {"names": names} if names else {})
+        if missing := OmegaConf.missing_keys(found):
+            raise ValueError(f"{', '.join(sorted(missing))} must be given\n{usage}")
+        return OmegaConf.to_object(found)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error}\n{usage}") from None
