@@ -46,7 +46,7 @@ class Draws(ABC):
     """The chance of one round. `purpose` tells draws apart that are at one node: "draft", "accept",
     "residual" ..."""
 
-    by_place = True  # a draw depends on its place alone: one that nobody looks at changes nothing
+    by_place = False  # a draw depends on its place alone: one that nobody looks at changes nothing
 
     @abstractmethod
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
@@ -156,6 +156,8 @@ class Keyed(Chance):
 
 
 class KeyedDraws(Draws):
+    by_place = True
+
     def __init__(self, seed: int, request_ids: Tensor, lengths: Tensor) -> None:
         self.seed, self.request_ids, self.lengths = seed, request_ids, lengths
 
@@ -238,6 +240,8 @@ class Coupled(Chance):
 
 
 class CoupledDraws(Draws):
+    by_place = True
+
     def __init__(self, requests: Tensor, lengths: Tensor) -> None:
         self.requests, self.lengths = requests, lengths
 
@@ -307,8 +311,6 @@ class Enumerate(Chance):
 
 class Trace(Chance, Draws):
     """One run under `Enumerate`: repeats the draws of its script, then takes the first branch of each new one."""
-
-    by_place = False  # each draw is a branch
 
     def __init__(self, script: list[tuple[int, list[tuple[int, float]]]]) -> None:
         self.script = list(script)

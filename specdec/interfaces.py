@@ -281,7 +281,8 @@ class Drafter(ABC):
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""
 
     def settings_in_effect(self) -> dict[str, Any]:
-        """What defaults and `null`s came to, for the record of a run; after `begin`."""
+        """Arguments of the constructor whose defaults and `null`s came to something else, as they are
+        in effect: for the record of a run."""
         return {}
 
 

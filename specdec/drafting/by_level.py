@@ -118,11 +118,11 @@ def _trees(
         flat = q.reshape(rows * nodes, -1)
         drawn = _draw(flat, k, draws, (first, first + nodes), law, open_nodes.flatten())
         has_support = _has_support(flat, drawn, k, law, state.sampling.greedy)
-        there = (open_nodes[:, :, None] & has_support.view(-1, nodes, k)).flatten(1)
+        there = (open_nodes[:, :, None] & has_support.reshape(-1, nodes, k)).flatten(1)
         frame = [parent for parent in range(first, first + nodes) for _ in range(k)]
         above = torch.tensor(frame, device=q.device)
         first = tree.num_nodes
-        tokens = drawn.view(rows, nodes * k)
+        tokens = drawn.reshape(rows, nodes * k)
         tree = tree.grow(tokens, torch.where(there, above, -1), frame)
         recorded.append(q)
         if level + 1 < depth:

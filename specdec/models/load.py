@@ -80,11 +80,11 @@ def load(
         model, tokenizer = _from_disk(
             title, dtype, revision, attn_implementation, trust_remote_code
         )
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             model = model.to(device)  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"the model cannot be moved to {str(device)!r}: {error}") from error
+            raise ValueError(f"the model cannot be moved to device {device!r}: {error}") from error
     else:
         model, tokenizer, title = name, None, type(name).__name__
     if not isinstance(model, PreTrainedModel):
