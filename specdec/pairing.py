@@ -44,8 +44,6 @@ def pair(
     else:
         by_table = verifier in ("auto", {"name": "auto"})
         rule = build("verifier", choose(drafter, sampling, chance) if by_table else verifier)
-        if not isinstance(rule, Verifier):
-            raise ValueError(f"verifier {verifier!r} makes a {type(rule).__name__}, which is no specdec.Verifier")
     ours, theirs = name_of(rule), name_of(drafter)
 
     def refuse(reason: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
 import specdec
@@ -398,6 +398,27 @@ def test_states_on_disk_train_to_the_same_losses(texts, target, tmp_path):
 def test_a_head_needs_a_target(texts, tmp_path):
     with pytest.raises(ValueError, match="target=demo"):
         recipes.train_head(settings("medusa", texts, "null", tmp_path), tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [("_target_", False), ("_target_", True), ("heads", True)],
+    ids=["foreign", "function", "nested"],
+)
+def test_what_makes_a_head_is_checked_before_it_is_called(key, allowed, texts, target, tmp_path, monkeypatch):
+    """A function of a foreign package; of an allowed one, making no head; one within settings."""
+    mark, name = tmp_path / "mark", f"head_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text("def make(*found, **more):\n    open(more['path'], 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    if allowed:
+        monkeypatch.setenv("SPECDEC_ALLOW", name)
+    config = settings("medusa", texts, target, tmp_path)
+    with open_dict(config):
+        evil = {"_target_": f"{name}.make", "path": str(mark)}
+        config.drafter.head = evil if key == "_target_" else {**config.drafter.head, key: evil}
+    with pytest.raises((ValueError, TypeError), match=rf"_target_ {name}\.make" if key == "_target_" else "object"):
+        recipes.train_head(config, tmp_path, "cpu")
+    assert not mark.exists()
 
 
 # ------------------------------------------------------------------------------------------------------------- overfitting

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
@@ -22,9 +21,10 @@ from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, documents, encode, train_tokenizer
 from experiments.training.watch import curves, reporting
+from specdec.heads import Head
 from specdec.language_model import TransformersLM
 from specdec.load import load
-from specdec.plugins import build
+from specdec.plugins import build, callable_named, construct
 
 console = Console(stderr=True)
 
@@ -122,10 +122,7 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
         raise ValueError(f"{config.target} has no tokenizer, so there is no text to train on")
     _, training, held_out = text(config, lm.tokenizer)
     set_seed(config.seed)
-    more = {}
-    if "draft_vocabulary" in recipe.head:
-        more["frequency"] = torch.from_numpy(np.bincount(training.ids, minlength=lm.vocabulary))
-    head = instantiate(recipe.head, target=lm, **more).to(device)
+    head = untrained(recipe.head, lm, training).to(device)
     teacher = Teacher(lm, head.taps)
     windows = mixed(config, lm, training, folder)
     with processes(device).main_process_first():  # what one has put on disk, the others only read
@@ -157,6 +154,16 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
     table = accuracies(head, teacher, lessons, recipe.temperature, device)
     head.to(torch.bfloat16).save(folder / "head", accuracies=table, temperature=recipe.temperature, trained_for=lm.name)
     console.print(f"written to {folder / 'head'}; drafter={name} drafter.heads={folder / 'head'}")
+
+
+def untrained(described: DictConfig, lm: TransformersLM, training: Stream) -> Head:
+    """The head that a recipe describes: what `_target_` makes of the target and other settings."""
+    arguments: Any = OmegaConf.to_container(described, resolve=True)
+    make = callable_named(arguments.pop("_target_", None), Head)
+    if "draft_vocabulary" in arguments:
+        arguments["frequency"] = torch.from_numpy(np.bincount(training.ids, minlength=lm.vocabulary))
+    head: Head = construct(make, arguments, lm)
+    return head
 
 
 def mixed(config: DictConfig, lm: TransformersLM, training: Stream, folder: Path) -> Callable[[int], np.ndarray]:
