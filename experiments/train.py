@@ -15,11 +15,11 @@ schema.register()
 def main(config: DictConfig) -> None:
     import torch
 
-    from experiments.training.recipes import RECIPES, processes, train_head
+    from experiments.training.recipes import processes, train
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     processes(device)
-    RECIPES.get(config.title, train_head)(config, Path(config.output), device)
+    train(config, Path(config.output), device)
 
 
 if __name__ == "__main__":

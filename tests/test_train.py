@@ -1,7 +1,9 @@
 """Training recipes in miniature: from a folder of text to models that load, and resuming to the same losses."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -43,7 +45,7 @@ def settings(texts: Path, output: Path, *more: str):
         return compose("train", [*TINY, f"text.source={texts}", f"output={output}", *more])
 
 
-def target_settings(texts: Path, output: Path):
+def target_settings(texts: Path, output: Path, *more: str):
     return settings(
         texts,
         output,
@@ -51,6 +53,7 @@ def target_settings(texts: Path, output: Path):
         "drafter.vocabulary=300",
         "drafter.architecture.num_hidden_layers=3",
         "drafter.early_exits=[1]",
+        *more,
     )
 
 
@@ -70,29 +73,97 @@ def test_a_target_and_its_draft_model_from_a_folder_of_text(texts: Path, tmp_pat
     assert len(out.tokens[0]) <= 6
 
 
-def test_an_interrupted_training_resumes_to_the_same_losses(texts: Path, tmp_path: Path, monkeypatch) -> None:
-    whole = target_settings(texts, tmp_path / "whole")
-    recipes.train_target(whole, tmp_path / "whole", "cpu")
-
+def killed(config: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """A training that is interrupted in its step `before`, counted from 1."""
     sound, seen = recipes.target.loss, []
 
-    def killed(*arguments):
+    def loss(*arguments):
         seen.append(1)
-        if len(seen) == 4:
+        if len(seen) == before:
             raise KeyboardInterrupt
         return sound(*arguments)
 
-    broken = target_settings(texts, tmp_path / "broken")
-    monkeypatch.setattr(recipes.target, "loss", killed)
+    monkeypatch.setattr(recipes.target, "loss", loss)
     with pytest.raises(KeyboardInterrupt):
-        recipes.train_target(broken, tmp_path / "broken", "cpu")
+        recipes.train(config, folder, "cpu")
     monkeypatch.setattr(recipes.target, "loss", sound)
-    recipes.train_target(broken, tmp_path / "broken", "cpu")
 
+
+@pytest.mark.parametrize("minutes", [60, 0])
+def test_an_interrupted_training_resumes_to_the_same_losses(
+    minutes: int, texts: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """From the evaluation after two steps, or from a checkpoint between two evaluations. It says
+    from where."""
+    whole, broken = (
+        target_settings(texts, tmp_path / name, f"checkpoint_minutes={minutes}") for name in ("whole", "broken")
+    )
+    recipes.train(whole, tmp_path / "whole", "cpu")
+    assert "going on" not in capsys.readouterr().err
+    killed(broken, tmp_path / "broken", monkeypatch, before=4)
+    recipes.train(broken, tmp_path / "broken", "cpu")
+    assert f"going on from step {3 if minutes == 0 else 2} of 4" in said(capsys)
     first, second = (
         json.loads((tmp_path / name / "checkpoint" / "log.json").read_text()) for name in ("whole", "broken")
     )
     assert [entry["bits_per_byte"] for entry in first] == [entry["bits_per_byte"] for entry in second]
+    assert [entry["loss"] for entry in first] == [entry["loss"] for entry in second]
+    same = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert same[0] == same[1]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed for the reader, lines joined again."""
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_training_that_is_complete_says_that_nothing_is_left(texts: Path, tmp_path: Path, capsys) -> None:
+    config = target_settings(texts, tmp_path)
+    recipes.train(config, tmp_path, "cpu")
+    (tmp_path / "model" / "config.json").unlink()
+    capsys.readouterr()
+    recipes.train(config, tmp_path, "cpu")
+    assert "nothing to train: all 4 steps were done before" in said(capsys)
+    assert (tmp_path / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "listed"),
+    [
+        ("drafter.steps=6", "drafter.steps 4, now 6"),
+        ("seed=3", "seed 0, now 3"),
+        ("drafter.architecture.hidden_size=32", "drafter.architecture.hidden_size 16, now 32"),
+    ],
+)
+def test_a_training_of_other_settings_is_refused(
+    changed: str, listed: str, texts: Path, tmp_path: Path, monkeypatch
+) -> None:
+    killed(target_settings(texts, tmp_path), tmp_path, monkeypatch, before=4)
+    before = (tmp_path / "checkpoint" / "log.json").read_text()
+    with pytest.raises(ValueError, match=f"other settings: {listed}. Give another output=FOLDER"):
+        recipes.train(target_settings(texts, tmp_path, changed), tmp_path, "cpu")
+    assert (tmp_path / "checkpoint" / "log.json").read_text() == before
+
+
+def test_where_a_training_runs_is_no_setting(texts: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A folder that was moved goes on, also when it evaluates at other steps; the same texts at
+    another place are the same, other texts at the same place are not."""
+    folder, moved = tmp_path / "folder", tmp_path / "moved"
+    killed(target_settings(texts, folder), folder, monkeypatch, before=4)
+    folder.rename(moved)
+    copied = shutil.copytree(texts, tmp_path / "copied")
+    killed(target_settings(copied, moved, "evaluate_every=1"), moved, monkeypatch, before=2)
+    assert "going on from step 2 of 4" in said(capsys)
+    (copied / "module_0.py").write_text("another = 1\n")
+    with pytest.raises(ValueError, match=r"other settings: .*text\.digest \d+, now \d+"):
+        recipes.train(target_settings(copied, moved), moved, "cpu")
+
+
+def test_a_checkpoint_that_does_not_say_its_settings_is_refused(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "log.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"of an earlier version.*output=FOLDER, or delete it"):
+        recipes.train(target_settings(texts, tmp_path), tmp_path, "cpu")
 
 
 def test_a_drafter_needs_a_target(texts: Path, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
 import specdec
-from experiments.training import recipes, samples
+from experiments.training import checkpoints, loop, recipes, samples
+from experiments.training.checkpoints import Progress
 from experiments.training.head import accuracies, loss_of
-from experiments.training.loop import checkpoint, fit, optimisers, resume
+from experiments.training.loop import fit, optimisers
 from experiments.training.losses import LOSSES, distance, mass_by_rank
 from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
@@ -517,7 +518,7 @@ def test_a_kill_loses_at_most_the_last_interval(tmp_path):
     begun = int(notes.read_text().split()[-1])
     assert begun < 39  # it was in the middle
     model = Point()
-    start, _ = resume(model, optimisers(model, 0.02, 0.02), tmp_path / "killed")
+    start = checkpoints.load(model, optimisers(model, 0.02, 0.02), tmp_path / "killed").step
     assert 0 <= begun - start <= 5
     assert start >= 10
     rehearse(tmp_path / "killed")
@@ -527,12 +528,16 @@ def test_a_kill_loses_at_most_the_last_interval(tmp_path):
 
 
 def test_a_checkpoint_outlives_a_kill_between_its_two_renames(tmp_path, monkeypatch):
-    """The old one was moved away, the new one not yet put in its place: the old one counts, until there is a new one."""
+    """The old one was moved away, the new one not yet put in its place: the old one counts, until
+    there is a new one."""
     rehearse(tmp_path, steps=5)
     model = Point()
     muon_and_adam = optimisers(model, 0.02, 0.02)
-    assert resume(model, muon_and_adam, tmp_path)[0] == 5
-    log = json.loads((tmp_path / "checkpoint" / "log.json").read_text())
+
+    def reached() -> int:
+        return checkpoints.load(model, muon_and_adam, tmp_path).step
+
+    assert reached() == 5
     replace, calls = os.replace, []
 
     def killed_second(source: Any, place: Any) -> None:
@@ -543,16 +548,49 @@ def test_a_checkpoint_outlives_a_kill_between_its_two_renames(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "replace", killed_second)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint(model, muon_and_adam, tmp_path, [*log, {**log[-1], "step": 10}])
-    assert resume(model, muon_and_adam, tmp_path)[0] == 5
+        checkpoints.save(model, muon_and_adam, tmp_path, Progress(10))
+    assert reached() == 5
     # A second kill at the same place must not cost the only one that is left.
     calls[:] = [None]
     with pytest.raises(KeyboardInterrupt):
-        checkpoint(model, muon_and_adam, tmp_path, [*log, {**log[-1], "step": 10}])
-    assert resume(model, muon_and_adam, tmp_path)[0] == 5
+        checkpoints.save(model, muon_and_adam, tmp_path, Progress(10))
+    assert reached() == 5
     monkeypatch.setattr(os, "replace", replace)
-    checkpoint(model, muon_and_adam, tmp_path, [*log, {**log[-1], "step": 10}])
-    assert resume(model, muon_and_adam, tmp_path)[0] == 10
+    checkpoints.save(model, muon_and_adam, tmp_path, Progress(10))
+    assert reached() == 10
+
+
+def test_a_kill_after_ten_minutes_loses_little(tmp_path, monkeypatch):
+    """Steps of 20 seconds, evaluations an hour apart, the spacing that training has by default: a
+    run that is killed after ten minutes loses two at most, and ends as one that was never killed.
+    """
+    minutes = OmegaConf.load(CONF / "train" / "train.yaml").checkpoint_minutes
+    now, killed_at = [0.0], 30
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    def train(name: str, kill: bool) -> list[dict[str, float]]:
+        model = Point()
+
+        def slow(step: int) -> Tensor:
+            if kill and step == killed_at:
+                raise KeyboardInterrupt
+            now[0] += 20
+            return model.loss(step)
+
+        def evaluate() -> dict[str, float]:
+            return {"place": float(model.place.sum())}
+
+        folder = tmp_path / name
+        return fit(model, slow, evaluate, optimisers(model, 0.02, 0.02), folder, 40, 2, every=180, minutes=minutes)
+
+    whole = train("whole", kill=False)
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", kill=True)
+    model = Point()
+    start = checkpoints.load(model, optimisers(model, 0.02, 0.02), tmp_path / "killed").step
+    assert 0 <= (killed_at - start) * 20 <= 120
+    assert start > 0
+    assert train("killed", kill=False) == whole
 
 
 def launch(*arguments: str, **options: Any) -> subprocess.Popen:

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from experiments.training import small_model, target
+from experiments.training import checkpoints, small_model, target
 from experiments.training.head import Decoding, Validation, accuracies
 from experiments.training.head import loss_of as head_loss
 from experiments.training.loop import fit, optimisers
@@ -27,6 +27,30 @@ from specdec.load import load
 from specdec.plugins import build, callable_named, construct
 
 console = Console(stderr=True)
+
+
+HOW = ("output", "device", "logger", "evaluate_every", "checkpoint_minutes")
+
+
+def train(config: DictConfig, folder: Path, device: str) -> None:
+    """What `drafter` says, into `folder`. Raises ValueError, before anything is loaded, where that
+    holds a training of other settings."""
+    described = settings_of(config, device)
+    described.pop("text")  # compared once it is read
+    checkpoints.agree(folder, described)
+    RECIPES.get(config.title, train_head)(config, folder, device)
+
+
+def settings_of(config: DictConfig, device: str, training: Stream | None = None) -> dict[str, Any]:
+    """What decides which weights come out: not where a training runs, and how it is watched."""
+    found: Any = OmegaConf.to_container(config, resolve=True)
+    for key in HOW:
+        found.pop(key, None)
+    found["samples"].pop("folder")
+    found["processes"] = processes(device).num_processes  # each takes batches of its own
+    if training is not None:
+        found["text"] |= {"tokens": len(training.ids), "digest": training.digest}
+    return found
 
 
 def text(
@@ -84,7 +108,7 @@ def train_target(config: DictConfig, folder: Path, device: str) -> None:
     def evaluate() -> dict[str, float]:
         return target.bits_per_byte(model, held_out, recipe.context, config.evaluate_windows)
 
-    run(config, folder, model, tokenizer, loss_of, evaluate)
+    run(config, folder, model, tokenizer, training, loss_of, evaluate)
 
 
 def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
@@ -110,7 +134,7 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
             draft, teacher.model, held_out, recipe.context, config.evaluate_windows
         )
 
-    run(config, folder, draft, tokenizer, loss_of, evaluate)
+    run(config, folder, draft, tokenizer, training, loss_of, evaluate)
 
 
 def train_head(config: DictConfig, folder: Path, device: str) -> None:
@@ -147,7 +171,7 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
         lambda head: build("drafter", {"name": name, **settings(recipe), "heads": head}),
         device,
     )
-    if not fit_recipe(config, folder, head, loss_of, lambda: validation(head)):
+    if not fit_recipe(config, folder, head, training, loss_of, lambda: validation(head)):
         return
     # Measured once more on all windows: the table is what static trees are built from.
     lessons = validation.lessons(max(1, config.evaluate_windows // 8))
@@ -210,8 +234,16 @@ def settings(recipe: DictConfig) -> dict[str, Any]:
     return dict(OmegaConf.to_container(recipe.drafter))  # type: ignore[arg-type]
 
 
-def run(config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any) -> None:
-    if not fit_recipe(config, folder, model, loss_of, evaluate):
+def run(
+    config: DictConfig,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    training: Stream,
+    loss_of: Any,
+    evaluate: Any,
+) -> None:
+    if not fit_recipe(config, folder, model, training, loss_of, evaluate):
         return
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -223,7 +255,9 @@ def processes(device: str) -> PartialState:
     return PartialState(cpu=torch.device(device).type == "cpu")
 
 
-def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any, evaluate: Any) -> bool:
+def fit_recipe(
+    config: DictConfig, folder: Path, model: nn.Module, training: Stream, loss_of: Any, evaluate: Any
+) -> bool:
     """Train. True in the one process that writes results; others only share its work."""
     recipe, device = config.drafter, next(model.parameters()).device
     writes = processes(device.type).is_main_process
@@ -240,6 +274,8 @@ def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any,
             recipe.get("clip", 1.0),
             title=config.title,
             report=report,
+            minutes=config.checkpoint_minutes,
+            settings=settings_of(config, device.type, training),
         )
     if writes:
         curves(log, folder / "training.png", config.title)
