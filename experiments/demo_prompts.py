@@ -22,7 +22,7 @@ from zlib import crc32
 from omegaconf import OmegaConf
 
 from experiments import options
-from experiments.training.text import Document, documents
+from experiments.training.documents import Document, documents
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ROOT / "specdec" / "demo" / "prompts.jsonl"

@@ -22,7 +22,8 @@ class Search:
     """python -m experiments.search_layers: the set of sublayers that layer_skip leaves out."""
 
     target: str = "demo"
-    text: str = "stdlib"  # or a folder, a text file, a JSONL file with a "text" field; held-out documents are not read
+    text: str = "stdlib"  # or a folder, a text file, JSON lines; held-out documents are not read
+    text_field: str = "text"  # of JSON lines
     patterns: list[str] = field(default_factory=lambda: ["*.py", "*.md", "*.txt"])
     temperature: float = 0.6
     depth: int = 6  # tokens that a chain drafts at most
@@ -43,7 +44,8 @@ def main() -> None:
     logging.disable_progress_bar()
     target = load(wanted.target)
     length = wanted.context + wanted.depth
-    texts = read_places(target, wanted.text, wanted.patterns, length, wanted.places, wanted.batch, wanted.seed)
+    what = (wanted.places, wanted.batch, wanted.seed, wanted.text_field)
+    texts = read_places(target, wanted.text, wanted.patterns, length, *what)
     calibration = Calibration(target, texts, wanted.context, wanted.temperature)
     path = search(calibration, target.layers)
     print(f"{'without attention':20} {'without MLP':20} agreement  cost  depth  predicted speed-up")

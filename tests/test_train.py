@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 import specdec
 from experiments.training import recipes
-from experiments.training.text import Stream, clean, documents
+from experiments.training.documents import clean, documents, pieces
+from experiments.training.text import Stream
 from specdec.plugins import CONF
 
 TINY = [
@@ -174,7 +175,7 @@ def test_a_drafter_needs_a_target(texts: Path, tmp_path: Path) -> None:
 def test_bad_lines_of_a_jsonl_are_named(tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "fine"}\n{"body": "no text"}\n')
-    with pytest.raises(ValueError, match=r"texts\.jsonl:2"):
+    with pytest.raises(ValueError, match=r"texts\.jsonl:2: no text in the field 'text' \(there are: body\)"):
         documents(str(file))
     with pytest.raises(ValueError, match="does not exist"):
         documents(str(tmp_path / "nothing"))
@@ -192,6 +193,87 @@ def test_the_split_depends_on_names_alone(texts: Path) -> None:
 
 def test_cleaning() -> None:
     assert clean("a\t b  \n\n\n\n\n\n" + "x" * 300 + "\nc") == "a    b\n\n\nc\n"
+
+
+LONG = "A question with more than two hundred characters, as word problems are. " * 5
+FOREIGN = "Zwölf Boxkämpfer jagen Viktor quer über den Deich.  \n\n\n\n\n这是一个完全不同的句子\tщит\n"
+SOURCE = "x = 1\n"
+
+
+def test_rules_for_source_code_are_for_source_code(tmp_path: Path, capsys) -> None:
+    """Long lines, other alphabets, tabs and blanks stay in texts; the same file as source code is
+    left out in part or whole, and the numbers say so."""
+    (tmp_path / "long.txt").write_text(LONG)
+    (tmp_path / "foreign.md").write_text(FOREIGN, encoding="utf-8")
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"text": LONG}) + "\n\n" + json.dumps({"text": " "}) + "\n")
+    (tmp_path / "long.py").write_text(f"{SOURCE}# {LONG}\n# {LONG}\n")
+    (tmp_path / "foreign.py").write_text(FOREIGN, encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1"))
+    (tmp_path / "picture.png").write_bytes(b"")
+    found = documents(str(tmp_path), ["*.txt", "*.md", "*.py", "*.jsonl"])
+    assert {one.name: one.text for one in found} == {
+        "long.txt": LONG,
+        "foreign.md": FOREIGN,
+        "lines.jsonl:1": LONG,
+        "long.py": SOURCE,
+    }
+    told = said(capsys)
+    for number in (
+        "4 documents of",
+        "2 lines of source code over 200 characters",
+        "1 source files that are for more than a tenth not ASCII",
+        "1 files that are not UTF-8",
+        "1 empty texts",
+        "1 files of other names",
+    ):
+        assert number in told
+
+
+def test_where_nothing_is_left_the_numbers_say_why(tmp_path: Path) -> None:
+    (tmp_path / "foreign.py").write_text(FOREIGN, encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("another pattern")
+    with pytest.raises(ValueError, match=r"left out: 1 source files .* not ASCII, 1 files of other names"):
+        documents(str(tmp_path), ["*.py"])
+
+
+def test_fields_of_json_lines(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    entry = {"question": LONG, "answer": "Zwölf.", "turns": ["One.", "Two."], "id": 3}
+    file.write_text(json.dumps(entry), encoding="utf-8")
+
+    def texts(field: Any) -> list[str]:
+        return [one.text for one in documents(str(file), field=field)]
+
+    assert texts("question") == [LONG]
+    assert texts(["question", "answer"]) == [f"{LONG}\nZwölf."]
+    assert texts("turns") == ["One.\nTwo."]
+    for field in ("text", "id"):
+        with pytest.raises(ValueError, match=rf"jsonl:1: no text in the field '{field}' .*question, answer, turns, id"):
+            texts(field)
+
+
+def test_one_text_file_has_both_sides_of_the_split(tmp_path: Path) -> None:
+    """It is cut at empty lines, and nothing is lost."""
+    speech = "".join(f"SPEAKER {number}:\n{LONG}\n\n" for number in range(1200))
+    file = tmp_path / "plays.txt"
+    file.write_text(speech)
+    found = documents(str(file))
+    assert "".join(one.text for one in found) == speech
+    assert all(one.text.endswith("\n\n") for one in found)
+    assert 0 < sum(one.held_out(0.03) for one in found) < len(found) / 2
+
+
+def test_pieces() -> None:
+    assert pieces("ab\n\ncd\n\nef\n", 3) == ["ab\n\n", "cd\n\n", "ef\n"]
+    assert pieces("ab\ncd\nef\ngh", 3) == ["ab\ncd\n", "ef\ngh"]
+    assert pieces("", 3) == []
+
+
+def test_too_few_documents_for_a_split_say_what_to_change(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("short")
+    config = settings(tmp_path, tmp_path / "out", "drafter=none", "text.held_out=0.01")
+    with pytest.raises(ValueError, match=r"1 documents split into 1 .* 0 held out; .* text\.held_out, 0\.01"):
+        recipes.text(config, None)
 
 
 def test_windows_of_a_step_are_its_own() -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from experiments import progress
-from experiments.training.text import Stream, documents, encode
+from experiments.training.documents import documents
+from experiments.training.text import Stream, encode
 from specdec.language_model import TransformersLM
 from specdec.tree import TokenTree
 
@@ -132,12 +133,19 @@ def _next(skip: Skip, layers: int) -> Iterator[tuple[frozenset[int], frozenset[i
 
 
 def read_places(
-    target: TransformersLM, text: str, patterns: list[str], length: int, places: int, batch: int, seed: int
+    target: TransformersLM,
+    text: str,
+    patterns: list[str],
+    length: int,
+    places: int,
+    batch: int,
+    seed: int,
+    field: str = "text",
 ) -> list[Tensor]:
     """Groups of rows (batch, length) from documents that are not held out."""
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer, so no text can be read for it")
-    seen = [one for one in documents(text, patterns) if not one.held_out(0.03)]
+    seen = [one for one in documents(text, patterns, field=field) if not one.held_out(0.03)]
     stream: Stream = encode(seen[:: max(1, len(seen) // 200)], target.tokenizer)
     return [
         torch.from_numpy(stream.windows(length, batch, seed, group)).to(target.device)

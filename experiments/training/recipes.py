@@ -14,12 +14,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from experiments.training import checkpoints, small_model, target
+from experiments.training.documents import documents
 from experiments.training.head import Decoding, Validation, accuracies
 from experiments.training.head import loss_of as head_loss
 from experiments.training.loop import fit, optimisers
 from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
-from experiments.training.text import Stream, documents, encode, train_tokenizer
+from experiments.training.text import Stream, encode, train_tokenizer
 from experiments.training.watch import curves, reporting
 from specdec.heads import Head
 from specdec.language_model import TransformersLM
@@ -57,12 +58,15 @@ def text(
     config: DictConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedTokenizerBase, Stream, Stream]:
     """The tokenizer (trained if there is none), the stream to train on and the one held out."""
-    found = documents(config.text.source, config.text.patterns, config.text.exclude)
+    texts = config.text
+    found = documents(texts.source, texts.patterns, texts.exclude, texts.get("field", "text"))
     seen = [document for document in found if not document.held_out(config.text.held_out)]
     unseen = [document for document in found if document.held_out(config.text.held_out)]
     if not seen or not unseen:
+        sides = f"{len(seen)} to train on and {len(unseen)} held out"
         raise ValueError(
-            f"{len(found)} documents split into {len(seen)} to train on and {len(unseen)} held out; need both"
+            f"{len(found)} documents split into {sides}; need both: change text.held_out, "
+            f"{texts.held_out:g}, or give more documents"
         )
     if tokenizer is None:
         tokenizer = train_tokenizer((document.text for document in seen), config.drafter.vocabulary)
