@@ -16,8 +16,10 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from experiments import search_path
 from experiments.program import start
 
 
@@ -53,6 +55,7 @@ class Certify:
 
 
 ConfigStore.instance().store(name="certify_schema", node=Certify)
+search_path.register()
 failures: list[str] = []
 certificates: list[dict[str, Any]] = []
 
@@ -72,14 +75,18 @@ def main(config: DictConfig) -> None:
             for old in read_folder(config.again):
                 certify_pair(config, old["drafter"], old["verifier"])
         else:
-            certify_pair(config)
+            choices = HydraConfig.get().runtime.choices
+            search_path.check(choices)
+            chosen: Any = OmegaConf.to_container(config, resolve=True)
+            pair = [{"name": choices[group], **chosen[group]} for group in ("drafter", "verifier")]
+            certify_pair(config, *pair)
     except ValueError as error:
         failures.append(str(error))
         print(error, file=sys.stderr)
 
 
-def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) -> None:
-    """The pair of the config, or another."""
+def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
+    """A pair, with the other settings of the config."""
     from transformers.utils import logging as transformers_logging
 
     from experiments.certificates.certificate import Pair, Plan, certify
@@ -90,7 +97,7 @@ def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) 
     names = ("checks", "outcomes", "size", "strength", "seed")
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    pair = Pair(drafter or settings["drafter"], verifier or settings["verifier"])
+    pair = Pair(drafter, verifier)
     plan = Plan(**{name: settings[name] for name in names}, **settings["greedy"])
 
     @contextmanager

@@ -42,10 +42,11 @@ class Compare:
 
 
 def rules() -> list[str]:
-    """The lossless rules of conf/verifier that sample."""
-    from specdec.plugins import build, names
+    """The lossless rules that sample."""
+    from experiments.certificates import suite
+    from specdec.plugins import build
 
-    built = {name: build("verifier", name) for name in names("verifier") if name != "auto"}
+    built = {name: build("verifier", name) for name in suite.rules()}
     return [name for name, rule in built.items() if rule.lossless and not rule.zero_temperature_only]
 
 

@@ -16,9 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import schema
+from experiments import schema, search_path
 from experiments.program import start
 from experiments.sweeps import of_the_job
+from specdec.registry import described
 
 log = logging.getLogger(__name__)
 schema.register()
@@ -33,6 +34,7 @@ def main(config: DictConfig) -> float | None:
     folder, sweeping = Path(hydra_config.runtime.output_dir), hydra_config.mode is RunMode.MULTIRUN
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
+    search_path.check(hydra_config.runtime.choices)
     settings["label"] = _label(settings, hydra_config.runtime.choices["drafter"], hydra_config.overrides.task)
     identity = {
         "study": settings["study"],
@@ -132,15 +134,11 @@ def execute(settings: dict[str, Any], identity: dict[str, Any], folder: Path) ->
 def _label(settings: dict[str, Any], name: str, overrides: Sequence[str]) -> str:
     """What tables call the method: its label (conf/method/) and what the command line changed of the drafter; without a
     label, the drafter's name and what differs from its YAML, e.g. "ngram length=16 tree=true"."""
-    import yaml
-
-    from specdec.plugins import CONF
-
     drafter = settings["drafter"]
     paths = [override.partition("=")[0].lstrip("+") for override in overrides]
     changed = {path.split(".")[1] for path in paths if path.startswith("drafter.")}
     if settings["label"] is None:
-        usual = yaml.safe_load((CONF / "drafter" / f"{name}.yaml").read_text())
+        usual = described("drafter", name)
         changed = {key for key, value in drafter.items() if usual.get(key) != value}
     own = [f"{key}={_short(value)}" for key, value in drafter.items() if key in changed]
     return " ".join([settings["label"] or name, *own])

@@ -9,6 +9,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from experiments import search_path
+
 
 @dataclass
 class Target:
@@ -98,8 +100,9 @@ class Run:
 
 
 def register() -> None:
-    """Make the frame known to Hydra as the first entry of conf/run.yaml's defaults list, and the group `logger`, which training
-    has too."""
+    """Make known to Hydra: the frame, the first entry of conf/run.yaml's defaults list; the group
+    `logger`, which training has too; and the options of other packages."""
+    search_path.register()
     store = ConfigStore.instance().store
     store(name="schema", node=Run)
     store(group="logger", name="none", node={"logger": None}, package="_global_")

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments import schema
+from experiments import schema, search_path
 from experiments.program import start
 
 schema.register()
@@ -17,6 +18,7 @@ def main(config: DictConfig) -> None:
 
     from experiments.training.recipes import processes, train
 
+    search_path.check(HydraConfig.get().runtime.choices, below="train/")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     processes(device)
     train(config, Path(config.output), device)

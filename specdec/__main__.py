@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from specdec.registry import names
+
 
 def drafter_choice(text: str) -> dict[str, Any]:
     """ "small_model,depth=5" as {"name": "small_model", "depth": 5}; values are read as YAML."""
@@ -41,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--drafter",
         default="small_model",
-        help="NAME or NAME,argument=value,... (default: small_model)",
+        help=f"NAME,argument=value,... (default: small_model) of {', '.join(names('drafter'))}",
         metavar="NAME[,...]",
     )
-    options.add_argument("--verifier", default="auto", help="a rule of acceptance (default: auto)")
+    options.add_argument("--verifier", default="auto", help=f"{', '.join(names('verifier'))} (default: auto)")
     options.add_argument("--temperature", type=float, default=0.0)
     options.add_argument("--max-new-tokens", type=int, default=128)
     options.add_argument("--seed", type=int, default=0)

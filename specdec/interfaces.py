@@ -143,6 +143,7 @@ class Drafter(ABC):
     weights: ClassVar[frozenset[str]] = frozenset()  # constructor arguments that choose weights and no law
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)  # small settings, one for each kind of tree
 
+    yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
     learns: ClassVar[bool] = False  # what it proposes depends on earlier calls of generate, until `forget`
 
     law: SiblingLaw = SiblingLaw.DET
@@ -187,6 +188,7 @@ class Verifier(ABC):
     zero_temperature_only: ClassVar[bool] = False
     coupled: ClassVar[bool] = False  # also exact under coupled chance
     max_vocabulary: ClassVar[int | None] = None
+    yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
 
     @abstractmethod
     def verify(self, trees: TokenTree, laws: "Laws", chance: Draws) -> Verdict:

@@ -13,9 +13,10 @@ class Refused(ValueError):
     """The contract does not allow this pair: not a failure, a study records it as not applicable."""
 
 
-def name_of(plugin: Any) -> str:
-    """A plug-in's name as its YAML has it: that of the module it is defined in."""
-    return type(plugin).__module__.rpartition(".")[2]
+def name_of(plugin: Drafter | Verifier) -> str:
+    """What a plug-in is called: the name of its YAML. One that was made from its class is called by
+    the module that defines it."""
+    return plugin.yaml_name or type(plugin).__module__.rpartition(".")[2]
 
 
 def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:

@@ -1,73 +1,90 @@
-"""A name -> the object that its YAML describes. conf/ is the registry; `_target_` is the key.
+"""A choice -> the drafter or verifier that it describes. `_target_` is the key.
 
 A `_target_` comes from a YAML, a command line or a caller, so it is checked before it is called: it
 has to lie in a package that is allowed, and to say that it makes what is asked for.
 """
 
-import difflib
 import importlib
 import inspect
-import os
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
-import yaml
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-OURS = ("drafters", "verifiers")
+from specdec.registry import CONF as CONF
+from specdec.registry import allowed, described, names
 
 
-def names(group: str) -> list[str]:
-    """The options of a group: the YAML files of conf/GROUP."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+@dataclass(frozen=True)
+class Plugin:
+    """What a choice names, found and not called yet."""
 
+    group: str
+    name: str  # of its YAML; without one, of the module that it is defined in
+    make: Callable[..., Any]  # a class or a function
+    arguments: Mapping[str, Any]
 
-@cache
-def described(group: str, name: str) -> dict[str, Any]:
-    """What conf/GROUP/NAME.yaml says. Read once; not to be changed."""
-    return dict(yaml.safe_load((CONF / group / f"{name}.yaml").read_text()))
+    def made(self) -> Any:
+        """A drafter or verifier. Raises ValueError for arguments that it does not take."""
+        return self.made_by(self.make)
+
+    def made_by(self, make: Callable[..., Any], *first: Any) -> Any:
+        """The same by another function that takes its arguments after `first`, such as `tiny`."""
+        title = f"{self.group} {self.name}"
+        found = construct(title, make, self.arguments, *first)
+        if not isinstance(found, kind_of(self.group)):
+            kind = f"specdec.{self.group.title()}"
+            raise ValueError(f"{title} is made as a {type(found).__name__}, which is no {kind}")
+        object.__setattr__(found, "yaml_name", self.name)  # also where its class is frozen
+        return found
 
 
 def build(group: str, choice: str | Mapping[str, Any]) -> Any:
-    """The drafter or verifier that a choice describes (see `find`). Raises ValueError for an
-    unknown argument too."""
-    make, arguments = find(group, choice)
-    made = construct(make, arguments)
-    if not isinstance(made, kind_of(group)):
-        raise ValueError(f"{group} {choice!r} made a {type(made).__name__}, which is no specdec.{group.title()}")
-    return made
+    """The drafter or verifier that a choice describes. Raises ValueError for what `find` refuses,
+    and for arguments that it does not take."""
+    return find(group, choice).made()
 
 
-def construct(make: Callable[..., Any], arguments: Mapping[str, Any], *first: Any) -> Any:
-    """`make(*first, **arguments)`. Raises ValueError for an argument that it does not take."""
+def construct(title: str, make: Callable[..., Any], arguments: Mapping[str, Any], *first: Any) -> Any:
+    """`make(*first, **arguments)`. Raises ValueError for arguments that it does not take; `title`
+    says whose they are."""
     try:
         return make(*first, **arguments)
     except TypeError as error:
-        group, _, name = make.__module__.rpartition(".")
-        raise ValueError(f"{group.removesuffix('s')} {name}: {error}") from None
+        raise ValueError(f"{title}: {error}") from error
 
 
-def find(group: str, choice: str | Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The class (or function) that a choice names, and its arguments. Nothing is called.
+def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:
+    """What a choice names.
 
-    `choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments. Raises
-    ValueError for an unknown name (with the nearest one) and for what `callable_named` refuses.
+    `choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments, or
+    {"_target_": ..., argument: value, ...}. Raises ValueError for what `described` refuses and for
+    what `callable_named` refuses.
     """
     if not isinstance(choice, (str, Mapping)):
         raise ValueError(f"a {group} is a name or {{'name': ..., ...}}, got {choice!r}")
     settings = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = settings.pop("name", None)
     if name is not None:
-        if name not in names(group):
-            near = difflib.get_close_matches(str(name), names(group), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"unknown {group} {name!r}{hint} There are: {', '.join(names(group))}")
         settings = {**described(group, name), **settings}
     if "_target_" not in settings:
         raise ValueError(f"a {group} is given by name or by _target_, got {choice!r}")
-    return callable_named(settings.pop("_target_"), kind_of(group)), settings
+    target = settings.pop("_target_")
+    make = callable_named(target, kind_of(group))
+    if name is None:
+        name = _name_of_target(group, target) or make.__module__.rpartition(".")[2]
+    return Plugin(group, str(name), make, settings)
+
+
+def _name_of_target(group: str, target: str) -> str | None:
+    """The one name whose YAML has this `_target_`; None where there is none, or several."""
+    found = []
+    for name in names(group):
+        try:
+            if described(group, name).get("_target_") == target:
+                found.append(name)
+        except ValueError:  # a YAML that is not in order is told where it is chosen
+            continue
+    return found[0] if len(found) == 1 else None
 
 
 def kind_of(group: str) -> type:
@@ -76,12 +93,6 @@ def kind_of(group: str) -> type:
 
     kind: type = {"drafter": interfaces.Drafter, "verifier": interfaces.Verifier}[group]
     return kind
-
-
-def allowed() -> tuple[str, ...]:
-    """The packages that a `_target_` may lie in: ours, and those of SPECDEC_ALLOW (with commas)."""
-    theirs = (name.strip() for name in os.environ.get("SPECDEC_ALLOW", "").split(","))
-    return (*OURS, *filter(None, theirs))
 
 
 def callable_named(target: Any, kind: type) -> Callable[..., Any]:
@@ -97,7 +108,7 @@ def callable_named(target: Any, kind: type) -> Callable[..., Any]:
     try:
         found = _imported(str(target))
         made = found if inspect.isclass(found) else _returned(found)
-    except Exception as error:  # whatever a foreign module raises
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises
         raise ValueError(f"_target_ {target} cannot be imported: {type(error).__name__}: {error}") from error
     wanted = f"{kind.__module__.removesuffix('.interfaces')}.{kind.__name__}"
     if made is None or not issubclass(made, kind):

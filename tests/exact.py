@@ -9,6 +9,7 @@ from typing import Any
 
 import specdec
 from experiments.certificates import suite
+from experiments.certificates.suite import title as title
 from specdec import Enumerate
 from specdec.table import TableModel
 
@@ -128,10 +129,3 @@ def exact(
 def make(drafter: dict[str, Any], toy: Toy) -> Callable[[], Any]:
     """A factory, since a drafter that keeps state must not carry it from one outcome to the next."""
     return lambda: suite.make(drafter, toy.target, toy.draft)
-
-
-def title(value: Any) -> str | None:
-    """A test's name."""
-    if isinstance(value, dict):
-        return "-".join(str(part) for part in value.values()).replace(" ", "")
-    return str(value) if isinstance(value, (str, int, float)) else None

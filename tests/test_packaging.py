@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.strangers import IN_ORDER, announce, write
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("specdec", "drafters", "verifiers", "conf", "experiments")
 MAY_IMPORT = {
@@ -115,3 +117,20 @@ def test_wheel_has_the_commands(elsewhere, tmp_path):
 def test_wheel_decodes_with_the_bundled_models(elsewhere, tmp_path):
     command = (elsewhere[0] / "bin" / "specdec", "class Stack:", "--drafter", "small_model", "--max-new-tokens", "8")
     assert "tau" in run(*command, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_package_of_somebody_else_beside_the_wheel(elsewhere, tmp_path):
+    """Installed too, it announces itself: decoding, Hydra and the laws know its plug-ins."""
+    environment, site = elsewhere
+    write(site, "theirs_installed", IN_ORDER)
+    announce(site, "theirs_installed")
+    python, specdec = environment / "bin" / "python", environment / "bin" / "specdec"
+    assert "echo_far" in run(specdec, "--help", cwd=tmp_path)
+    command = (specdec, "class Stack:", "--drafter", "echo", "--verifier", "mine", "--max-new-tokens", "8")
+    assert "[echo + mine," in run(*command, cwd=tmp_path)
+    assert "echo_far" in run(python, "-m", "experiments.run", "--help", cwd=tmp_path)
+    laws = ("-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "experiments.certificates.laws")
+    said = run(python, *laws, "-k", "(echo and mine) or order", cwd=tmp_path)
+    assert " passed" in said
+    assert "failed" not in said

@@ -19,7 +19,7 @@ from specdec import Drafter, Refused, Verifier, load
 from specdec.chance import Keyed
 from specdec.language_model import TransformersLM
 from specdec.pairing import name_of
-from specdec.plugins import build
+from specdec.plugins import build, find
 
 CHECKS = ("exact", "sampled", "greedy")
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -73,7 +73,7 @@ def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambd
     head |= {"drafter": dict(pair.drafter), "verifier": dict(pair.verifier), "plan": _plain_plan(plan)}
     rule = pair.rule(1.0)
     zero = rule.zero_temperature_only
-    name = str(pair.drafter["_target_"]).split(".")[-2]
+    name = find("drafter", pair.drafter).name
     head |= {"pair": [name, name_of(rule)], "zero_temperature_only": zero}
     reasons: list[str] = []
     found: dict[str, Any] = {}

@@ -90,12 +90,14 @@ def exact(
     rounds: int = 1,
     limit: int = OUTCOMES,
     advance: Callable[[int], None] = lambda outcomes: None,
+    rows: int = 256,
 ) -> Exact:
-    """The joint law of `tokens` tokens, of which the first `rounds` rounds run for real. `advance` hears of every outcome."""
+    """The joint law of `tokens` tokens, of which the first `rounds` rounds run for real. `advance`
+    hears of every outcome; `rows` of them are run side by side."""
     law: Law = defaultdict(float)
     shares: list[float] = []
     lengths: list[float] = []
-    for probability, (emitted, accepted) in outcomes(program(tables, drafter, verifier, tokens, rounds)):
+    for probability, (emitted, accepted) in outcomes(program(tables, drafter, verifier, tokens, rounds), rows):
         if len(shares) == limit:
             return Exact(tables.name, tokens, rounds, limit, math.fsum(shares), False, None, None)
         shares.append(probability)

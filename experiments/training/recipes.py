@@ -190,7 +190,7 @@ def untrained(described: DictConfig, lm: TransformersLM, training: Stream) -> He
     make = callable_named(arguments.pop("_target_", None), Head)
     if "draft_vocabulary" in arguments:
         arguments["frequency"] = torch.from_numpy(np.bincount(training.ids, minlength=lm.vocabulary))
-    head: Head = construct(make, arguments, lm)
+    head: Head = construct("this recipe's head", make, arguments, lm)
     return head
 
 
