@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
 from specdec.registry import CONF as CONF
-from specdec.registry import allowed, described, names
+from specdec.registry import allowed, described, names, nearest
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Plugin:
     def made_by(self, make: Callable[..., Any], *first: Any) -> Any:
         """The same by another function that takes its arguments after `first`, such as `tiny`."""
         title = f"{self.group} {self.name}"
+        check_names(title, self.make, self.arguments)
         found = construct(title, make, self.arguments, *first)
         if not isinstance(found, kind_of(self.group)):
             kind = f"specdec.{self.group.title()}"
@@ -47,10 +48,25 @@ def build(group: str, choice: str | Mapping[str, Any]) -> Any:
 def construct(title: str, make: Callable[..., Any], arguments: Mapping[str, Any], *first: Any) -> Any:
     """`make(*first, **arguments)`. Raises ValueError for arguments that it does not take; `title`
     says whose they are."""
+    check_names(title, make, arguments, len(first))
     try:
         return make(*first, **arguments)
     except TypeError as error:
         raise ValueError(f"{title}: {error}") from error
+
+
+def check_names(title: str, make: Callable[..., Any], arguments: Mapping[str, Any], first: int = 0) -> None:
+    """Raise ValueError, with the nearest one, for an argument that `make` does not have by name,
+    the `first` ones left out."""
+    parameters = list(inspect.signature(make).parameters.values())[first:]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    known = [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
+    for name in arguments:
+        if name not in known:
+            hint = f"; did you mean {near!r}?" if (near := nearest(name, known)) else "."
+            takes = ", ".join(known) or "none"
+            raise ValueError(f"{title} has no argument {name!r}{hint} Its arguments: {takes}")
 
 
 def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:

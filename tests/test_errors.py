@@ -213,7 +213,20 @@ def test_an_unknown_name_like_no_other():
 
 
 def test_unknown_arguments_of_a_plugin():
-    refused("drafter ngram", "lenght", drafter={"name": "ngram", "lenght": 3})
+    """With the nearest one, where there is one, and all that there are."""
+    said = ("'lenght'", "did you mean 'length'?", "max_ngram, length, tree")
+    refused("drafter ngram has no argument", *said, drafter={"name": "ngram", "lenght": 3})
+    refused("'depht'", "did you mean 'depth'?", "stop", drafter={"name": "small_model", "depht": 3})
+    refused("verifier lenient has no argument", "'lenience'?", verifier={"name": "lenient", "lenince": 0.9})
+    message = refused("drafter none has no argument 'zzz'. Its arguments: none", drafter={"name": "none", "zzz": 1})
+    assert "did you mean" not in message
+
+
+def test_unknown_arguments_where_a_plugin_makes_itself_small():
+    """As certificates do, by `tiny`, which takes any argument."""
+    settings = {"name": "eagle", "dept": 2}
+    with pytest.raises(ValueError, match=r"drafter eagle has no argument 'dept'; did you mean 'depth'\?"):
+        make(settings, KNOWN)()
 
 
 def test_targets_outside_the_allowed_packages():
