@@ -11,8 +11,9 @@ import torch
 
 from specdec import Drafter, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
-from specdec.checks import integer, switch
+from specdec.checks import drafted, integer, switch
 
+LONGEST = 256  # tokens of an n-gram: what is kept per token of the text grows with its square
 Draft = tuple[list[int], list[int]]  # tokens, and the node number of each one's parent
 
 
@@ -28,7 +29,9 @@ class NGram(Drafter):
     variants = ({"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True})
 
     def __init__(self, max_ngram: int = 3, length: int = 10, tree: bool = False) -> None:
-        max_ngram, length = integer("max_ngram", max_ngram, 1), integer("length", length, 1)
+        max_ngram, length = integer("max_ngram", max_ngram, 1), drafted("length", length)
+        if max_ngram > LONGEST:
+            raise ValueError(f"max_ngram must be at most {LONGEST}, every shorter one is kept too; got {max_ngram:,}")
         switch("tree", tree)
         self.max_ngram, self.length, self.tree = max_ngram, length, tree
         self.chain = not tree

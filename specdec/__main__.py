@@ -18,7 +18,11 @@ def drafter_choice(text: str) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise ValueError(f"--drafter takes NAME,argument=value,..., got {setting!r} in {text!r}")
-        choice[key] = yaml.safe_load(value)
+        try:
+            choice[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"--drafter {text!r}: {key} is no plain YAML value ({why})") from None
     return choice
 
 
@@ -74,6 +78,7 @@ def show(options: argparse.Namespace) -> int:
     from specdec.requests import prepare
 
     console = Console(highlight=False, soft_wrap=True)
+    drafter = drafter_choice(options.drafter)
     target = load(options.target)
     tokenizer = target.tokenizer
     if tokenizer is None:
@@ -89,7 +94,6 @@ def show(options: argparse.Namespace) -> int:
     def run(drafter: dict[str, Any], **changed: Any) -> Run:
         return Run(prepare(target, options.prompt, drafter=drafter, **{**wanted, **changed}))
 
-    drafter = drafter_choice(options.drafter)
     run(drafter, max_new_tokens=2).finish()  # warm-up, so that the numbers below are not those of a cold start
     speculative = run(drafter)
     console.print(Text(options.prompt, style="dim"), end="")

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from specdec import attention
 from specdec.chance import Draws
+from specdec.checks import drafted
 from specdec.heads import Guess, Head, check_target, has_state, random_head, static_tree
 from specdec.interfaces import Drafter, LanguageModel, State
 from specdec.one_layer import Unrolled, decoder_of, shape_of
@@ -112,6 +113,7 @@ def shape_for(
 ) -> Shape:
     """The shape that a head's drafter is asked for. Unless given, trees by value and static ones have 24 nodes, a ranked one
     expands 6 nodes a level by 6 tokens, and what is sampled is a chain."""
+    drafted("depth", depth)
     nodes = 24 if nodes is None and draw in (*BY_VALUE, "static") and tree is None else nodes
     if draw == "static":
         return Shape(depth, draw=draw, tree=static_tree(head, nodes, tree, None, depth))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from specdec.checks import integer
+from specdec.checks import drafted
 
 Path = tuple[int, ...]
 
@@ -51,6 +51,7 @@ class RankTree:
         for width in widths:
             if isinstance(width, bool) or not isinstance(width, int) or width < 1:
                 raise ValueError(f"a Cartesian tree needs widths >= 1, one per depth; got {list(widths)}")
+            drafted("the nodes of a Cartesian tree", len(paths) + len(level) * width)
             level = [(*path, rank) for path in level for rank in range(width)]
             paths += level
         return cls.given(paths)
@@ -59,7 +60,7 @@ class RankTree:
     def greedy(cls, accuracies: Sequence[Sequence[float]], nodes: int) -> "RankTree":
         """accuracies[d][r] in [0, 1], falling in r: how often the token of rank r at depth d + 1 is the right one. A node
         is worth the product along its path; the best neighbour of the tree is added until it has `nodes`."""
-        integer("nodes", nodes, 1)
+        drafted("nodes", nodes)
         if not accuracies or not all(accuracies):
             raise ValueError("a greedy tree needs a table of accuracies, depths x ranks")
         chosen: list[Path] = []

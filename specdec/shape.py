@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from specdec.chance import Draws
-from specdec.checks import integer
+from specdec.checks import MOST_NODES, drafted
 from specdec.growth import Grown, Score, adaptive, levels, ranked, static
 from specdec.interfaces import State
 from specdec.rank_tree import RankTree
@@ -63,7 +63,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         depth, branching, draw, nodes = self.depth, self.branching, self.draw, self.nodes
-        integer("depth", depth, 1)
+        drafted("depth", depth)
         if self.tree is not None:
             if draw != "static" or self.tree.depth > depth:
                 raise ValueError(
@@ -83,6 +83,12 @@ class Shape:
             raise ValueError(f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}")
         if not self.by_value and nodes is not None:
             raise ValueError(f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as branching says")
+        scored = self.width * depth if self.by_value else _grown_nodes(widths)
+        if max(scored, nodes or 0) > MOST_NODES:
+            raise ValueError(
+                f"depth={depth}, branching={branching!r}, nodes={nodes} make a tree of more than "
+                f"{MOST_NODES:,} nodes, scored and drafted; a pass takes no more"
+            )
         if self.stop_rule is not None and not self.chain:
             raise ValueError(
                 "stop is for chains (branching=1, no draw='ranked' or 'adaptive'); drop it or draft a chain"
@@ -123,11 +129,7 @@ class Shape:
             return 1 + self.tree.nodes
         if self.by_value:
             return 1 + (self.nodes or 0)
-        total, level = 1, 1
-        for k in self.widths:
-            level *= k
-            total += level
-        return total
+        return 1 + _grown_nodes(self.widths)
 
     @property
     def slots(self) -> int:
@@ -148,3 +150,15 @@ class Shape:
         if self.draw == "adaptive":
             return adaptive(logits, score, state, chance, self.depth, self.nodes or 0)
         return levels(logits, score, state, chance, self.widths, self.law(state.sampling.greedy), self.stop_rule)
+
+
+def _grown_nodes(widths: Sequence[int]) -> int:
+    """Of a tree with so many children per node at each depth, the root not counted. Counting ends
+    where there are more than a tree may have."""
+    total, level = 0, 1
+    for width in widths:
+        level *= width
+        total += level
+        if total > MOST_NODES:
+            break
+    return total

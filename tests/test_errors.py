@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import specdec
 from experiments.certificates.suite import drafters, pairs, rules
 from specdec import Coupled, Drafter, Keyed, Refused, SiblingLaw, TokenTree
+from specdec.__main__ import main
 from specdec.plugins import build
 from specdec.table import TableModel
 from tests.exact import KNOWN, make, title
@@ -222,6 +224,16 @@ def test_unknown_arguments_of_a_plugin():
     assert "did you mean" not in message
 
 
+@pytest.mark.parametrize(
+    "value", ["!!python/object/apply:os.system [ls]", "!!python/name:os.system", "[1", "{a: b", "!unknown 3"]
+)
+def test_a_value_that_is_no_plain_yaml_is_one_line(value, capsys):
+    assert main(["text", "--drafter", f"ngram,length={value}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("specdec: --drafter")
+    assert "length is no plain YAML value" in line
+
+
 def test_unknown_arguments_where_a_plugin_makes_itself_small():
     """As certificates do, by `tiny`, which takes any argument."""
     settings = {"name": "eagle", "dept": 2}
@@ -251,6 +263,39 @@ def test_targets_outside_the_allowed_packages():
 )
 def test_settings_of_small_model(settings, words):
     refused(*words, drafter={"name": "small_model", "model": shared("llama_gqa"), **settings})
+
+
+HUGE = 10**9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "small_model", "depth": HUGE},
+        {"name": "small_model", "depth": 40, "branching": 2},
+        {"name": "small_model", "depth": 2, "branching": HUGE},
+        {"name": "small_model", "depth": 2, "branching": [2, HUGE]},
+        {"name": "small_model", "depth": 4, "draw": "ranked", "nodes": HUGE},
+        {"name": "small_model", "depth": 4, "draw": "ranked", "nodes": 8, "branching": HUGE},
+        {"name": "small_model", "depth": 4, "draw": "adaptive", "nodes": HUGE},
+        {"name": "ngram", "length": HUGE},
+        {"name": "ngram", "max_ngram": HUGE},
+        {"name": "medusa", "nodes": HUGE},
+        {"name": "medusa", "branching": [HUGE]},
+        {"name": "medusa", "branching": [64, 64, 64]},
+        {"name": "eagle", "depth": HUGE},
+        {"name": "eagle", "depth": HUGE, "draw": "static"},
+        {"name": "eagle", "draw": "static", "nodes": HUGE},
+        {"name": "early_exit", "depth": HUGE},
+        {"name": "layer_skip", "depth": HUGE},
+    ],
+)
+def test_sizes_that_no_pass_could_score_are_refused_at_once(settings):
+    own = {"small_model": {"model": shared("llama_gqa")}, "medusa": {"heads": head("medusa", lm("llama_gqa"))}}
+    own["eagle"] = {"heads": head("eagle", lm("llama_gqa"))}
+    began = time.monotonic()
+    assert re.search(r"at most|more than", refused(drafter={**own.get(settings["name"], {}), **settings}))
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
