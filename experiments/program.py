@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from specdec.plugins import CONF
+from specdec.registry import CONF, lost
 
 FULL = "HYDRA_FULL_ERROR"  # set to 1, it shows where an error comes from
 EXTRAS = {
@@ -42,7 +42,8 @@ def told(error: BaseException) -> str:
         if group == "hydra/launcher" and name in EXTRAS:
             return f"this launcher is a plug-in that is not installed: pip install 'specdec[{EXTRAS[name]}]'"
         options = [str(option) for option in error.options or ()]
-        return f"{group} has no option {name!r}{meant(name, options)}. There are: {', '.join(options)}"
+        there = f"There are: {', '.join(options)}{lost()}"
+        return f"{group} has no option {name!r}{meant(name, options)}. {there}"
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         key, whole = str(cause.key), str(cause.full_key)

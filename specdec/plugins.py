@@ -30,7 +30,7 @@ class Plugin:
     def made_by(self, make: Callable[..., Any], *first: Any) -> Any:
         """The same by another function that takes its arguments after `first`, such as `tiny`."""
         title = f"{self.group} {self.name}"
-        check_names(title, self.make, self.arguments)
+        check_names(title, self.make, self.arguments)  # `tiny` itself takes any
         found = construct(title, make, self.arguments, *first)
         if not isinstance(found, kind_of(self.group)):
             kind = f"specdec.{self.group.title()}"

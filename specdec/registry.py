@@ -101,7 +101,7 @@ def described(group: str, name: str) -> Mapping[str, Any]:
     if path is None:
         known = names(group)
         hint = f"; did you mean {near!r}? " if (near := nearest(name, known)) else ". "
-        raise ValueError(f"unknown {group} {name!r}{hint}There are: {', '.join(known)}{_lost()}")
+        raise ValueError(f"unknown {group} {name!r}{hint}There are: {', '.join(known)}{lost()}")
     return _read(path)
 
 
@@ -111,8 +111,8 @@ def nearest(name: Any, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
-def _lost() -> str:
-    """Which packages are allowed and not there."""
+def lost() -> str:
+    """The end of an error about a name: which packages are allowed and not found."""
     lost = [package for package in allowed() if _roots(package, _where()) is None]
     if not lost:
         return ""

@@ -85,6 +85,9 @@ def test_an_unknown_name_says_which_packages_are_not_found(theirs, monkeypatch):
     monkeypatch.setenv("SPECDEC_ALLOW", "teirs")
     with pytest.raises(ValueError, match=r"unknown drafter 'echo'.*does not find teirs here.*PYTHONPATH"):
         build("drafter", "echo")
+    done = python("-m", "experiments.run", "drafter=echo", cwd=Path.cwd(), allow="teirs")
+    assert "drafter has no option 'echo'" in done.stderr
+    assert "does not find teirs here" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["../verifier/greedy", "x/../ngram", "", "."])
