@@ -94,6 +94,17 @@ def test_a_function_that_makes_no_drafter_is_not_called(package, tmp_path):
     assert not mark.exists()
 
 
+def test_a_yaml_that_names_such_a_function(package, tmp_path):
+    name, mark = package(tools=TOOLS), tmp_path / "mark"
+    for group in ("drafter", "verifier"):
+        yaml = tmp_path / name / "conf" / group / "evil.yaml"
+        yaml.parent.mkdir(parents=True)
+        yaml.write_text(f"_target_: {name}.tools.harm\npath: {mark}\n")
+        with pytest.raises(ValueError, match=rf"_target_ {name}\.tools\.harm makes a NoneType"):
+            build(group, "evil")
+    assert not mark.exists()
+
+
 def test_our_own_functions_are_no_drafters_either(tmp_path):
     (tmp_path / "kept").write_text("of the user")
     settings = {"folder": str(tmp_path), "config": {}, "weights": {}}
