@@ -12,9 +12,10 @@ import torch
 from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.errors import integer, switch
+from specdec.tree import MOST_NODES
 
+LONGEST = 256  # tokens of an n-gram: what is kept per token of the text grows with its square
 Draft = tuple[list[int], list[int]]  # tokens, and the node number of each one's parent
-MOST = 4096  # tokens of a draft, or of a suffix
 
 
 class NGram(Drafter):
@@ -29,8 +30,8 @@ class NGram(Drafter):
     variants = ({"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True})
 
     def __init__(self, max_ngram: int = 3, length: int = 10, tree: bool = False) -> None:
-        self.max_ngram = integer("max_ngram", max_ngram, 1, MOST)
-        self.length = integer("length", length, 1, MOST)
+        self.max_ngram = integer("max_ngram", max_ngram, 1, LONGEST)
+        self.length = integer("length", length, 1, MOST_NODES)
         self.tree = switch("tree", tree)
         self.chain = not tree
         self.max_nodes = length + 1

@@ -30,11 +30,16 @@ class Benchmark(Options):
     it to a folder."""
 
     draft: str = "demo-draft"
-    lengths: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 8])  # of chains, ours and transformers' alike
+    lengths: list[int] = field(
+        default_factory=lambda: [2, 3, 4, 5, 8]
+    )  # of chains, ours and transformers' alike
     cool: float = 0.6  # the temperature beside 0
 
 
-CHAINS = ("chain", "stopped")  # the latter end where the draft model is unsure, as transformers' assistant does
+CHAINS = (
+    "chain",
+    "stopped",
+)  # the latter end where the draft model is unsure, as transformers' assistant does
 UNSURE = 0.4  # transformers' default confidence threshold
 # Shapes of trees that small_model is tried in, besides chains: the drafter's arguments.
 RANKED = [(4, 8), (4, 16), (6, 16)]  # depth, nodes
@@ -43,7 +48,9 @@ SAMPLED = [[2, 2, 1, 1], [3, 2, 2, 1, 1]]  # children per depth
 BATCH = 8
 
 
-def ways(bench: "Bench", deep: bool, temperature: float, shapes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def ways(
+    bench: "Bench", deep: bool, temperature: float, shapes: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """none, transformers, chains and assisted generation at each length, and the given shapes; on
     the target as it is also ngram and prompt lookup."""
     from experiments.measuring.theirs import Theirs
@@ -52,21 +59,31 @@ def ways(bench: "Bench", deep: bool, temperature: float, shapes: dict[str, dict[
     assert isinstance(wanted, Benchmark)
     draft = bench.draft(wanted.draft)
     theirs = Theirs(target, {"temperature": temperature}, wanted.seed)
-    found: dict[str, Any] = {"none": bench.ours(target, temperature, {"name": "none"}), "transformers": theirs}
+    found: dict[str, Any] = {
+        "none": bench.ours(target, temperature, {"name": "none"}),
+        "transformers": theirs,
+    }
     if not deep:
-        found["ngram"] = bench.ours(target, temperature, {"name": "ngram", "max_ngram": 3, "length": 10})
+        found["ngram"] = bench.ours(
+            target, temperature, {"name": "ngram", "max_ngram": 3, "length": 10}
+        )
         found["prompt_lookup"] = replace(theirs, lookup=(3, 10))
     for length in wanted.lengths:
         stopped = {"depth": length, "stop": {"threshold": UNSURE}}
         shapes = {**shapes, f"chain {length}": {"depth": length}, f"stopped {length}": stopped}
         found[f"assisted {length}"] = replace(theirs, draft=draft, num_assistant_tokens=length)
     for name, arguments in shapes.items():
-        found[name] = bench.ours(target, temperature, {"name": "small_model", "model": draft, **arguments})
+        found[name] = bench.ours(
+            target, temperature, {"name": "small_model", "model": draft, **arguments}
+        )
     return found
 
 
 def ranked(shapes: list[tuple[int, int]]) -> dict[str, dict[str, Any]]:
-    return {f"ranked {d}/{n}": {"depth": d, "branching": 1, "draw": "ranked", "nodes": n} for d, n in shapes}
+    return {
+        f"ranked {d}/{n}": {"depth": d, "branching": 1, "draw": "ranked", "nodes": n}
+        for d, n in shapes
+    }
 
 
 # ---------------------------------------------------------------------------------------- the lines
@@ -95,14 +112,24 @@ def shallow(found: "Compared") -> list[Line]:
             found.times(chain, assisted),
             f"{chain} (tau {found.ours(chain).tau:.2f}), {assisted}; {best}",
         ),
-        line("best of the three against transformers `generate`", found.times(fastest, "transformers"), fastest),
+        line(
+            "best of the three against transformers `generate`",
+            found.times(fastest, "transformers"),
+            fastest,
+        ),
     ]
 
 
 def deepened(title: str, found: "Compared", sampled: bool) -> list[Line]:
     shape = found.best([*CHAINS, "ranked", "sampled"], "none")
     detail = f"{shape}, tau {found.ours(shape).tau:.2f}"
-    lines = [line(f"{title}: `small_model`, best shape, against `none`", found.times(shape, "none"), detail)]
+    lines = [
+        line(
+            f"{title}: `small_model`, best shape, against `none`",
+            found.times(shape, "none"),
+            detail,
+        )
+    ]
     if sampled:
         chain, assisted = found.best(CHAINS, "none"), found.best(["assisted"], "none")
         what = f"{title}: `small_model` against transformers assisted sampling, each at its best length"
@@ -130,12 +157,18 @@ def overheads(bench: "Bench", found: "Compared") -> list[Line]:
     for one, other in zip(ours, plain, strict=True):
         measured = other.decoding / one.decoding
         alone.append(measured / (one.tau * target[1] / round_seconds))
-        each = (one.target_seconds + one.draft_seconds) / (one.rounds + 1)  # the prefill is a call too
+        each = (one.target_seconds + one.draft_seconds) / (
+            one.rounds + 1
+        )  # the prefill is a call too
         in_run.append(measured / (one.tau * other.target_seconds / (other.rounds + 1) / each))
-    outside, plainly = (median(entry.outside_models for entry in entries) for entries in (ours, plain))
+    outside, plainly = (
+        median(entry.outside_models for entry in entries) for entries in (ours, plain)
+    )
     return [
         line(
-            f"time outside the models' forward calls, {chain}", f"{outside:.1%}", f"the same of `none`: {plainly:.1%}"
+            f"time outside the models' forward calls, {chain}",
+            f"{outside:.1%}",
+            f"the same of `none`: {plainly:.1%}",
         ),
         line(
             f"measured speed-up of {chain} / tau x t(1) / (t(nodes) + drafting)",
@@ -153,9 +186,15 @@ def batched(bench: "Bench") -> Line:
     if not whole:
         return line(what, "-", f"needs limit >= {BATCH}")
     plain = {"none": bench.ours(bench.target, 0.0, {"name": "none"}, ignore_eos=True)}
-    alone, together = (bench.compare(f"batch {size}", dict(plain), whole, size).ours("none") for size in (1, BATCH))
+    alone, together = (
+        bench.compare(f"batch {size}", dict(plain), whole, size).ours("none") for size in (1, BATCH)
+    )
     gain = together.wall_tokens_per_second / alone.wall_tokens_per_second
-    return line(what, f"{gain:.2f}x", f"{together.wall_tokens_per_second:.0f} tokens/s; {whole // BATCH} batches")
+    return line(
+        what,
+        f"{gain:.2f}x",
+        f"{together.wall_tokens_per_second:.0f} tokens/s; {whole // BATCH} batches",
+    )
 
 
 def wide_pass(bench: "Bench") -> Line:
@@ -172,10 +211,15 @@ def memory(bench: "Bench") -> Line:
 
     wanted, peaks = bench.wanted, []
     assert isinstance(wanted, Benchmark)
-    what, room = "peak memory of generate beyond weights, caches and steps", bench.target.context - 32
+    what, room = (
+        "peak memory of generate beyond weights, caches and steps",
+        bench.target.context - 32,
+    )
     for tokens in (room // 8, room // 2, room):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            peak = pool.submit(peak_memory, wanted.target, wanted.draft, wanted.dtype, tokens).result()
+            peak = pool.submit(
+                peak_memory, wanted.target, wanted.draft, wanted.dtype, tokens
+            ).result()
         if peak is None:
             return line(what, "-", "needs Linux")
         peaks.append((tokens, peak / 2**20))
@@ -192,16 +236,23 @@ def main(wanted: Benchmark) -> None:
     found = {"T = 0": bench.compare("T = 0", ways(bench, False, 0.0, ranked(RANKED)), wanted.limit)}
     lines = shallow(found["T = 0"])
     distinct = {"T = 0": found["T = 0"].ways["none"].distinct_4grams}
-    sampled = {f"sampled {'-'.join(map(str, k))}": {"depth": len(k), "branching": k} for k in SAMPLED}
+    sampled = {
+        f"sampled {'-'.join(map(str, k))}": {"depth": len(k), "branching": k} for k in SAMPLED
+    }
     for temperature in (0.0, wanted.cool) if wanted.deep_limit else ():
         title = f"extra_layers={wanted.extra_layers}, T = {temperature:g}"
         shapes = ranked(RANKED_DEEP) | (sampled if temperature else {})
-        found[title] = bench.compare(title, ways(bench, True, temperature, shapes), wanted.deep_limit)
+        found[title] = bench.compare(
+            title, ways(bench, True, temperature, shapes), wanted.deep_limit
+        )
         lines += deepened(title, found[title], sampled=temperature > 0)
         distinct.setdefault(f"T = {temperature:g}", found[title].ways["none"].distinct_4grams)
     lines += [*overheads(bench, found["T = 0"]), batched(bench), wide_pass(bench), memory(bench)]
     shares = ", ".join(f"{share or 0:.0%} at {title}" for title, share in distinct.items())
-    record = {title: {name: asdict(way) for name, way in each.ways.items()} for title, each in found.items()}
+    record = {
+        title: {name: asdict(way) for name, way in each.ways.items()}
+        for title, each in found.items()
+    }
     bench.publish("benchmark", [pd.DataFrame(lines)], shares, {"ways": record})
 
 

@@ -43,10 +43,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "layer_skip": {"name": "layer_skip"},
     "early_exit": {"name": "early_exit"},
 }
-OWN_LAYERS = ("layer_skip", "early_exit")  # made of the target's layers, which a deepened target has not
+OWN_LAYERS = (
+    "layer_skip",
+    "early_exit",
+)  # made of the target's layers, which a deepened target has not
 CHAIN = {"depth": 4, "branching": 1, "nodes": None, "draw": "wor"}
 WOR_TREE = {"depth": 3, "branching": [3, 2, 1], "nodes": None, "draw": "wor"}
-RULES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # of sampled trees; DET trees have one rule that matters
+RULES: dict[
+    str, tuple[dict[str, Any], tuple[str, ...]]
+] = {  # of sampled trees; DET trees have one rule that matters
     "chain of 4": (CHAIN, ("naive", "token", "block")),
     "WOR tree 3-2-1": (WOR_TREE, ("naive", "rrs_wor", "traversal")),
 }
@@ -54,9 +59,16 @@ RULES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {  # of sampled trees
 
 def measured(bench: "Bench", deep: bool, temperature: float, limit: int) -> "Compared":
     target = bench.deep if deep else bench.target
-    rows = {"none": {"name": "none"}, **{n: row for n, row in ROWS.items() if not (deep and n in OWN_LAYERS)}}
-    ways: dict[str, Any] = {name: bench.ours(target, temperature, settings) for name, settings in rows.items()}
-    return bench.compare(f"T = {temperature:g}, {target.config.num_hidden_layers} layers", ways, limit)
+    rows = {
+        "none": {"name": "none"},
+        **{n: row for n, row in ROWS.items() if not (deep and n in OWN_LAYERS)},
+    }
+    ways: dict[str, Any] = {
+        name: bench.ours(target, temperature, settings) for name, settings in rows.items()
+    }
+    return bench.compare(
+        f"T = {temperature:g}, {target.config.num_hidden_layers} layers", ways, limit
+    )
 
 
 def rules(bench: "Bench", limit: int) -> "pd.DataFrame":
@@ -77,7 +89,9 @@ def rules(bench: "Bench", limit: int) -> "pd.DataFrame":
     }
     found = bench.compare("rules at T = 1", ways, limit, batch=limit, warmup=0)
     taus = [f"{found.ours(way).tau:.2f}" for way in ways]
-    rows = [(name, shape, rule, tau) for (name, shape, _, rule), tau in zip(tried, taus, strict=True)]
+    rows = [
+        (name, shape, rule, tau) for (name, shape, _, rule), tau in zip(tried, taus, strict=True)
+    ]
     return pd.DataFrame(rows, columns=["drafter", "shape", "rule", "tau at T=1"])
 
 
@@ -93,7 +107,9 @@ def predicted(found: "Compared", name: str) -> float:
     return median(shares)
 
 
-def table(found: "dict[float, Compared]", deep: "Compared | None", wanted: Benchmark) -> "pd.DataFrame":
+def table(
+    found: "dict[float, Compared]", deep: "Compared | None", wanted: Benchmark
+) -> "pd.DataFrame":
     import pandas as pd
 
     main = found.get(wanted.deep_temperature) or next(iter(found.values()))
@@ -117,12 +133,28 @@ def main(wanted: Benchmark) -> None:
 
     bench = Bench(wanted)
     found = {each: measured(bench, False, each, wanted.limit) for each in wanted.temperatures}
-    deep = measured(bench, True, wanted.deep_temperature, wanted.deep_limit) if wanted.deep_limit else None
-    tables = [table(found, deep, wanted), *([rules(bench, wanted.rules_limit)] if wanted.rules_limit else [])]
-    distinct = {temperature: each.ways["none"].distinct_4grams for temperature, each in found.items()}
-    shares = ", ".join(f"{share or 0:.0%} at T = {temperature:g}" for temperature, share in distinct.items())
-    ways = {f"T = {temperature:g}": each for temperature, each in found.items()} | ({"deep": deep} if deep else {})
-    record = {title: {name: asdict(way) for name, way in each.ways.items()} for title, each in ways.items()}
+    deep = (
+        measured(bench, True, wanted.deep_temperature, wanted.deep_limit)
+        if wanted.deep_limit
+        else None
+    )
+    tables = [
+        table(found, deep, wanted),
+        *([rules(bench, wanted.rules_limit)] if wanted.rules_limit else []),
+    ]
+    distinct = {
+        temperature: each.ways["none"].distinct_4grams for temperature, each in found.items()
+    }
+    shares = ", ".join(
+        f"{share or 0:.0%} at T = {temperature:g}" for temperature, share in distinct.items()
+    )
+    ways = {f"T = {temperature:g}": each for temperature, each in found.items()} | (
+        {"deep": deep} if deep else {}
+    )
+    record = {
+        title: {name: asdict(way) for name, way in each.ways.items()}
+        for title, each in ways.items()
+    }
     bench.publish("benchmark_drafters", tables, shares, {"ways": record})
 
 

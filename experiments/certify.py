@@ -16,8 +16,10 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from experiments.terminal import search_path
 from experiments.terminal.program import register_help, start
 
 
@@ -33,7 +35,9 @@ class Greedy:
 @dataclass
 class Certify:
     cases: str | None = None  # a case file; drafter and verifier are then those of each case
-    summary: str | None = None  # a folder of certificates: run none, judge all their sampled tests as one family
+    summary: str | None = (
+        None  # a folder of certificates: run none, judge all their sampled tests as one family
+    )
     again: str | None = (
         None  # a folder of certificates: certify each of its pairs anew, then judge them as `summary` does
     )
@@ -41,9 +45,7 @@ class Certify:
     checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
     outcomes: int = 200_000  # an enumeration gives up after as many
     size: int = 4000  # a table is taken one level deeper where that is estimated to have at most as many outcomes
-    strength: float = (
-        1.0  # samples of the sampled check; 1 finds a total variation of 0.02 with power 0.99 at size 1e-6
-    )
+    strength: float = 1.0  # samples of the sampled check; 1 finds a total variation of 0.02 with power 0.99 at size 1e-6
     seed: int = 0
     greedy: Greedy = field(default_factory=Greedy)
     threads: int | None = None  # of torch; null leaves its default
@@ -54,6 +56,7 @@ class Certify:
 
 ConfigStore.instance().store(name="certify_schema", node=Certify)
 register_help("certify", ("drafter", "verifier"))
+search_path.register()
 failures: list[str] = []
 certificates: list[dict[str, Any]] = []
 
@@ -73,14 +76,18 @@ def main(config: DictConfig) -> None:
             for old in read_folder(config.again):
                 certify_pair(config, old["drafter"], old["verifier"])
         else:
-            certify_pair(config)
+            choices = HydraConfig.get().runtime.choices
+            search_path.check(choices)
+            chosen: Any = OmegaConf.to_container(config, resolve=True)
+            pair = [{"name": choices[group], **chosen[group]} for group in ("drafter", "verifier")]
+            certify_pair(config, *pair)
     except ValueError as error:
         failures.append(str(error))
         print(error, file=sys.stderr)
 
 
-def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) -> None:
-    """The pair of the config, or another."""
+def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
+    """A pair, with the other settings of the config."""
     from experiments.certificates.certificate import Pair, Plan, certify
     from experiments.certificates.kept import NOT_APPLICABLE, NOT_CERTIFIED, write
     from experiments.terminal.progress import bar
@@ -88,7 +95,7 @@ def certify_pair(config: DictConfig, drafter: Any = None, verifier: Any = None) 
     names = ("checks", "outcomes", "size", "strength", "seed")
     settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(settings, dict)
-    pair = Pair(drafter or settings["drafter"], verifier or settings["verifier"])
+    pair = Pair(drafter, verifier)
     plan = Plan(**{name: settings[name] for name in names}, **settings["greedy"])
 
     certificate = certify(pair, plan, partial(bar, shown=settings["progress"]), _say)
@@ -130,12 +137,20 @@ def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
             where = f"{path}, case {case.name!r}"
             try:
                 rule = build("verifier", case.verifier)
-                one_child = case.draft == "chain" and SiblingLaw.WOR not in rule.laws and SiblingLaw.WR in rule.laws
+                one_child = (
+                    case.draft == "chain"
+                    and SiblingLaw.WOR not in rule.laws
+                    and SiblingLaw.WR in rule.laws
+                )
                 shape = {"depth": len(case.branching), "branching": case.branching}
-                shape["draw"] = "wr" if one_child else DRAWS[case.draft]  # of one child the two laws are the same
+                shape["draw"] = (
+                    "wr" if one_child else DRAWS[case.draft]
+                )  # of one child the two laws are the same
 
                 def drafter(tables: Tables, shape: dict[str, Any] = shape) -> Any:
-                    return build("drafter", {"name": "small_model", "model": tables.draft(), **shape})
+                    return build(
+                        "drafter", {"name": "small_model", "model": tables.draft(), **shape}
+                    )
 
                 result = exact(case.tables, drafter, rule, len(case.branching) + 1, limit=outcomes)
             except ValueError as error:
@@ -177,12 +192,18 @@ def summarise(suite: list[dict[str, Any]]) -> list[str]:
 
     for one in suite:
         _say(f"{one['pair'][0]:16} {one['pair'][1]:16} {one['verdict']}")
-    tests = [(one["pair"], test) for one in suite for test in (one.get("sampled") or {}).get("tests", [])]
+    tests = [
+        (one["pair"], test) for one in suite for test in (one.get("sampled") or {}).get("tests", [])
+    ]
     stands = holm([test["fit"]["p_value"] for _, test in tests])
     fallen = [
-        f"{' + '.join(pair)}: {test['setting']}" for (pair, test), good in zip(tests, stands, strict=True) if not good
+        f"{' + '.join(pair)}: {test['setting']}"
+        for (pair, test), good in zip(tests, stands, strict=True)
+        if not good
     ]
-    _say(f"{len(tests)} sampled tests as one family; those that fall: {', '.join(fallen) or 'none'}")
+    _say(
+        f"{len(tests)} sampled tests as one family; those that fall: {', '.join(fallen) or 'none'}"
+    )
     return [*fallen, *(" + ".join(one["pair"]) for one in suite if one["verdict"] == NOT_CERTIFIED)]
 
 

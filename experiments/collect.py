@@ -38,7 +38,12 @@ TITLES = {
     "law": "law",
     "prompts": "n",
 }
-DECIMALS = {"temperature": "{:g}", "tokens_per_second": "{:.0f}", "distinct_4grams": "{:.0%}", "diverging": "{:.0f}"}
+DECIMALS = {
+    "temperature": "{:g}",
+    "tokens_per_second": "{:.0f}",
+    "distinct_4grams": "{:.0%}",
+    "diverging": "{:.0f}",
+}
 COMMON = ("target", "law", "n", "baseline")
 LEGEND = (
     "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered at nodes that were reached. "
@@ -63,14 +68,18 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     column."""
     shown: dict[str, list[str]] = {}
     for column in table.columns:
-        if column.endswith(("_low", "_high")) or not (column in TITLES or column.startswith("speedup_")):
+        if column.endswith(("_low", "_high")) or not (
+            column in TITLES or column.startswith("speedup_")
+        ):
             continue
         if column.startswith("speedup_"):
             title = f"vs {column.removeprefix('speedup_')}"
             ends = table[[column, f"{column}_low", f"{column}_high"]].itertuples(index=False)
             shown[title] = [_speedup(*values) for values in ends]
         elif column in TITLES and (column != "batch" or table["batch"].nunique() > 1):
-            shown[TITLES[column]] = [_text(value, DECIMALS.get(column, "{:.2f}")) for value in table[column]]
+            shown[TITLES[column]] = [
+                _text(value, DECIMALS.get(column, "{:.2f}")) for value in table[column]
+            ]
     return pd.DataFrame(shown)
 
 
@@ -88,7 +97,11 @@ def printable(text: pd.DataFrame, title: str, width: int = 120) -> Table:
     """For a terminal: columns that say the same in every row move into the caption, intervals onto
     a second line."""
     text = text.drop(columns="settings", errors="ignore")  # they are in the files
-    same = [column for column in text.columns if len(text) > 1 and text[column].nunique() == 1 and column in COMMON]
+    same = [
+        column
+        for column in text.columns
+        if len(text) > 1 and text[column].nunique() == 1 and column in COMMON
+    ]
     caption = ", ".join(f"{column} {text[column].iloc[0]}" for column in same)
     shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in text.columns.drop(same):
@@ -121,7 +134,9 @@ def main(wanted: Collect) -> None:
     table = collect(study)
     console = Console(width=None if sys.stdout.isatty() else 120)
     if len(table):
-        console.print(printable(readable(table), f"{study.title}: {', '.join(study.sweeps)}", console.width))
+        console.print(
+            printable(readable(table), f"{study.title}: {', '.join(study.sweeps)}", console.width)
+        )
         console.print(LEGEND, style="dim")
     for note in study.notes:
         console.print(note, style="yellow", markup=False)

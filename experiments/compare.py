@@ -13,7 +13,15 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.collect import printable
-from experiments.report.comparison import LEGEND, between, changes, differences, name, readable, within
+from experiments.report.comparison import (
+    LEGEND,
+    between,
+    changes,
+    differences,
+    name,
+    readable,
+    within,
+)
 from experiments.report.knobs import told_apart
 from experiments.study import studies
 from experiments.system.files import write_text
@@ -43,10 +51,17 @@ def main(wanted: Compare) -> None:
     alone: list[str] = []
     if len(found) == 2:
         pairs, alone = between(*results)
-        title, nothing = f"A = {found[0].title}, B = {found[1].title}", "no run of one study has its like in the other"
+        title, nothing = (
+            f"A = {found[0].title}, B = {found[1].title}",
+            "no run of one study has its like in the other",
+        )
         same = "same target, drafter, temperature and batch"
     else:
-        pairs, title, nothing = within(results[0]), f"{found[0].title}: A -> B", "no two runs of the study are alike"
+        pairs, title, nothing = (
+            within(results[0]),
+            f"{found[0].title}: A -> B",
+            "no two runs of the study are alike",
+        )
         same = "same target, temperature, batch, prompts and length"
         alone = [] if pairs else [name(result) for result in results[0]]
     if not pairs:
@@ -60,7 +75,12 @@ def main(wanted: Compare) -> None:
         console.print(line, markup=False)
     for line in alone:
         console.print(line, style="yellow", markup=False)
-    notes = [LEGEND, "", *(["Changed:"] if changed else []), *(f"- {line}" for line in [*changed, *alone])]
+    notes = [
+        LEGEND,
+        "",
+        *(["Changed:"] if changed else []),
+        *(f"- {line}" for line in [*changed, *alone]),
+    ]
     path = Path(wanted.output) / f"{'_'.join(study.title for study in found)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, markdown(text) + "\n" + "\n".join(notes) + "\n")

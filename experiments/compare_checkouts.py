@@ -92,7 +92,12 @@ class Worker:
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         command = [sys.executable, "-c", WORKER, json.dumps(settings)]
         self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def __call__(self, **asked: Any) -> dict[str, Any]:
@@ -120,11 +125,17 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
     check_threads(wanted.threads)
     quiet_transformers()
     target = ways.load(wanted.target, dtype=wanted.dtype)
-    read = prompts.read("jsonl", "demo", category="category", limit=max(wanted.prompts, *wanted.batches))
+    read = prompts.read(
+        "jsonl", "demo", category="category", limit=max(wanted.prompts, *wanted.batches)
+    )
     ids = [Conversation(prompt, target.tokenizer, False, ()).ids for prompt in read]
-    workers = {name: Worker(Path(getattr(wanted, name)).resolve(), wanted) for name in ("before", "now")}
+    workers = {
+        name: Worker(Path(getattr(wanted, name)).resolve(), wanted) for name in ("before", "now")
+    }
     rows = []
-    with bar("checkouts", len(WAYS) * len(wanted.batches) * len(wanted.temperatures) * wanted.repeats) as advance:
+    with bar(
+        "checkouts", len(WAYS) * len(wanted.batches) * len(wanted.temperatures) * wanted.repeats
+    ) as advance:
         for (way, drafter), batch, temperature in (
             (way, batch, temperature)
             for temperature in wanted.temperatures
@@ -132,7 +143,10 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
             for way in WAYS.items()
         ):
             found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-            chosen = [ids[first : first + batch] for first in range(0, max(wanted.prompts - batch + 1, 1), batch)]
+            chosen = [
+                ids[first : first + batch]
+                for first in range(0, max(wanted.prompts - batch + 1, 1), batch)
+            ]
             for repeat in range(wanted.repeats + 1):  # the first is a warm-up
                 for number, some in enumerate(chosen):
                     order = list(workers) if (repeat + number) % 2 else list(workers)[::-1]
@@ -147,7 +161,9 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
                 advance() if repeat else None
             pairs = list(zip(found["before"], found["now"], strict=True))
             outside = {
-                name: median_interval([1e3 * (one["seconds"] - one["inside"]) / one["rounds"] for one in each]).median
+                name: median_interval(
+                    [1e3 * (one["seconds"] - one["inside"]) / one["rounds"] for one in each]
+                ).median
                 for name, each in found.items()
             }
             rows.append(
@@ -155,7 +171,9 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
                     "way": way,
                     "T": temperature,
                     "batch": batch,
-                    "before / now": median_interval([a["seconds"] / b["seconds"] for a, b in pairs]),
+                    "before / now": median_interval(
+                        [a["seconds"] / b["seconds"] for a, b in pairs]
+                    ),
                     "ms outside before": outside["before"],
                     "ms outside now": outside["now"],
                     "same tokens": sum(a["tokens"] == b["tokens"] for a, b in pairs) / len(pairs),

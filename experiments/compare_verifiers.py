@@ -43,11 +43,14 @@ class Compare:
 
 
 def rules() -> list[str]:
-    """The lossless rules of conf/verifier that sample."""
-    from specdec.plugins import build, names
+    """The lossless rules that sample."""
+    from experiments.certificates import suite
+    from specdec.plugins import build
 
-    built = {name: build("verifier", name) for name in names("verifier") if name != "auto"}
-    return [name for name, rule in built.items() if rule.lossless and not rule.zero_temperature_only]
+    built = {name: build("verifier", name) for name in suite.rules()}
+    return [
+        name for name, rule in built.items() if rule.lossless and not rule.zero_temperature_only
+    ]
 
 
 def on_tables() -> pd.DataFrame:
@@ -69,9 +72,18 @@ def on_tables() -> pd.DataFrame:
                     found = exact(tables, pair.on_tables, pair.rule(1.0), shape["depth"] + 1)
                 except Refused:
                     continue
-                rows.append({"tables": tables.name, "drafts": title, "rule": rule, "accepted": found.accepted})
+                rows.append(
+                    {
+                        "tables": tables.name,
+                        "drafts": title,
+                        "rule": rule,
+                        "accepted": found.accepted,
+                    }
+                )
             bound = most_accepted(tables, pair.on_tables, shape["depth"])
-            rows.append({"tables": tables.name, "drafts": title, "rule": "bound", "accepted": bound})
+            rows.append(
+                {"tables": tables.name, "drafts": title, "rule": "bound", "accepted": bound}
+            )
             advance()
     return pd.DataFrame(rows)
 
@@ -85,14 +97,22 @@ def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
     from specdec.plugins import build
 
     target, draft = specdec.load(wanted.target), specdec.load(wanted.draft)
-    texts = [prompt.text for prompt in read("jsonl", "demo", category="category", limit=wanted.prompts)]
+    texts = [
+        prompt.text for prompt in read("jsonl", "demo", category="category", limit=wanted.prompts)
+    ]
     rows = []
     cases = list(itertools.product(wanted.temperatures, SHAPES.items(), rules()))
     with bar("tau", len(cases)) as advance:
         for temperature, (title, shape), rule in cases:
             advance()
             widths = [2, 2, 1, 1, 1] if "branching" in shape else 1
-            settings = {"name": "small_model", "model": draft, "depth": 5, "branching": widths, "draw": shape["draw"]}
+            settings = {
+                "name": "small_model",
+                "model": draft,
+                "depth": 5,
+                "branching": widths,
+                "draw": shape["draw"],
+            }
             try:
                 out = specdec.generate(
                     target,
@@ -105,7 +125,10 @@ def on_a_real_pair(wanted: Compare) -> pd.DataFrame:
             except specdec.Refused:
                 continue
             tau = pooled_interval(
-                *(np.sum([getattr(step, name) for step in out.steps], 0) for name in ("kept", "live"))
+                *(
+                    np.sum([getattr(step, name) for step in out.steps], 0)
+                    for name in ("kept", "live")
+                )
             )
             drafts = title.replace(" 2 x 2", "").replace(" of 3", "")
             found = {"tau": tau.median, "low": tau.low, "high": tau.high}
@@ -144,7 +167,10 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
 
     names = [name for name in dict.fromkeys(exact["rule"]) if name != "bound"]
     looks = {name: (COLOURS[i % 8], HATCHES[i % 8], MARKERS[i % 8]) for i, name in enumerate(names)}
-    looks = {name: (look[0] if i < 8 else "#999999", *look[1:]) for i, (name, look) in enumerate(looks.items())}
+    looks = {
+        name: (look[0] if i < 8 else "#999999", *look[1:])
+        for i, (name, look) in enumerate(looks.items())
+    }
     panels = [] if measured is None else sorted(measured["temperature"].unique())
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8 + 2.8 * len(panels), 4.2), layout="constrained")
@@ -157,31 +183,66 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
             for number, name in enumerate(present):
                 colour, hatch, _ = looks[name]
                 left = place - 0.4 + (number + 0.5) * width
-                axes[0].bar(left, mean[shape, name], width, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
-            axes[0].hlines(mean[shape, "bound"], place - 0.45, place + 0.45, color="black", linewidth=1.4)
+                axes[0].bar(
+                    left,
+                    mean[shape, name],
+                    width,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    linewidth=0.3,
+                )
+            axes[0].hlines(
+                mean[shape, "bound"], place - 0.45, place + 0.45, color="black", linewidth=1.4
+            )
         axes[0].set_xticks(
             range(len(shapes)),
-            [shape.replace(" 2 x 2", "\n2 x 2").replace("without ", "without\n") for shape in shapes],
+            [
+                shape.replace(" 2 x 2", "\n2 x 2").replace("without ", "without\n")
+                for shape in shapes
+            ],
             fontsize=6.5,
         )
-        axes[0].set(ylabel="accepted drafted tokens per round", title="exact, table models; line: bound for any rule")
+        axes[0].set(
+            ylabel="accepted drafted tokens per round",
+            title="exact, table models; line: bound for any rule",
+        )
         for axis, temperature in zip(axes[1:], panels, strict=True):
             part = measured[measured["temperature"] == temperature]  # type: ignore[index]
             shapes = list(dict.fromkeys(part["drafts"]))
             for shape, points in part.groupby("drafts", sort=False):
                 for number, point in enumerate(points.itertuples()):
-                    place = shapes.index(shape) + 0.7 * ((number + 0.5) / len(points) - 0.5)  # side by side
-                    reach = None if point.low is None else [[point.tau - point.low], [point.high - point.tau]]
+                    place = shapes.index(shape) + 0.7 * (
+                        (number + 0.5) / len(points) - 0.5
+                    )  # side by side
+                    reach = (
+                        None
+                        if point.low is None
+                        else [[point.tau - point.low], [point.high - point.tau]]
+                    )
                     colour, _, marker = looks[point.rule]
                     axis.errorbar(
-                        place, point.tau, reach, fmt=marker, color=colour, markersize=4.5, elinewidth=0.8, capsize=1.5
+                        place,
+                        point.tau,
+                        reach,
+                        fmt=marker,
+                        color=colour,
+                        markersize=4.5,
+                        elinewidth=0.8,
+                        capsize=1.5,
                     )
-            axis.set_xticks(range(len(shapes)), [shape.replace(" ", "\n") for shape in shapes], fontsize=7)
+            axis.set_xticks(
+                range(len(shapes)), [shape.replace(" ", "\n") for shape in shapes], fontsize=7
+            )
             axis.set(title=f"measured, T = {temperature:g}")
         if panels:
             axes[1].set_ylabel("tau (bonus included), 95% bootstrap interval")
-        handles = [axes[0].scatter([], [], color=looks[n][0], marker=looks[n][2], label=n) for n in names]
-        figure.legend(handles=handles, fontsize=7, ncols=math.ceil(len(names) / 2), loc="outside lower center")
+        handles = [
+            axes[0].scatter([], [], color=looks[n][0], marker=looks[n][2], label=n) for n in names
+        ]
+        figure.legend(
+            handles=handles, fontsize=7, ncols=math.ceil(len(names) / 2), loc="outside lower center"
+        )
     return figure
 
 

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from experiments.system.files import write_text
 from experiments.terminal.options import start
-from experiments.training.text import Document, documents
+from experiments.training.documents import Document, documents
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ROOT / "specdec" / "demo" / "prompts.jsonl"
@@ -80,7 +80,9 @@ class Module:
                 found += [part for part in owner.body if isinstance(part, Function | ast.ClassDef)]
         offsets = set()
         for statement in found:
-            line = min(part.lineno for part in [statement, *getattr(statement, "decorator_list", [])])
+            line = min(
+                part.lineno for part in [statement, *getattr(statement, "decorator_list", [])]
+            )
             while line > 1 and self.lines[line - 2].lstrip().startswith("#"):
                 line -= 1
             offsets.add(self.offsets[line - 1])
@@ -100,7 +102,9 @@ class Module:
         starts = [
             start
             for start in self.starts
-            if start <= begin and self.indent(start) <= self.indent(begin) and SHORTEST <= cut - start <= LONGEST
+            if start <= begin
+            and self.indent(start) <= self.indent(begin)
+            and SHORTEST <= cut - start <= LONGEST
         ]
         if starts:
             yield Passage(kind, self.name, starts[0], cut, self.text[starts[0] : cut])
@@ -122,7 +126,9 @@ class Module:
         kind = "tests" if self.is_test else "code"
         begin, end = self.offsets[node.lineno - 1], self.end_of(node.end_lineno)
         body = node.body[1:] if ast.get_docstring(node) else node.body
-        inner = [part for statement in body for part in ast.walk(statement) if isinstance(part, ast.stmt)]
+        inner = [
+            part for statement in body for part in ast.walk(statement) if isinstance(part, ast.stmt)
+        ]
         for statement in sorted(inner, key=lambda part: part.lineno)[2:]:
             line = statement.lineno - 1
             while re.fullmatch(r"\s*(#.*)?", self.lines[line - 1]):
@@ -145,9 +151,14 @@ class Module:
                 continue
             if len(paragraph) >= 3:
                 middle = paragraph[len(paragraph) // 2]
-                words = [match.end() for match in re.finditer(r"[a-z]{3,}(?= [a-z])", self.lines[middle - 1])]
+                words = [
+                    match.end()
+                    for match in re.finditer(r"[a-z]{3,}(?= [a-z])", self.lines[middle - 1])
+                ]
                 if words:
-                    yield from self.passage("prose", begin, self.offsets[middle - 1] + words[len(words) // 2])
+                    yield from self.passage(
+                        "prose", begin, self.offsets[middle - 1] + words[len(words) // 2]
+                    )
             paragraph = []
 
     def inside_table(self, node: ast.Dict | ast.List | ast.Tuple) -> Iterator[Passage]:
@@ -156,7 +167,9 @@ class Module:
         rows = node.values if isinstance(node, ast.Dict) else node.elts
         lasts = sorted({row.end_lineno for row in rows} - {node.end_lineno})
         leaves = [
-            isinstance(part, ast.Constant) for part in ast.walk(node) if isinstance(part, ast.Constant | ast.Name)
+            isinstance(part, ast.Constant)
+            for part in ast.walk(node)
+            if isinstance(part, ast.Constant | ast.Name)
         ]
         if len(lasts) < 5 or sum(leaves) < len(leaves) / 2:
             return
@@ -173,20 +186,33 @@ def choose(modules: list[Module]) -> list[Passage]:
             offered[passage.kind].append(passage)
     chosen: dict[str, list[Passage]] = {kind: [] for kind in offered}
     taken: list[Passage] = []
-    for kind in sorted(offered, key=lambda kind: len({passage.source for passage in offered[kind]})):
+    for kind in sorted(
+        offered, key=lambda kind: len({passage.source for passage in offered[kind]})
+    ):
         for _ in range(PER_KIND):
             uses = Counter(passage.source for passage in taken)
             here = Counter(passage.source for passage in chosen[kind])
-            free = [passage for passage in offered[kind] if not any(passage.overlaps(other) for other in taken)]
+            free = [
+                passage
+                for passage in offered[kind]
+                if not any(passage.overlaps(other) for other in taken)
+            ]
             if not free:
                 raise ValueError(
                     f"this interpreter's held-out modules give {len(chosen[kind])} prompts of kind {kind!r}, not {PER_KIND}; "
                     "use one that ships the whole standard library, tests included"
                 )
-            best = min(free, key=lambda passage: (here[passage.source], uses[passage.source], passage.order))
+            best = min(
+                free,
+                key=lambda passage: (here[passage.source], uses[passage.source], passage.order),
+            )
             chosen[kind].append(best)
             taken.append(best)
-    return [passage for kind in offered for passage in sorted(chosen[kind], key=lambda passage: passage.source)]
+    return [
+        passage
+        for kind in offered
+        for passage in sorted(chosen[kind], key=lambda passage: passage.source)
+    ]
 
 
 def parsed(document: Document) -> list[Module]:
@@ -204,11 +230,20 @@ def main(_: Demo) -> None:
     passages = choose([module for document in unseen for module in parsed(document)])
     python = platform.python_version()
     lines = [
-        json.dumps({"prompt": passage.prompt, "category": passage.kind, "source": passage.source, "python": python})
+        json.dumps(
+            {
+                "prompt": passage.prompt,
+                "category": passage.kind,
+                "source": passage.source,
+                "python": python,
+            }
+        )
         for passage in passages
     ]
     write_text(PROMPTS, "\n".join(lines) + "\n")
-    print(f"{len(lines)} prompts from {len({passage.source for passage in passages})} modules in {PROMPTS}")
+    print(
+        f"{len(lines)} prompts from {len({passage.source for passage in passages})} modules in {PROMPTS}"
+    )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,7 @@ class Export:
 
     heads: str = MISSING
     output: str = MISSING
-    verifier: str = (
-        MISSING  # the target that the head was trained for: a hub id or a folder, as the server will know it
-    )
+    verifier: str = MISSING  # the target that the head was trained for: a hub id or a folder, as the server will know it
 
 
 def export(heads: str, output: str | Path, verifier: str) -> "Head":
@@ -68,7 +66,9 @@ def main(wanted: Export) -> None:
     left = [key for key in head.notes if key != "trained_for"]
     print(f"{wanted.output}: {head.kind} in the speculators layout, for {wanted.verifier}")
     if left:
-        print(f"the layout has no place for what training measured, which stays behind: {', '.join(left)}")
+        print(
+            f"the layout has no place for what training measured, which stays behind: {', '.join(left)}"
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,13 @@ COMMANDS = {
     "import models": ("-c", "import torch, transformers.modeling_utils"),
     "run --help": ("-m", "experiments.run", "--help"),
     "run --cfg job": ("-m", "experiments.run", "--cfg", "job"),
-    "run debug=tiny": ("-m", "experiments.run", "debug=tiny", "progress=false", "hydra.run.dir={folder}"),
+    "run debug=tiny": (
+        "-m",
+        "experiments.run",
+        "debug=tiny",
+        "progress=false",
+        "hydra.run.dir={folder}",
+    ),
 }
 
 
@@ -105,11 +111,19 @@ class Recording:
 
         schema.register()
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = compose("run", [f"drafter={wanted.drafter}", f"prompts.limit={wanted.prompts}"])
+            composed = compose(
+                "run", [f"drafter={wanted.drafter}", f"prompts.limit={wanted.prompts}"]
+            )
         self.settings = schema.settings_of(composed)
         self.ways = lineup.make(self.settings)
         target, batch = self.ways["method"].target, self.settings.batch_size
-        self.play = Play(prompts.read(**self.settings.prompts.source), target, False, batch, wanted.max_new_tokens)
+        self.play = Play(
+            prompts.read(**self.settings.prompts.source),
+            target,
+            False,
+            batch,
+            wanted.max_new_tokens,
+        )
 
     def shares(self) -> dict[str, float]:
         """Of the whole time, from the first prompt to the last file."""
@@ -136,7 +150,10 @@ class Recording:
             "recording: memory, between calls": around,
             "recording: numbers and files": began + whole - decoded,
         }
-        return {name: seconds / whole for name, seconds in {**parts, "recording, in all": sum(parts.values())}.items()}
+        return {
+            name: seconds / whole
+            for name, seconds in {**parts, "recording, in all": sum(parts.values())}.items()
+        }
 
 
 def main(wanted: Overhead) -> None:
@@ -146,9 +163,14 @@ def main(wanted: Overhead) -> None:
     torch = times["import torch"]
     table = Table("command", "s", "CPU s", "/ torch", "/ torch, CPU", title="Starting")
     for name, each in times.items():
-        ratios = [median(one[clock] / base[clock] for one, base in zip(each, torch, strict=True)) for clock in (0, 1)]
+        ratios = [
+            median(one[clock] / base[clock] for one, base in zip(each, torch, strict=True))
+            for clock in (0, 1)
+        ]
         seconds = [median(one[clock] for one in each) for clock in (0, 1)]
-        table.add_row(name, *(f"{number:.2f}" for number in seconds), *(f"{ratio:.2f}x" for ratio in ratios))
+        table.add_row(
+            name, *(f"{number:.2f}" for number in seconds), *(f"{ratio:.2f}x" for ratio in ratios)
+        )
     console = Console()
     console.print(table)
     quiet_transformers()

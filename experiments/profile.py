@@ -23,9 +23,13 @@ class Profile:
     target: str = "demo"
     draft: str | None = "demo-draft"  # null: none
     extra_layers: list[int] = field(default_factory=lambda: [0])  # of the target, each profiled
-    nodes: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 32, 64])  # scored in a pass, the root included
+    nodes: list[int] = field(
+        default_factory=lambda: [1, 4, 8, 16, 32, 64]
+    )  # scored in a pass, the root included
     batches: list[int] = field(default_factory=lambda: [1, 4])
-    contexts: list[int] = field(default_factory=lambda: [64, 192, 384])  # committed tokens before the pass
+    contexts: list[int] = field(
+        default_factory=lambda: [64, 192, 384]
+    )  # committed tokens before the pass
     dtype: str | None = None  # the checkpoint's
     repeats: int = 20
     threads: int | None = None
@@ -59,7 +63,13 @@ def measure(wanted: Profile) -> list[dict[str, Any]]:
                 )
             found = forward_times(model, context, wanted.nodes, batch, wanted.repeats)
             rows += [
-                {"model": name, "nodes": nodes, "batch": batch, "context": context, "seconds": seconds}
+                {
+                    "model": name,
+                    "nodes": nodes,
+                    "batch": batch,
+                    "context": context,
+                    "seconds": seconds,
+                }
                 for nodes, seconds in found.items()
             ]
             advance()
@@ -73,7 +83,9 @@ def draw(times: pd.DataFrame, machine: str) -> Any:
     models = list(times["model"].unique())
     figure, axes = panels(1, len(models), 2.9)
     times = times.assign(
-        line=[f"batch {b}, context {c}" for b, c in zip(times["batch"], times["context"], strict=True)]
+        line=[
+            f"batch {b}, context {c}" for b, c in zip(times["batch"], times["context"], strict=True)
+        ]
     )
     looks = line_styles(times["line"])
     for axis, model in zip(axes, models, strict=True):
@@ -83,7 +95,11 @@ def draw(times: pd.DataFrame, machine: str) -> Any:
         axis.set(xlabel="nodes scored in a pass", title=model, ylim=(0, None))
     axes[0].set_ylabel("time of a pass (ms)")
     legend(figure, axes[:1])
-    return Drawn(figure, "Forward passes", f"Median time of a forward pass on {machine}, tree and root together.")
+    return Drawn(
+        figure,
+        "Forward passes",
+        f"Median time of a forward pass on {machine}, tree and root together.",
+    )
 
 
 def main(wanted: Profile) -> None:

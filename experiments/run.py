@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from experiments.study import schema, sweeps
 from experiments.study.folder import FAILED, RESULT, ROUNDS, claimed
 from experiments.study.label import label
+from experiments.terminal import search_path
 from experiments.terminal.program import JobError, start
 
 if TYPE_CHECKING:  # help does not need it
@@ -39,13 +40,19 @@ def main(config: DictConfig) -> float | None:
 
     job = HydraConfig.get()
     folder, sweeping = Path(job.runtime.output_dir), job.mode is RunMode.MULTIRUN
-    overrides, choices = list(job.overrides.task), {str(group): choice for group, choice in job.runtime.choices.items()}
+    overrides, choices = (
+        list(job.overrides.task),
+        {str(group): choice for group, choice in job.runtime.choices.items()},
+    )
     identity = result.Identity(
         study=config.study,
         run=str(job.job.num) if sweeping else folder.name,
         overrides=sweeps.of_the_job(overrides),
-        choices={group: choice for group, choice in choices.items() if not group.startswith("hydra/")},
+        choices={
+            group: choice for group, choice in choices.items() if not group.startswith("hydra/")
+        },
     )
+    search_path.check(choices)
     if config.resume and (folder / RESULT).exists():
         log.info("job %s has a result", identity.run)
         return None
@@ -88,10 +95,19 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
     ways = lineup.make(settings)
     method = ways["method"]
     assert isinstance(method, Ours)
-    play = Play(found, method.target, asked.chat, settings.batch_size, settings.max_new_tokens, asked.too_long)
+    play = Play(
+        found,
+        method.target,
+        asked.chat,
+        settings.batch_size,
+        settings.max_new_tokens,
+        asked.too_long,
+    )
     if play.skipped:
         numbers = ", ".join(str(one.prompt) for one in play.skipped)
-        log.info("skipped %d prompts, too long for the target's context: %s", len(play.skipped), numbers)
+        log.info(
+            "skipped %d prompts, too long for the target's context: %s", len(play.skipped), numbers
+        )
     record = {**vars(identity), **vars(surroundings()), "config": settings}
     played: list[Played] = []
     title = f"{identity.run}: {settings.label}, T = {settings.sampling.temperature:g}"

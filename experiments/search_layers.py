@@ -26,7 +26,8 @@ class Search:
     """python -m experiments.search_layers: the set of sublayers that layer_skip leaves out."""
 
     target: str = "demo"
-    text: str = "stdlib"  # or a folder, a text file, a JSONL file with a "text" field; held-out documents are not read
+    text: str = "stdlib"  # or a folder, a text file, JSON lines; held-out documents are not read
+    text_field: str = "text"  # of JSON lines
     patterns: list[str] = field(default_factory=lambda: ["*.py", "*.md", "*.txt"])
     temperature: float = 0.6
     depth: int = 6  # tokens that a chain drafts at most
@@ -45,7 +46,8 @@ def main(wanted: Search) -> None:
     quiet_transformers()
     target = load(wanted.target)
     length = wanted.context + wanted.depth
-    texts = read_places(target, wanted.text, wanted.patterns, length, wanted.places, wanted.batch, wanted.seed)
+    what = (wanted.places, wanted.batch, wanted.seed, wanted.text_field)
+    texts = read_places(target, wanted.text, wanted.patterns, length, *what)
     calibration = Calibration(target, texts, wanted.context, wanted.temperature)
     path = search(calibration, target.layers)
     print(f"{'without attention':20} {'without MLP':20} agreement  cost  depth  predicted speed-up")
@@ -53,7 +55,9 @@ def main(wanted: Search) -> None:
         speed_up, depth = skip.best()
         agreement = sum(skip.agreement) / len(skip.agreement)
         names = [",".join(map(str, sorted(part))) or "-" for part in (skip.attention, skip.mlp)]
-        print(f"{names[0]:20} {names[1]:20} {agreement:9.3f} {skip.cost:5.2f} {depth:6} {speed_up:19.3f}")
+        print(
+            f"{names[0]:20} {names[1]:20} {agreement:9.3f} {skip.cost:5.2f} {depth:6} {speed_up:19.3f}"
+        )
     chosen = max(path[1:], key=lambda skip: skip.best()[0])
     speed_up, depth = chosen.best()
     found = {

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments import schema
-from experiments.program import start
+from experiments.study import schema
+from experiments.terminal import search_path
+from experiments.terminal.program import start
 
 schema.register()
 
@@ -15,11 +17,16 @@ schema.register()
 def main(config: DictConfig) -> None:
     import torch
 
-    from experiments.training.recipes import RECIPES, processes, train_head
+    from experiments.training.recipes import processes, train
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    search_path.check(HydraConfig.get().runtime.choices, below="train/")
+    device = (
+        ("cuda" if torch.cuda.is_available() else "cpu")
+        if config.device == "auto"
+        else config.device
+    )
     processes(device)
-    RECIPES.get(config.title, train_head)(config, Path(config.output), device)
+    train(config, Path(config.output), device)
 
 
 if __name__ == "__main__":

@@ -44,26 +44,43 @@ __all__ = [*_HOMES, "__version__"]
 if TYPE_CHECKING:
     from specdec.chance import (
         Coupled as Coupled,
+    )
+    from specdec.chance import (
         Enumerate as Enumerate,
+    )
+    from specdec.chance import (
         Keyed as Keyed,
+    )
+    from specdec.chance import (
         Sites as Sites,
     )
     from specdec.errors import Refused as Refused
-    from specdec.generate import generate as generate, stream as stream
+    from specdec.generate import generate as generate
+    from specdec.generate import stream as stream
     from specdec.interfaces import (
         Drafter as Drafter,
+    )
+    from specdec.interfaces import (
         LanguageModel as LanguageModel,
+    )
+    from specdec.interfaces import (
         Session as Session,
+    )
+    from specdec.interfaces import (
         Verifier as Verifier,
     )
-    from specdec.measuring.report import Report as Report, Step as Step
+    from specdec.measuring.report import Report as Report
+    from specdec.measuring.report import Step as Step
     from specdec.models.language_model import TransformersLM as TransformersLM
     from specdec.models.load import load as load
-    from specdec.output import Event as Event, Output as Output
+    from specdec.output import Event as Event
+    from specdec.output import Output as Output
     from specdec.probs import Laws as Laws
     from specdec.sampling import Sampling as Sampling
-    from specdec.state import State as State, Verdict as Verdict
-    from specdec.tree import SiblingLaw as SiblingLaw, TokenTree as TokenTree
+    from specdec.state import State as State
+    from specdec.state import Verdict as Verdict
+    from specdec.tree import SiblingLaw as SiblingLaw
+    from specdec.tree import TokenTree as TokenTree
 
 
 class _Page(ModuleType):

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from specdec.registry import names
+
 
 def drafter_choice(text: str) -> dict[str, Any]:
     """ "small_model,depth=5" as {"name": "small_model", "depth": 5}; values are read as YAML."""
@@ -18,7 +20,11 @@ def drafter_choice(text: str) -> dict[str, Any]:
             raise ValueError(
                 f"--drafter takes NAME,argument=value,..., got {setting!r} in {text!r}"
             )
-        choice[key] = yaml.safe_load(value)
+        try:
+            choice[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"--drafter {text!r}: {key} is no plain YAML value ({why})") from None
     return choice
 
 
@@ -46,10 +52,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--drafter",
         default="small_model",
-        help="NAME or NAME,argument=value,... (default: small_model)",
+        help=f"NAME,argument=value,... (default: small_model) of {', '.join(names('drafter'))}",
         metavar="NAME[,...]",
     )
-    options.add_argument("--verifier", default="auto", help="a rule of acceptance (default: auto)")
+    options.add_argument(
+        "--verifier", default="auto", help=f"{', '.join(names('verifier'))} (default: auto)"
+    )
     options.add_argument("--temperature", type=float, default=0.0)
     options.add_argument("--max-new-tokens", type=int, default=128)
     options.add_argument("--seed", type=int, default=0)
@@ -83,6 +91,7 @@ def show(options: argparse.Namespace) -> int:
     from specdec.requests import prepare
 
     console = Console(highlight=False, soft_wrap=True)
+    drafter = drafter_choice(options.drafter)
     target = load(options.target)
     tokenizer = target.tokenizer
     if tokenizer is None:
@@ -98,10 +107,8 @@ def show(options: argparse.Namespace) -> int:
     def run(drafter: dict[str, Any], **changed: Any) -> Run:
         return Run(prepare(target, options.prompt, drafter=drafter, **{**wanted, **changed}))
 
-    drafter = drafter_choice(options.drafter)
-    run(
-        drafter, max_new_tokens=2
-    ).finish()  # warm-up, so that the numbers below are not those of a cold start
+    # Once before, so that the numbers below are not those of a cold start.
+    run(drafter, max_new_tokens=2).finish()
     speculative = run(drafter)
     console.print(Text(options.prompt, style="dim"), end="")
     for step in speculative.rounds():

@@ -230,6 +230,7 @@ class Drafter(ABC):
     weight_arguments: ClassVar[frozenset[str]] = frozenset()  # of the constructor; choose no law
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
+    yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
     learns: ClassVar[bool] = False  # proposals depend on earlier runs, until `forget`
 
     law: SiblingLaw = SiblingLaw.DET
@@ -299,6 +300,7 @@ class Verifier(ABC):
     zero_temperature_only: ClassVar[bool] = False
     coupled: ClassVar[bool] = False  # also exact under coupled chance
     max_vocabulary: ClassVar[int | None] = None
+    yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
 
     @abstractmethod
     def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:

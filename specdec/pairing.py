@@ -5,14 +5,16 @@ from typing import Any
 from specdec.chance import Chance
 from specdec.errors import Refused
 from specdec.interfaces import Drafter, Verifier
-from specdec.plugins import build, described
+from specdec.plugins import build
+from specdec.registry import described
 from specdec.sampling import Sampling
 from specdec.tree import SiblingLaw
 
 
-def name_of(plugin: Any) -> str:
-    """A plug-in's name as its YAML has it: that of the module it is defined in."""
-    return type(plugin).__module__.rpartition(".")[2]
+def name_of(plugin: Drafter | Verifier) -> str:
+    """What a plug-in is called: the name of its YAML. One that was made from its class is called by
+    the module that defines it."""
+    return plugin.yaml_name or type(plugin).__module__.rpartition(".")[2]
 
 
 def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
@@ -41,10 +43,6 @@ def pair(
     else:
         by_table = verifier in ("auto", {"name": "auto"})
         rule = build("verifier", choose(drafter, sampling, chance) if by_table else verifier)
-        if not isinstance(rule, Verifier):
-            raise ValueError(
-                f"verifier {verifier!r} makes a {type(rule).__name__}, which is no specdec.Verifier"
-            )
     ours, theirs = name_of(rule), name_of(drafter)
 
     def refuse(reason: str) -> None:

@@ -1,73 +1,184 @@
-"""A name -> the object that its YAML describes. The folder conf/ is the registry; `_target_` is the key."""
+"""A choice -> the drafter or verifier that it describes. `_target_` is the key.
 
-import difflib
+A `_target_` comes from a YAML, a command line or a caller, so it is checked before it is called: it
+has to lie in a package that is allowed, and to say that it makes what is asked for.
+"""
+
 import importlib
-import os
+import inspect
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self, Unpack, get_args, get_origin, get_type_hints
 
-import yaml
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-TRUSTED = ("drafters", "verifiers", "specdec")
+from specdec.registry import CONF as CONF
+from specdec.registry import allowed, described, names, nearest
 
 
-def names(group: str) -> list[str]:
-    """The options of a group: the YAML files of conf/GROUP."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+@dataclass(frozen=True)
+class Plugin:
+    """What a choice names, found and not called yet."""
 
+    group: str
+    name: str  # of its YAML; without one, of the module that it is defined in
+    make: Callable[..., Any]  # a class or a function
+    arguments: Mapping[str, Any]
 
-@cache
-def described(group: str, name: str) -> dict[str, Any]:
-    """What conf/GROUP/NAME.yaml says. Read once; not to be changed."""
-    return dict(yaml.safe_load((CONF / group / f"{name}.yaml").read_text()))
+    def made(self) -> Any:
+        """A drafter or verifier. Raises ValueError for arguments that it does not take."""
+        return self.made_by(self.make)
+
+    def made_by(self, make: Callable[..., Any], *first: Any) -> Any:
+        """The same by another function that takes its arguments after `first`, such as `tiny`."""
+        title = f"{self.group} {self.name}"
+        check_names(title, self.make, self.arguments)  # `tiny` itself takes any
+        found = construct(title, make, self.arguments, *first)
+        if not isinstance(found, kind_of(self.group)):
+            kind = f"specdec.{self.group.title()}"
+            raise ValueError(f"{title} is made as a {type(found).__name__}, which is no {kind}")
+        object.__setattr__(found, "yaml_name", self.name)  # also where its class is frozen
+        return found
 
 
 def build(group: str, choice: str | Mapping[str, Any]) -> Any:
-    """The object that a choice describes (see `find`). Raises ValueError for an unknown argument too."""
-    make, arguments = find(group, choice)
-    return construct(make, arguments)
+    """The drafter or verifier that a choice describes. Raises ValueError for what `find` refuses,
+    and for arguments that it does not take."""
+    return find(group, choice).made()
 
 
-def construct(make: Callable[..., Any], arguments: Mapping[str, Any], *first: Any) -> Any:
-    """`make(*first, **arguments)`. Raises ValueError for an argument that it does not take."""
+def construct(
+    title: str, make: Callable[..., Any], arguments: Mapping[str, Any], *first: Any
+) -> Any:
+    """`make(*first, **arguments)`. Raises ValueError for arguments that it does not take; `title`
+    says whose they are."""
+    check_names(title, make, arguments, len(first))
     try:
         return make(*first, **arguments)
     except TypeError as error:
-        group, _, name = make.__module__.rpartition(".")
-        raise ValueError(f"{group.removesuffix('s')} {name}: {error}") from None
+        raise ValueError(f"{title}: {error}") from error
 
 
-def find(group: str, choice: str | Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The class (or function) that a choice names, and its arguments.
+def check_names(
+    title: str, make: Callable[..., Any], arguments: Mapping[str, Any], first: int = 0
+) -> None:
+    """Raise ValueError, with the nearest one, for an argument that `make` does not have by name,
+    the `first` ones left out."""
+    known = arguments_of(make, first)
+    if known is None:
+        return
+    for name in arguments:
+        if name not in known:
+            hint = f"; did you mean {near!r}?" if (near := nearest(name, known)) else "."
+            takes = ", ".join(known) or "none"
+            raise ValueError(f"{title} has no argument {name!r}{hint} Its arguments: {takes}")
 
-    `choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments. `_target_` may name this
-    project's packages or those listed in SPECDEC_ALLOW (comma-separated). Raises ValueError for an unknown name (with the
-    nearest one) or a package that is not allowed.
+
+def arguments_of(make: Callable[..., Any], first: int = 0) -> dict[str, Any] | None:
+    """The arguments that `make` takes by name, with their defaults (`inspect.Parameter.empty` where
+    there is none), the `first` ones left out. None where it takes any name.
+
+    `**shape: Unpack[ShapeArguments]` stands for the keys of that TypedDict.
+    """
+    found: dict[str, Any] = {}
+    for each in list(inspect.signature(make).parameters.values())[first:]:
+        if each.kind is each.VAR_KEYWORD:
+            keys = get_args(each.annotation)
+            if get_origin(each.annotation) is not Unpack:
+                return None
+            found |= dict.fromkeys(keys[0].__annotations__, each.empty)
+        elif each.kind is not each.VAR_POSITIONAL:
+            found[each.name] = each.default
+    return found
+
+
+def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:
+    """What a choice names.
+
+    `choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments, or
+    {"_target_": ..., argument: value, ...}. Raises ValueError for what `described` refuses and for
+    what `callable_named` refuses.
     """
     if not isinstance(choice, (str, Mapping)):
         raise ValueError(f"a {group} is a name or {{'name': ..., ...}}, got {choice!r}")
     settings = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = settings.pop("name", None)
     if name is not None:
-        if name not in names(group):
-            near = difflib.get_close_matches(str(name), names(group), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"unknown {group} {name!r}{hint} There are: {', '.join(names(group))}")
         settings = {**described(group, name), **settings}
     if "_target_" not in settings:
         raise ValueError(f"a {group} is given by name or by _target_, got {choice!r}")
-    package, _, attribute = str(settings.pop("_target_")).rpartition(".")
-    allowed = (*TRUSTED, *filter(None, os.environ.get("SPECDEC_ALLOW", "").split(",")))
-    if not any(package == root or package.startswith(root + ".") for root in allowed):
-        raise ValueError(
-            f"_target_ {package}.{attribute} lies outside {allowed}; name its package in SPECDEC_ALLOW to allow it"
-        )
+    target = settings.pop("_target_")
+    make = callable_named(target, kind_of(group))
+    if name is None:
+        name = _name_of_target(group, target) or make.__module__.rpartition(".")[2]
+    return Plugin(group, str(name), make, settings)
+
+
+def _name_of_target(group: str, target: str) -> str | None:
+    """The one name whose YAML has this `_target_`; None where there is none, or several."""
+    found = []
+    for name in names(group):
+        try:
+            if described(group, name).get("_target_") == target:
+                found.append(name)
+        except ValueError:  # a YAML that is not in order is told where it is chosen
+            continue
+    return found[0] if len(found) == 1 else None
+
+
+def kind_of(group: str) -> type:
+    """What the plug-ins of a group are."""
+    from specdec import interfaces  # here, because it knows torch and names need none
+
+    kind: type = {"drafter": interfaces.Drafter, "verifier": interfaces.Verifier}[group]
+    return kind
+
+
+def callable_named(target: Any, kind: type) -> Callable[..., Any]:
+    """What `target`, "package.module.Name", names. It is imported and not called.
+
+    It has to be a class that is a `kind`, or a function or class method whose return annotation is
+    one. Raises ValueError for anything else, for a package that is not allowed, and for what cannot
+    be imported.
+    """
+    if not any(str(target).startswith(package + ".") for package in allowed()):
+        where = f"_target_ {target} lies outside of {', '.join(allowed())}"
+        raise ValueError(f"{where}; name its package in SPECDEC_ALLOW to allow it")
     try:
-        return getattr(importlib.import_module(package), attribute), settings
-    except (ImportError, AttributeError) as error:
+        found: Callable[..., Any] = _imported(str(target))
+        made = found if inspect.isclass(found) else _returned(found)
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises
         raise ValueError(
-            f"_target_ {package}.{attribute} of {group} {choice!r} cannot be imported: {error}"
+            f"_target_ {target} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+    wanted = f"{kind.__module__.removesuffix('.interfaces')}.{kind.__name__}"
+    if made is None or not issubclass(made, kind):
+        unfit = f"a {made.__name__}, which is no {wanted}" if made else "what it does not say"
+        raise ValueError(
+            f"_target_ {target} makes {unfit}. Nothing was called: a {kind.__name__.lower()} comes "
+            f"from a class that is a {wanted}, or a function whose return annotation is one"
+        )
+    return found
+
+
+def _imported(target: str) -> Any:
+    """MODULE.NAME, or MODULE.CLASS.METHOD."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        outer, _, owner = module.rpartition(".")
+        if error.name != module or not outer:
+            raise
+        found = getattr(importlib.import_module(outer), owner, None)
+        if not inspect.isclass(found):
+            raise
+    return getattr(found, name)
+
+
+def _returned(function: Any) -> type | None:
+    """The class that the return annotation of a function or class method names."""
+    if not callable(function):
+        return None
+    returned = get_type_hints(function).get("return")
+    if returned is Self:
+        returned = getattr(function, "__self__", None)
+    return returned if inspect.isclass(returned) else None

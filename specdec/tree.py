@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+MOST_NODES = 4096  # of a drafted tree: masks are nodes x nodes, and papers stay below 1,100
+
 
 class SiblingLaw(StrEnum):
     """How the children of a node were drawn. It decides which acceptance rules are exact."""

@@ -3,6 +3,7 @@ timed. And a run's target, small enough to be made here."""
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import torch
 from hypothesis import settings
 
 from experiments import run
+from specdec import registry
 
+os.environ.pop("SPECDEC_ALLOW", None)  # other packages of this machine are no part of these tests,
+registry.announced = tuple  # nor are those that are installed
 torch.set_num_threads(1)
 settings.register_profile("specdec", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("specdec")
@@ -62,10 +66,27 @@ def command(tiny, tmp_path, monkeypatch):
     handlers = list(logging.getLogger().handlers)
 
     def call(*overrides: str) -> Path:
-        usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
-        usual += ["max_new_tokens=12", "progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+        usual = [
+            "target=model",
+            f"target.name={tiny}",
+            "prompts=jsonl",
+            f"prompts.path={tiny}/prompts.jsonl",
+        ]
+        usual += [
+            "max_new_tokens=12",
+            "progress=false",
+            "hydra/job_logging=disabled",
+            "hydra/hydra_logging=disabled",
+        ]
         monkeypatch.setattr(
-            sys, "argv", ["run", *[o for o in overrides if o == "-m"], *usual, *[o for o in overrides if o != "-m"]]
+            sys,
+            "argv",
+            [
+                "run",
+                *[o for o in overrides if o == "-m"],
+                *usual,
+                *[o for o in overrides if o != "-m"],
+            ],
         )
         run.program()
         return tmp_path

@@ -9,6 +9,7 @@ from typing import Any
 
 import specdec
 from experiments.certificates import suite
+from experiments.certificates.suite import title as title
 from specdec import Enumerate
 from specdec.models.table import TableModel
 
@@ -58,7 +59,9 @@ class Toy:
         row = self.p.get(prefix, self.p[()])
         for token, weight in enumerate(row):
             if weight:
-                yield from self.completions((*prefix, token), probability * weight / sum(row), tokens)
+                yield from self.completions(
+                    (*prefix, token), probability * weight / sum(row), tokens
+                )
 
 
 TOY = Toy(table(3, 3, 1), table(3, 3, 2), (0, 1, 0, 2, 0))
@@ -94,11 +97,19 @@ class Result:
 
     def distance(self, other: Law) -> float:
         """Total variation."""
-        return sum(abs(self.law.get(key, 0.0) - other.get(key, 0.0)) for key in {*self.law, *other}) / 2
+        return (
+            sum(abs(self.law.get(key, 0.0) - other.get(key, 0.0)) for key in {*self.law, *other})
+            / 2
+        )
 
 
 def exact(
-    toy: Toy, drafter: Callable[[], Any], verifier: Any, tokens: int, rounds: int | None = 1, **options: Any
+    toy: Toy,
+    drafter: Callable[[], Any],
+    verifier: Any,
+    tokens: int,
+    rounds: int | None = 1,
+    **options: Any,
 ) -> Result:
     """The law of `tokens` tokens when `rounds` rounds are run for real (None: all) and the rest is plain sampling."""
     found, target = Result(), toy.target
@@ -126,13 +137,7 @@ def exact(
 
 
 def make(drafter: dict[str, Any], toy: Toy) -> Callable[[], Any]:
-    """One object for all outcomes: what a run remembers is the run's own."""
+    """One object for all outcomes: what a run remembers is the run's own. One that learns remembers
+    more than that, so it is made anew."""
     made = suite.make(drafter, toy.target, toy.draft)
-    return lambda: made
-
-
-def title(value: Any) -> str | None:
-    """A test's name."""
-    if isinstance(value, dict):
-        return "-".join(str(part) for part in value.values()).replace(" ", "")
-    return str(value) if isinstance(value, (str, int, float)) else None
+    return (lambda: suite.make(drafter, toy.target, toy.draft)) if made.learns else (lambda: made)

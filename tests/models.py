@@ -62,7 +62,9 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama_gqa": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED)),
     "llama_mqa": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**COMMON, num_key_value_heads=1)),
     "gpt2": lambda: hf.GPT2LMHeadModel(
-        hf.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=CONTEXT, **SPECIAL)
+        hf.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=CONTEXT, **SPECIAL
+        )
     ),
     "opt": lambda: hf.OPTForCausalLM(
         hf.OPTConfig(
@@ -79,29 +81,47 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**COMMON)),
     "phi": lambda: hf.PhiForCausalLM(hf.PhiConfig(**COMMON)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**SIZED)),
-    "mistral_window": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, sliding_window=WINDOW)),
+    "mistral_window": lambda: hf.MistralForCausalLM(
+        hf.MistralConfig(**GROUPED, sliding_window=WINDOW)
+    ),
     "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**SIZED, sliding_window=WINDOW)),
-    "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**SIZED, sliding_window=WINDOW, layer_types=HYBRID)),
+    "gemma3": lambda: hf.Gemma3ForCausalLM(
+        hf.Gemma3TextConfig(**SIZED, sliding_window=WINDOW, layer_types=HYBRID)
+    ),
     "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**GROUPED, num_local_experts=4)),
     "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**SIZED, **MOE)),
     "gpt_oss": lambda: hf.GptOssForCausalLM(  # sinks in its softmax, windows in every other layer
-        hf.GptOssConfig(**SIZED, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW, layer_types=HYBRID)
-    ),
-    "llama4": lambda: hf.Llama4ForCausalLM(  # chunks of positions, layers without any, heads in pairs
-        hf.Llama4TextConfig(
+        hf.GptOssConfig(
             **SIZED,
-            intermediate_size_mlp=48,
             num_local_experts=4,
-            attention_chunk_size=WINDOW,
-            no_rope_layers=[1, 0, 1],
-            interleave_moe_layer_step=2,
+            num_experts_per_tok=2,
+            sliding_window=WINDOW,
+            layer_types=HYBRID,
+        )
+    ),
+    "llama4": lambda: (
+        hf.Llama4ForCausalLM(  # chunks of positions, layers without any, heads in pairs
+            hf.Llama4TextConfig(
+                **SIZED,
+                intermediate_size_mlp=48,
+                num_local_experts=4,
+                attention_chunk_size=WINDOW,
+                no_rope_layers=[1, 0, 1],
+                interleave_moe_layer_step=2,
+            )
         )
     ),
     "afmoe": lambda: hf.AfmoeForCausalLM(  # gates what attention gives, as one contiguous block
-        hf.AfmoeConfig(**SIZED, **MOE, sliding_window=WINDOW, layer_types=HYBRID, num_dense_layers=1)
+        hf.AfmoeConfig(
+            **SIZED, **MOE, sliding_window=WINDOW, layer_types=HYBRID, num_dense_layers=1
+        )
     ),
-    "cohere2": lambda: hf.Cohere2ForCausalLM(  # attention and MLP side by side, no positions where there is no window
-        hf.Cohere2Config(**GROUPED, sliding_window=WINDOW, layer_types=HYBRID, tie_word_embeddings=False)
+    "cohere2": lambda: (
+        hf.Cohere2ForCausalLM(  # attention and MLP side by side, no positions where there is no window
+            hf.Cohere2Config(
+                **GROUPED, sliding_window=WINDOW, layer_types=HYBRID, tie_word_embeddings=False
+            )
+        )
     ),
     "deepseek_v3": lambda: hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**COMMON, **MLA)),
 }
@@ -109,11 +129,21 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
 REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "bloom": (
-        lambda: hf.BloomForCausalLM(hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)),
+        lambda: hf.BloomForCausalLM(
+            hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
+        ),
         "ALiBi",
     ),
-    "falcon": (lambda: hf.FalconForCausalLM(hf.FalconConfig(**SMALL, num_attention_heads=4, alibi=True)), "ALiBi"),
-    "mpt": (lambda: hf.MptForCausalLM(hf.MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4)), "ALiBi"),
+    "falcon": (
+        lambda: hf.FalconForCausalLM(hf.FalconConfig(**SMALL, num_attention_heads=4, alibi=True)),
+        "ALiBi",
+    ),
+    "mpt": (
+        lambda: hf.MptForCausalLM(
+            hf.MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4)
+        ),
+        "ALiBi",
+    ),
     "gpt_neo": (
         lambda: hf.GPTNeoForCausalLM(
             hf.GPTNeoConfig(
@@ -127,12 +157,19 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         "place in the cache",
     ),
     "bert": (
-        lambda: sharpened(hf.BertLMHeadModel(hf.BertConfig(**SMALL, intermediate_size=48, num_attention_heads=4))),
+        lambda: sharpened(
+            hf.BertLMHeadModel(hf.BertConfig(**SMALL, intermediate_size=48, num_attention_heads=4))
+        ),
         "not causal.*is_decoder",
     ),
-    "doge": (lambda: hf.DogeForCausalLM(hf.DogeConfig(**GROUPED)), "its forward fails with a 4-D attention mask"),
+    "doge": (
+        lambda: hf.DogeForCausalLM(hf.DogeConfig(**GROUPED)),
+        "its forward fails with a 4-D attention mask",
+    ),
     "lfm2": (
-        lambda: hf.Lfm2ForCausalLM(hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "conv"])),
+        lambda: hf.Lfm2ForCausalLM(
+            hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "conv"])
+        ),
         "recurrent",
     ),
     "mamba": (lambda: hf.MambaForCausalLM(hf.MambaConfig(**SMALL)), "recurrent"),
@@ -156,7 +193,9 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     ),
     "t5": (
         lambda: hf.T5ForConditionalGeneration(
-            hf.T5Config(vocab_size=VOCABULARY, d_model=32, d_ff=32, num_layers=2, num_heads=2, d_kv=16)
+            hf.T5Config(
+                vocab_size=VOCABULARY, d_model=32, d_ff=32, num_layers=2, num_heads=2, d_kv=16
+            )
         ),
         "encoder-decoder",
     ),
@@ -218,7 +257,9 @@ def lm(name: str, dtype: torch.dtype = torch.float32) -> TransformersLM:
 
 def _eagle3(target: TransformersLM) -> Eagle3Head:
     frequency = torch.randn(target.vocabulary, generator=torch.Generator().manual_seed(3))
-    return Eagle3Head.for_target(target, draft_vocabulary=target.vocabulary * 2 // 3, frequency=frequency)
+    return Eagle3Head.for_target(
+        target, draft_vocabulary=target.vocabulary * 2 // 3, frequency=frequency
+    )
 
 
 HEADS: dict[str, Callable[[TransformersLM], Head]] = {

@@ -22,7 +22,9 @@ from specdec.plugins import build, names
 from tests.exact import title
 
 STRENGTH = 0.05
-SMALL = [tables for tables in standard() if tables.name in ("two tokens, zeros", "zeros", "filtered")]
+SMALL = [
+    tables for tables in standard() if tables.name in ("two tokens, zeros", "zeros", "filtered")
+]
 CASE = {
     "name": "coins",
     "V": 2,
@@ -69,7 +71,10 @@ def test_certificates_of_all_pairs(drafter, rule):
 PARTNER = {
     **{rule: {"depth": 2} for rule in ("token", "block")},
     **{rule: {"depth": 2, "branching": [2, 1], "draw": "wr"} for rule in ("rrs_wr", "kseq", "is2")},
-    **{rule: {"depth": 2, "branching": [2, 1], "draw": "wor"} for rule in ("naive", "rrs_wor", "traversal", "ot")},
+    **{
+        rule: {"depth": 2, "branching": [2, 1], "draw": "wor"}
+        for rule in ("naive", "rrs_wor", "traversal", "ot")
+    },
     "hub": {"depth": 2, "branching": [2, 1], "draw": "hub"},
 }
 
@@ -78,7 +83,10 @@ PARTNER = {
 def test_a_sampled_certificate_of_every_rule(rule):
     pair = Pair({"name": "small_model", **PARTNER[rule]}, {"name": rule})
     job = sampled.prepare(
-        sampled.SETTINGS[0], lambda target, draft: make(pair.drafter, target, draft), pair.rule(1.0), STRENGTH
+        sampled.SETTINGS[0],
+        lambda target, draft: make(pair.drafter, target, draft),
+        pair.rule(1.0),
+        STRENGTH,
     )
     result = next(result for result in job.run() if result is not None)
     assert result.rounds_per_row > 1.5
@@ -90,7 +98,9 @@ def test_outcomes_side_by_side_are_those_of_enumerate():
     pair = Pair({"name": "small_model", "depth": 2, "branching": [2, 1]}, {"name": "traversal"})
     program = exact.program(tables, pair.on_tables, pair.rule(1.0), 3, 1)
     together = sorted(outcomes(program, rows=7), key=str)
-    alone = sorted(((p, out) for p, (out,) in Enumerate().runs(lambda chance: program(chance, 1))), key=str)
+    alone = sorted(
+        ((p, out) for p, (out,) in Enumerate().runs(lambda chance: program(chance, 1))), key=str
+    )
     assert [out for _, out in together] == [out for _, out in alone]
     assert [p for p, _ in together] == pytest.approx([p for p, _ in alone], abs=1e-15)
 
@@ -141,7 +151,10 @@ def test_the_size_of_the_sample_finds_what_it_promises():
     bent = law + 0.02 / 32 * np.repeat([1, -1], 32)
     samples = statistics.sample_size(64)
     draws = np.random.default_rng(2)
-    found = [statistics.fit(draws.multinomial(samples, bent), law).p_value < statistics.SIZE for _ in range(50)]
+    found = [
+        statistics.fit(draws.multinomial(samples, bent), law).p_value < statistics.SIZE
+        for _ in range(50)
+    ]
     assert sum(found) >= 46
     assert statistics.fit(draws.multinomial(samples, law), law).tv_upper < 0.05
 
@@ -167,7 +180,9 @@ def test_certificates_are_found_by_the_pair(tmp_path):
 
 
 def test_a_refused_pair_is_not_applicable():
-    found = certify(Pair({"name": "ngram"}, {"name": "kseq"}), Plan(checks=["exact"], tables=SMALL[:1]), no_bar)
+    found = certify(
+        Pair({"name": "ngram"}, {"name": "kseq"}), Plan(checks=["exact"], tables=SMALL[:1]), no_bar
+    )
     assert found["verdict"] == "not applicable"
     assert "kseq" in found["reasons"][0]
 
@@ -183,11 +198,24 @@ def test_what_is_too_large_is_left_out_and_said():
 def test_a_folder_of_certificates_is_one_family(tmp_path, capsys):
     def certified(name, p_value):
         tests = [{"setting": "temperature", "fit": {"p_value": p_value}}]
-        settings = {"drafter": {"_target_": "drafters.none.NoDrafter"}, "verifier": {"_target_": name}}
-        return {**settings, "pair": ["none", name], "verdict": "certified", "sampled": {"tests": tests}}
+        settings = {
+            "drafter": {"_target_": "drafters.none.NoDrafter"},
+            "verifier": {"_target_": name},
+        }
+        return {
+            **settings,
+            "pair": ["none", name],
+            "verdict": "certified",
+            "sampled": {"tests": tests},
+        }
 
-    for name in ("a.b.C", "d.e.F"):  # 8e-7 falls alone and after one that fell, not beside one that stands
-        (tmp_path / f"{name}.json").write_text(json.dumps(certified(name, 8e-7 if name == "a.b.C" else 1e-9)))
+    for name in (
+        "a.b.C",
+        "d.e.F",
+    ):  # 8e-7 falls alone and after one that fell, not beside one that stands
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps(certified(name, 8e-7 if name == "a.b.C" else 1e-9))
+        )
     (tmp_path / "other.json").write_text("[]")
     suite = certify_command.read_folder(str(tmp_path))
     assert [one["pair"][1] for one in suite] == ["a.b.C", "d.e.F"]
@@ -204,17 +232,27 @@ def test_a_folder_of_certificates_is_one_family(tmp_path, capsys):
 
 
 def test_cases_from_a_file(tmp_path):
-    bad = [{**CASE, "name": "beam", "draft": "beam"}, {**CASE, "name": "rows", "P": {"": ["1"]}}, {"name": "short"}, 7]
+    bad = [
+        {**CASE, "name": "beam", "draft": "beam"},
+        {**CASE, "name": "rows", "P": {"": ["1"]}},
+        {"name": "short"},
+        7,
+    ]
     refused = {**CASE, "name": "refused", "verifier": "hub"}
     path = tmp_path / "cases.json"
-    path.write_text(json.dumps({"cases": [CASE, *bad, refused, {**CASE, "name": "token", "verifier": "token"}]}))
+    path.write_text(
+        json.dumps({"cases": [CASE, *bad, refused, {**CASE, "name": "token", "verifier": "token"}]})
+    )
     command = [sys.executable, "-m", "experiments.certify", f"cases={path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["name"] for line in lines] == ["coins", "token"]
-    assert [line["expected_accepted"] for line in lines] == pytest.approx([11 / 9, 10 / 9], abs=1e-9)
+    assert [line["expected_accepted"] for line in lines] == pytest.approx(
+        [11 / 9, 10 / 9], abs=1e-9
+    )
     assert all(
-        set(line) == {"name", "expected_accepted", "tv_joint", "lossless"} and line["lossless"] for line in lines
+        set(line) == {"name", "expected_accepted", "tv_joint", "lossless"} and line["lossless"]
+        for line in lines
     )
     assert done.returncode == 1
     for name in ("'beam'", "'rows'", "'short'", "number 4", "'refused'"):
@@ -232,14 +270,22 @@ def test_files_without_cases(tmp_path, content):
 def test_rows_that_are_missing_are_the_roots():
     tables = Tables("coins", {(): [1, 2]}, {(): [2, 1]})
     assert tables.plain(2) == pytest.approx(
-        {key: np.prod([(1 / 3, 2 / 3)[x] for x in key]) for key in itertools.product(range(2), repeat=2)}
+        {
+            key: np.prod([(1 / 3, 2 / 3)[x] for x in key])
+            for key in itertools.product(range(2), repeat=2)
+        }
     )
 
 
 def test_a_folder_is_certified_again_pair_by_pair(tmp_path, monkeypatch):
     pairs_of = [({"name": "none"}, {"name": name}) for name in ("greedy", "naive")]
     for number, (drafter, verifier) in enumerate(pairs_of):
-        content = {"drafter": drafter, "verifier": verifier, "verdict": "certified", "pair": ["none", "naive"]}
+        content = {
+            "drafter": drafter,
+            "verifier": verifier,
+            "verdict": "certified",
+            "pair": ["none", "naive"],
+        }
         (tmp_path / f"{number}.json").write_text(json.dumps(content))
     seen = []
     monkeypatch.setattr(certify_command, "certify_pair", lambda config, *pair: seen.append(pair))

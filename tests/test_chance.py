@@ -29,7 +29,13 @@ def sites(count: int, node: int = 0, rank: int = 0, depth: int = 0) -> Sites:
     """One site in each of `count` rows."""
     rows = torch.arange(count)
     full = torch.full_like
-    return Sites(rows, full(rows, node), full(rows, rank), full(rows, depth), torch.ones(count, dtype=torch.bool))
+    return Sites(
+        rows,
+        full(rows, node),
+        full(rows, rank),
+        full(rows, depth),
+        torch.ones(count, dtype=torch.bool),
+    )
 
 
 def draws_of(chance, count: int):
@@ -73,7 +79,11 @@ def test_uniform_numbers_are_uniform_and_below_1():
 
 @pytest.mark.parametrize("p", [0.0, 0.03, 0.5, 0.97, 1.0])
 def test_coins(p):
-    heads = int(draws_of(Keyed(2), N).bernoulli(torch.full((N,), p, dtype=torch.float64), sites(N), "accept").sum())
+    heads = int(
+        draws_of(Keyed(2), N)
+        .bernoulli(torch.full((N,), p, dtype=torch.float64), sites(N), "accept")
+        .sum()
+    )
     assert stats.binomtest(heads, N, p).pvalue > ALMOST_NEVER
     assert heads == N * p or 0 < p < 1
 
@@ -102,14 +112,19 @@ def test_draws_without_replacement():
 
 
 def test_without_replacement_draws_the_whole_support_first():
-    drawn = draws_of(Keyed(6), 300).without_replacement(torch.tensor([LAW] * 300), 7, sites(300), "draft")
+    drawn = draws_of(Keyed(6), 300).without_replacement(
+        torch.tensor([LAW] * 300), 7, sites(300), "draft"
+    )
     assert all(set(row[:4]) == {1, 2, 4, 5} for row in drawn.tolist())
 
 
 @pytest.mark.parametrize("u", [0.0, BELOW_1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tokens_of_weight_0_never_come_whatever_u_is(u, dtype):
-    law = torch.tensor([LAW, [0, 0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0, 0], [0, 1e-30, 0, 0, 1e-30, 0, 0]], dtype=dtype)
+    law = torch.tensor(
+        [LAW, [0, 0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0, 0], [0, 1e-30, 0, 0, 1e-30, 0, 0]],
+        dtype=dtype,
+    )
     draws, at = Injected(u), sites(4)
     for drawn in (
         draws.categorical(law, at, "bonus")[:, None],
@@ -161,7 +176,9 @@ def test_everything_that_names_a_place_changes_its_numbers():
 def test_numbers_are_fixed_for_good():
     """Golden: the hash is part of what a seed means."""
     golden = [0.33138818915933144, 0.0014529011030431915, 0.11601141349891697, 0.5396533464933262]
-    numbers = Keyed(42).round(state_of([0, 9], [5, 6])).uniform(sites(2, node=1, rank=2), 2, "draft")
+    numbers = (
+        Keyed(42).round(state_of([0, 9], [5, 6])).uniform(sites(2, node=1, rank=2), 2, "draft")
+    )
     assert numbers.flatten().tolist() == golden
 
 
@@ -220,7 +237,11 @@ def test_a_rows_numbers_and_tokens_do_not_depend_on_its_neighbours(drafter, rule
 
 def test_copies_of_one_prompt_are_independent():
     out = specdec.generate(
-        KNOWN.target, [[0]] * 400, drafter=make({"name": "small_model"}, KNOWN)(), temperature=1.0, max_new_tokens=2
+        KNOWN.target,
+        [[0]] * 400,
+        drafter=make({"name": "small_model"}, KNOWN)(),
+        temperature=1.0,
+        max_new_tokens=2,
     )
     fits(Counter(tuple(row.tolist()) for row in out.tokens), KNOWN.plain(2), 400)
 
@@ -231,7 +252,9 @@ def test_copies_of_one_prompt_are_independent():
 @pytest.mark.parametrize("rank", [0, 1])
 def test_coupled_marginals(rank):
     """The winner of a race has the law; the second one is drawn without replacement from the rest."""
-    drawn = draws_of(Coupled(1), N).without_replacement(torch.tensor([LAW] * N), 2, sites(N), "draft")
+    drawn = draws_of(Coupled(1), N).without_replacement(
+        torch.tensor([LAW] * N), 2, sites(N), "draft"
+    )
     second = {b: sum(LAW[a] * LAW[b] / (1 - LAW[a]) for a in range(7) if a != b) for b in range(7)}
     fits(Counter(drawn[:, rank].tolist()), second if rank else dict(enumerate(LAW)), N)
 
@@ -239,23 +262,39 @@ def test_coupled_marginals(rank):
 def test_coupled_races_belong_to_positions_not_to_rounds():
     law = torch.tensor([LAW] * 500)
     early = (
-        Coupled(1).round(state_of(list(range(500)), [7] * 500)).categorical(law, sites(500, node=4, depth=3), "target")
+        Coupled(1)
+        .round(state_of(list(range(500)), [7] * 500))
+        .categorical(law, sites(500, node=4, depth=3), "target")
     )
-    late = Coupled(1).round(state_of(list(range(500)), [10] * 500)).categorical(law, sites(500, depth=0), "draft")
+    late = (
+        Coupled(1)
+        .round(state_of(list(range(500)), [10] * 500))
+        .categorical(law, sites(500, depth=0), "draft")
+    )
     assert torch.equal(early, late)
-    other = Coupled(1).round(state_of(list(range(500)), [11] * 500)).categorical(law, sites(500), "draft")
+    other = (
+        Coupled(1)
+        .round(state_of(list(range(500)), [11] * 500))
+        .categorical(law, sites(500), "draft")
+    )
     assert not torch.equal(late, other)
 
 
 def test_coupled_tokens_of_weight_0_never_win():
-    drawn = draws_of(Coupled(1), 2000).independent(torch.tensor([LAW] * 2000), 6, sites(2000), "draft")
+    drawn = draws_of(Coupled(1), 2000).independent(
+        torch.tensor([LAW] * 2000), 6, sites(2000), "draft"
+    )
     assert set(drawn.flatten().tolist()) == {1, 2, 4, 5}
 
 
 def test_coupled_draft_and_target_agree_more_often_than_independent_ones():
     p, q = torch.tensor([LAW] * N), torch.tensor([LAW[::-1]] * N)
     draws = draws_of(Coupled(3), N)
-    agree = float((draws.categorical(p, sites(N), "target") == draws.categorical(q, sites(N), "draft")).double().mean())
+    agree = float(
+        (draws.categorical(p, sites(N), "target") == draws.categorical(q, sites(N), "draft"))
+        .double()
+        .mean()
+    )
     distance = float((p[0] - q[0]).abs().sum()) / 2
     assert agree > (1 - distance) / (1 + distance) - 0.01
 
@@ -276,7 +315,9 @@ def test_probabilities_of_all_outcomes_sum_to_1(draw):
     law, at = torch.tensor([LAW], dtype=torch.float64), sites(1)
     found = [
         probability
-        for probability, _ in Enumerate().runs(lambda chance: draw(chance.round(state_of([0], [1])), law, at))
+        for probability, _ in Enumerate().runs(
+            lambda chance: draw(chance.round(state_of([0], [1])), law, at)
+        )
     ]
     assert sum(found) == pytest.approx(1, abs=1e-14)
     assert len(found) > 1
@@ -303,9 +344,15 @@ def test_what_one_outcome_decides_the_next_draw_may_depend_on():
     def program(chance):
         draws, at = chance.round(state_of([0], [1])), sites(1)
         first = draws.bernoulli(torch.tensor([0.25]), at, "first")
-        return "heads" if first else int(draws.categorical(torch.tensor([[0.5, 0.0, 0.5]]), at, "second"))
+        return (
+            "heads"
+            if first
+            else int(draws.categorical(torch.tensor([[0.5, 0.0, 0.5]]), at, "second"))
+        )
 
-    assert sorted((out, probability) for probability, out in Enumerate().runs(program) if out != "heads") == [
+    assert sorted(
+        (out, probability) for probability, out in Enumerate().runs(program) if out != "heads"
+    ) == [
         (0, 0.375),
         (2, 0.375),
     ]
@@ -319,6 +366,9 @@ def test_enumerate_says_how_it_is_used():
     flips = iter([True, False, False])
     with pytest.raises(ValueError, match="not a function of its draws"):
         for _ in Enumerate().runs(
-            lambda chance: next(flips) and chance.round(state_of([0], [1])).bernoulli(torch.tensor([0.5]), sites(1), "")
+            lambda chance: (
+                next(flips)
+                and chance.round(state_of([0], [1])).bernoulli(torch.tensor([0.5]), sites(1), "")
+            )
         ):
             pass

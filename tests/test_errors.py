@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 import specdec
 from experiments.certificates.suite import drafters, pairs, rules
 from specdec import Coupled, Drafter, Keyed, Refused, SiblingLaw, TokenTree, Verdict, Verifier
-from specdec.plugins import build
+from specdec.__main__ import main
 from specdec.models.table import TableModel, TableSession
+from specdec.plugins import build
 from tests.exact import KNOWN, make, title
 from tests.models import CONTEXT, VOCABULARY, head, lm, shared
 from tests.models import build as fresh
@@ -21,7 +23,11 @@ ROW = [1, 2, 3, 4]
 
 
 def refused(
-    *words: str, prompts: Any = ROW, target: Any = None, error: type[Exception] = ValueError, **options: Any
+    *words: str,
+    prompts: Any = ROW,
+    target: Any = None,
+    error: type[Exception] = ValueError,
+    **options: Any,
 ) -> str:
     """`generate` raises, and its message contains every word. Streaming says the same."""
     target = shared("llama_gqa") if target is None else target
@@ -30,9 +36,8 @@ def refused(
         specdec.generate(target, prompts, **options)
     message = str(caught.value)
     assert not [word for word in words if word not in message], message
-    with pytest.raises(error, match=re.escape(message)):
-        events = specdec.stream(target, prompts, **options)  # bad input is refused here
-        list(events)  # broken contracts when they are met
+    with pytest.raises(error, match=re.escape(message)):  # at the call, or when it is met
+        list(specdec.stream(target, prompts, **options))
     return message
 
 
@@ -49,7 +54,12 @@ def test_no_prompts():
 
 
 def test_a_prompt_longer_than_the_context():
-    refused(f"prompt 1 has {CONTEXT} tokens", f"context is {CONTEXT}", "shorten", prompts=[ROW, [1] * CONTEXT])
+    refused(
+        f"prompt 1 has {CONTEXT} tokens",
+        f"context is {CONTEXT}",
+        "shorten",
+        prompts=[ROW, [1] * CONTEXT],
+    )
 
 
 def test_prompt_and_new_tokens_longer_than_the_context():
@@ -61,14 +71,18 @@ def test_prompt_and_new_tokens_longer_than_the_context():
 
 @pytest.mark.parametrize("token", [-1, VOCABULARY, 10**6])
 def test_tokens_outside_the_vocabulary(token):
-    refused("prompt 1", f"token id {token}", f"vocabulary of {VOCABULARY}", prompts=[ROW, [1, token]])
+    refused(
+        "prompt 1", f"token id {token}", f"vocabulary of {VOCABULARY}", prompts=[ROW, [1, token]]
+    )
 
 
 def test_texts_without_a_tokenizer():
     refused("no tokenizer", "token ids", "(model, tokenizer)", prompts="def f(")
 
 
-@pytest.mark.parametrize("mixed", [["text", [1, 2]], [[1, 2], "text"], [[1, "a"]], [[1.5]], [[True]]])
+@pytest.mark.parametrize(
+    "mixed", [["text", [1, 2]], [[1, 2], "text"], [[1, "a"]], [[1.5]], [[True]]]
+)
 def test_prompts_that_mix_kinds(mixed):
     refused("prompt", "strings", "integer ids", prompts=mixed)
 
@@ -130,13 +144,19 @@ def test_a_tensor_of_floats():
     ],
 )
 def test_options_outside_their_range(option, value, expected):
-    shown = () if option in ("logits_processors", "request_ids", "drafter", "verifier") else (repr(value),)
+    shown = (
+        ()
+        if option in ("logits_processors", "request_ids", "drafter", "verifier")
+        else (repr(value),)
+    )
     refused(option, expected, *shown, **{option: value})
 
 
 @pytest.mark.parametrize("given", [lambda ids, scores: scores[:, :3], lambda ids, scores: None])
 def test_a_processor_that_returns_something_else(given):
-    refused("logits processor", "must return scores", f"(1, {VOCABULARY})", logits_processors=[given])
+    refused(
+        "logits processor", "must return scores", f"(1, {VOCABULARY})", logits_processors=[given]
+    )
 
 
 def test_a_model_where_a_drafter_is_expected():
@@ -166,10 +186,20 @@ def test_prompts_of_other_kinds(prompts, words):
 
 
 @pytest.mark.parametrize(
-    "prompts", [np.array(ROW), [np.array(ROW)], [np.int64(token) for token in ROW], torch.tensor(ROW), tuple(ROW)]
+    "prompts",
+    [
+        np.array(ROW),
+        [np.array(ROW)],
+        [np.int64(token) for token in ROW],
+        torch.tensor(ROW),
+        tuple(ROW),
+    ],
 )
 def test_ids_as_arrays(prompts):
-    plain, ours = (specdec.generate(shared("llama_gqa"), form, max_new_tokens=4).tokens for form in (ROW, prompts))
+    plain, ours = (
+        specdec.generate(shared("llama_gqa"), form, max_new_tokens=4).tokens
+        for form in (ROW, prompts)
+    )
     assert torch.equal(plain[0], ours[0])
 
 
@@ -187,7 +217,9 @@ def test_ids_as_arrays(prompts):
 )
 def test_loading_with_what_does_not_fit(name, options, words):
     model = shared("llama_gqa")
-    what = {"model": model, "tuple of one": (model,), "tuple of text": (model, "tokenizer")}.get(name, name)
+    what = {"model": model, "tuple of one": (model,), "tuple of text": (model, "tokenizer")}.get(
+        name, name
+    )
     with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
         specdec.load(what, **options)
 
@@ -208,7 +240,13 @@ def test_a_seed_beside_a_chance():
 
 def test_a_lone_surrogate_in_a_prompt():
     target = specdec.load("demo")
-    refused("prompt 1", "half of a surrogate pair", "character 4", prompts=["fine", "def \ud800"], target=target)
+    refused(
+        "prompt 1",
+        "half of a surrogate pair",
+        "character 4",
+        prompts=["fine", "def \ud800"],
+        target=target,
+    )
 
 
 def test_a_stream_refuses_bad_input_at_the_call():
@@ -224,7 +262,9 @@ def test_seats_that_are_none(seats):
 # --------------------------------------------------------------------------------------------------------------- plug-ins
 
 
-@pytest.mark.parametrize(("group", "wrong", "meant"), [("drafter", "ngrm", "ngram"), ("verifier", "gredy", "greedy")])
+@pytest.mark.parametrize(
+    ("group", "wrong", "meant"), [("drafter", "ngrm", "ngram"), ("verifier", "gredy", "greedy")]
+)
 def test_unknown_names_with_a_suggestion(group, wrong, meant):
     refused(f"unknown {group} {wrong!r}", f"did you mean {meant!r}?", "There are", **{group: wrong})
 
@@ -234,7 +274,46 @@ def test_an_unknown_name_like_no_other():
 
 
 def test_unknown_arguments_of_a_plugin():
-    refused("drafter ngram", "lenght", drafter={"name": "ngram", "lenght": 3})
+    """With the nearest one, where there is one, and all that there are."""
+    said = ("'lenght'", "did you mean 'length'?", "max_ngram, length, tree")
+    refused("drafter ngram has no argument", *said, drafter={"name": "ngram", "lenght": 3})
+    refused("'depht'", "did you mean 'depth'?", "stop", drafter={"name": "small_model", "depht": 3})
+    refused(
+        "verifier lenient has no argument",
+        "'lenience'?",
+        verifier={"name": "lenient", "lenince": 0.9},
+    )
+    message = refused(
+        "drafter none has no argument 'zzz'. Its arguments: none",
+        drafter={"name": "none", "zzz": 1},
+    )
+    assert "did you mean" not in message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system [ls]",
+        "!!python/name:os.system",
+        "[1",
+        "{a: b",
+        "!unknown 3",
+    ],
+)
+def test_a_value_that_is_no_plain_yaml_is_one_line(value, capsys):
+    assert main(["text", "--drafter", f"ngram,length={value}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("specdec: --drafter")
+    assert "length is no plain YAML value" in line
+
+
+def test_unknown_arguments_where_a_plugin_makes_itself_small():
+    """As certificates do, by `tiny`, which takes any argument."""
+    settings = {"name": "eagle", "dept": 2}
+    with pytest.raises(
+        ValueError, match=r"drafter eagle has no argument 'dept'; did you mean 'depth'\?"
+    ):
+        make(settings, KNOWN)()
 
 
 def test_targets_outside_the_allowed_packages():
@@ -261,8 +340,47 @@ def test_settings_of_small_model(settings, words):
     refused(*words, drafter={"name": "small_model", "model": shared("llama_gqa"), **settings})
 
 
+HUGE = 10**9
+
+
 @pytest.mark.parametrize(
-    "settings", [{"max_ngram": 0}, {"length": 0}, {"length": "3"}, {"length": 2.5}, {"max_ngram": None}]
+    "settings",
+    [
+        {"name": "small_model", "depth": HUGE},
+        {"name": "small_model", "depth": 40, "branching": 2},
+        {"name": "small_model", "depth": 2, "branching": HUGE},
+        {"name": "small_model", "depth": 2, "branching": [2, HUGE]},
+        {"name": "small_model", "depth": 4, "draw": "ranked", "nodes": HUGE},
+        {"name": "small_model", "depth": 4, "draw": "ranked", "nodes": 8, "branching": HUGE},
+        {"name": "small_model", "depth": 4, "draw": "adaptive", "nodes": HUGE},
+        {"name": "ngram", "length": HUGE},
+        {"name": "ngram", "max_ngram": HUGE},
+        {"name": "medusa", "nodes": HUGE},
+        {"name": "medusa", "branching": [HUGE]},
+        {"name": "medusa", "branching": [64, 64, 64]},
+        {"name": "eagle", "depth": HUGE},
+        {"name": "eagle", "depth": HUGE, "draw": "static"},
+        {"name": "eagle", "draw": "static", "nodes": HUGE},
+        {"name": "early_exit", "depth": HUGE},
+        {"name": "layer_skip", "depth": HUGE},
+    ],
+)
+def test_sizes_that_no_pass_could_score_are_refused_at_once(settings):
+    own = {
+        "small_model": {"model": shared("llama_gqa")},
+        "medusa": {"heads": head("medusa", lm("llama_gqa"))},
+    }
+    own["eagle"] = {"heads": head("eagle", lm("llama_gqa"))}
+    began = time.monotonic()
+    assert re.search(
+        r"at most|more than", refused(drafter={**own.get(settings["name"], {}), **settings})
+    )
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_ngram": 0}, {"length": 0}, {"length": "3"}, {"length": 2.5}, {"max_ngram": None}],
 )
 def test_settings_of_ngram(settings):
     ((name, value),) = settings.items()
@@ -297,13 +415,24 @@ def test_settings_of_drafters_with_heads_or_parts(settings, words):
 
 
 def test_greedy_above_temperature_0():
-    refused("'greedy'", "temperature 0", "0.7", "'naive' or 'auto'", error=Refused, verifier="greedy", temperature=0.7)
+    refused(
+        "'greedy'",
+        "temperature 0",
+        "0.7",
+        "'naive' or 'auto'",
+        error=Refused,
+        verifier="greedy",
+        temperature=0.7,
+    )
 
 
 def test_a_draft_model_with_another_vocabulary():
     small = TableModel({(): [1, 1, 1]})
     refused(
-        "vocabulary of 3 tokens", str(VOCABULARY), "target's tokenizer", drafter={"name": "small_model", "model": small}
+        "vocabulary of 3 tokens",
+        str(VOCABULARY),
+        "target's tokenizer",
+        drafter={"name": "small_model", "model": small},
     )
 
 
@@ -326,7 +455,9 @@ CONTRACT = {  # what each rule judges at temperature 1: sibling laws of chains, 
 def test_the_contract(rule, place, branching):
     drawn = {"det": "topk", "wor": "wor", "wr": "wr", "hub": "hub"}
     for law, draw in drawn.items():
-        drafter = make({"name": "small_model", "depth": 2, "branching": branching, "draw": draw}, KNOWN)()
+        drafter = make(
+            {"name": "small_model", "depth": 2, "branching": branching, "draw": draw}, KNOWN
+        )()
         options = {"drafter": drafter, "verifier": rule, "temperature": 1.0, "max_new_tokens": 4}
         if law in CONTRACT[rule][place].split():
             specdec.generate(KNOWN.target, [0], **options)
@@ -345,7 +476,14 @@ def test_rules_that_need_a_fixed_width():
     adaptive = {"name": "small_model", "depth": 2, "draw": "adaptive", "nodes": 3}
     options = {"target": KNOWN.target, "prompts": [0], "temperature": 1.0, "error": Refused}
     if "ot" in rules():
-        refused("'ot'", "small_model", "fixed", drafter=make(adaptive, KNOWN)(), verifier="ot", **options)
+        refused(
+            "'ot'",
+            "small_model",
+            "fixed",
+            drafter=make(adaptive, KNOWN)(),
+            verifier="ot",
+            **options,
+        )
     refused("'hub'", "WOR", "HUB", drafter=make(adaptive, KNOWN)(), verifier="hub", **options)
 
 
@@ -371,7 +509,13 @@ def test_an_oracle_for_small_vocabularies():
     for rule in (rule for rule in rules() if build("verifier", rule).max_vocabulary):
         drafter = {"name": "small_model", "model": shared("llama_gqa"), "draw": "wr"}
         refused(
-            repr(rule), "vocabular", str(VOCABULARY), error=Refused, drafter=drafter, verifier=rule, temperature=1.0
+            repr(rule),
+            "vocabular",
+            str(VOCABULARY),
+            error=Refused,
+            drafter=drafter,
+            verifier=rule,
+            temperature=1.0,
         )
 
 
@@ -380,7 +524,14 @@ def test_a_refused_pair_leaves_nothing_behind():
     target, drafter = KNOWN.target, make(drafters()[-1], KNOWN)()
     with pytest.raises(Refused):
         specdec.generate(target, [0], drafter=drafter, verifier="greedy", temperature=1.0)
-    assert len(specdec.generate(target, [0], drafter=drafter, temperature=1.0, max_new_tokens=5).tokens[0]) == 5
+    assert (
+        len(
+            specdec.generate(
+                target, [0], drafter=drafter, temperature=1.0, max_new_tokens=5
+            ).tokens[0]
+        )
+        == 5
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- broken drafters
@@ -393,7 +544,9 @@ class Broken(Drafter):
 
     def __init__(self, parents, tokens, law=SiblingLaw.DET, q=None, declared=None):
         self.law = declared or law
-        self.make = lambda roots: TokenTree(torch.tensor([[int(roots[0]), *tokens]]), torch.tensor([parents]), law, q)
+        self.make = lambda roots: TokenTree(
+            torch.tensor([[int(roots[0]), *tokens]]), torch.tensor([parents]), law, q
+        )
 
     def propose(self, state, chance) -> TokenTree:
         return self.make(state.roots)
@@ -426,12 +579,17 @@ EVEN = [1 / 3, 1 / 3, 1 / 3]
         (([-1, 0, 1], [1, 10**12]), ("outside the vocabulary",)),
         (([-1, 0, 0], [1, 2], SiblingLaw.WOR, None), ("must carry q",)),
         (([-1, 0, 0, 0, 0], [0, 1, 2, 2]), ("5 nodes", "max_nodes=4")),
-        (([-1, 0, 1], [1, 0], SiblingLaw.WR, law(EVEN, EVEN), SiblingLaw.DET), ("declares siblings DET", "WR tree")),
+        (
+            ([-1, 0, 1], [1, 0], SiblingLaw.WR, law(EVEN, EVEN), SiblingLaw.DET),
+            ("declares siblings DET", "WR tree"),
+        ),
     ],
 )
 def test_a_drafter_that_returns_a_malformed_tree(tree, words):
     for temperature in (0.0, 1.0):
-        refused(*words, target=KNOWN.target, prompts=[0], drafter=Broken(*tree), temperature=temperature)
+        refused(
+            *words, target=KNOWN.target, prompts=[0], drafter=Broken(*tree), temperature=temperature
+        )
 
 
 def test_a_tree_past_the_wanted_length():
@@ -473,7 +631,9 @@ class Says(Drafter):
 
 
 def tree_of(state, parents, tokens, **options):
-    return TokenTree(torch.tensor([[int(state.roots[0]), *tokens]]), torch.tensor([parents]), **options)
+    return TokenTree(
+        torch.tensor([[int(state.roots[0]), *tokens]]), torch.tensor([parents]), **options
+    )
 
 
 def another_root(state):
@@ -495,20 +655,44 @@ THIRDS = torch.full((1, 3, 3), 1 / 3, dtype=torch.float64)
         (lambda state: [[0, 1]], {}, ("returned list",)),
         (another_root, {}, ("column 0 of its tokens is not the root",)),
         (written, {}, ("has written into state.tokens", "row 0")),
-        (lambda state: tree_of(state, [-1, 0, 0], [1, 2]), {"chain": True}, ("no chain", "(chain)")),
-        (lambda state: TokenTree(state.roots[:, None].double(), [[-1]]), {}, ("torch.float64", "torch.long")),
-        (lambda state: TokenTree(state.roots[:, None].int(), [[-1]]), {}, ("torch.int32", "torch.long")),
-        (lambda state: TokenTree.root(state.roots.repeat(2)), {}, ("trees for 2 rows, there are 1",)),
+        (
+            lambda state: tree_of(state, [-1, 0, 0], [1, 2]),
+            {"chain": True},
+            ("no chain", "(chain)"),
+        ),
+        (
+            lambda state: TokenTree(state.roots[:, None].double(), [[-1]]),
+            {},
+            ("torch.float64", "torch.long"),
+        ),
+        (
+            lambda state: TokenTree(state.roots[:, None].int(), [[-1]]),
+            {},
+            ("torch.int32", "torch.long"),
+        ),
+        (
+            lambda state: TokenTree.root(state.roots.repeat(2)),
+            {},
+            ("trees for 2 rows, there are 1",),
+        ),
         (lambda state: TokenTree.root(state.roots.to("meta")), {}, ("are on meta", "cpu")),
         (
-            lambda state: TokenTree.chain(state.roots[:, None].repeat(1, 2), None, SiblingLaw.WR, THIRDS[:, :2, :2]),
+            lambda state: TokenTree.chain(
+                state.roots[:, None].repeat(1, 2), None, SiblingLaw.WR, THIRDS[:, :2, :2]
+            ),
             {"law": SiblingLaw.WR},
             ("q over 2 tokens", "vocabulary has 3"),
         ),
     ],
 )
 def test_a_drafter_that_breaks_its_contract(answer, declared, words):
-    refused("drafter 'test_errors'", *words, target=KNOWN.target, prompts=[0], drafter=Says(answer, **declared))
+    refused(
+        "drafter 'test_errors'",
+        *words,
+        target=KNOWN.target,
+        prompts=[0],
+        drafter=Says(answer, **declared),
+    )
 
 
 def test_a_width_that_is_declared_fixed_and_is_not():
@@ -523,7 +707,13 @@ def test_a_width_that_is_declared_fixed_and_is_not():
     drafter = Says(answer, law=SiblingLaw.WOR, fixed_width=True)
     options = {"target": KNOWN.target, "prompts": [0], "drafter": drafter, "temperature": 1.0}
     with pytest.raises(ValueError, match="its width varies, and the drafter declares it fixed"):
-        specdec.generate(options.pop("target"), options.pop("prompts"), verifier="ot", max_new_tokens=8, **options)
+        specdec.generate(
+            options.pop("target"),
+            options.pop("prompts"),
+            verifier="ot",
+            max_new_tokens=8,
+            **options,
+        )
 
 
 class Wanders(Verifier):
@@ -554,7 +744,14 @@ class Wanders(Verifier):
 def test_a_verifier_that_breaks_its_contract(path, accepted, bonus, words):
     drafter = Says(lambda state: tree_of(state, [-1, 0, 1], [1, 2]))
     rule = Wanders(path, accepted, bonus)
-    refused("verifier 'test_errors'", *words, target=KNOWN.target, prompts=[0], drafter=drafter, verifier=rule)
+    refused(
+        "verifier 'test_errors'",
+        *words,
+        target=KNOWN.target,
+        prompts=[0],
+        drafter=drafter,
+        verifier=rule,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ broken targets
@@ -581,7 +778,9 @@ class SickSession(TableSession):
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("drafter", ["none", "ngram", {"name": "small_model", "model": KNOWN.draft}])
+@pytest.mark.parametrize(
+    "drafter", ["none", "ngram", {"name": "small_model", "model": KNOWN.draft}]
+)
 def test_logits_that_are_no_law(value, temperature, drafter):
     refused(
         "logits in row 1", "request 6", "after position 4", "NaN", "-inf", "dtype", "processors",
@@ -594,7 +793,13 @@ def test_a_processor_that_leaves_no_token():
         return torch.full_like(scores, -torch.inf)
 
     for temperature in (0.0, 1.0):
-        refused("logits in row 0", "-inf", "processors", temperature=temperature, logits_processors=[nothing])
+        refused(
+            "logits in row 0",
+            "-inf",
+            "processors",
+            temperature=temperature,
+            logits_processors=[nothing],
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- model folders
@@ -626,7 +831,9 @@ def test_a_folder_that_is_not_there():
 
 
 def test_a_folder_of_an_encoder_decoder(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "t5", "is_encoder_decoder": True})
+    )
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="encoder-decoder"):
         specdec.load(tmp_path)
@@ -665,9 +872,17 @@ def test_a_saved_model_is_the_model(tmp_path):
 @pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
 def test_a_target_that_says_no_leaves_the_drafter_usable(drafter, rule):
     built = make(drafter, KNOWN)()
-    options = {"drafter": built, "verifier": rule, "temperature": 1.0, "allow_lossy": True, "max_new_tokens": 6}
+    options = {
+        "drafter": built,
+        "verifier": rule,
+        "temperature": 1.0,
+        "allow_lossy": True,
+        "max_new_tokens": 6,
+    }
     with pytest.raises(ValueError, match="NaN"):
         specdec.generate(Sick(float("nan"), 0, 3), [[0, 1, 2]], **options)
     again = specdec.generate(KNOWN.target, [[0]], chance=Keyed(5), **options)
-    new = specdec.generate(KNOWN.target, [[0]], chance=Keyed(5), **{**options, "drafter": make(drafter, KNOWN)()})
+    new = specdec.generate(
+        KNOWN.target, [[0]], chance=Keyed(5), **{**options, "drafter": make(drafter, KNOWN)()}
+    )
     assert again.tokens[0].tolist() == new.tokens[0].tolist()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -35,11 +36,21 @@ from experiments.report import frames, logger
 from experiments.study import folder, outcome, result, schema, studies
 from experiments.system import files
 from experiments.terminal import options, program, refusals
+from specdec.measuring.report import Report, Served, Step
 from specdec.models.load import BUNDLED
-from specdec.measuring.report import Report, Step
 from specdec.plugins import CONF
 
-GROUPS = ("target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher")
+GROUPS = (
+    "target",
+    "drafter",
+    "verifier",
+    "sampling",
+    "prompts",
+    "method",
+    "experiment",
+    "debug",
+    "launcher",
+)
 
 
 @contextmanager
@@ -53,17 +64,24 @@ def only(root: Path, name: str) -> Path:
 
 
 def test_run_leaves_a_complete_result(command):
-    root = command("drafter=ngram", "baselines=[none,transformers,prompt_lookup]", "hydra.run.dir=here")
+    root = command(
+        "drafter=ngram", "baselines=[none,transformers,prompt_lookup]", "hydra.run.dir=here"
+    )
     found = json.loads((root / "here" / "result.json").read_text())
     assert found["status"] == "ok"
     assert found["schema_version"] == result.SCHEMA_VERSION
     assert found["config"]["drafter"]["_target_"] == "drafters.ngram.NGram"
     assert {"versions", "machine", "threads", "git", "choices", "overrides"} <= set(found)
     assert set(found["ways"]) == {"method", "none", "transformers", "prompt_lookup", "again"}
-    assert all(each["diverging"] == 0 for each in found["divergence"].values())  # fp32: the same tokens
+    assert all(
+        each["diverging"] == 0 for each in found["divergence"].values()
+    )  # fp32: the same tokens
     assert all(
         ratio["n"] == 4 and ratio["low"] <= ratio["median"] <= ratio["high"]
-        for way, baselines in {"method": {"none", "transformers", "prompt_lookup"}, "again": {"none"}}.items()
+        for way, baselines in {
+            "method": {"none", "transformers", "prompt_lookup"},
+            "again": {"none"},
+        }.items()
         for ratio in (found["ways"][way]["speedup"][name] for name in baselines)
     )
     assert found["ways"]["none"]["tau"] == 1
@@ -90,11 +108,23 @@ def test_run_leaves_a_complete_result(command):
 
 def test_assisted_generation_and_batches(command, tiny):
     draft = f"drafter.model={tiny}"
-    root = command("drafter=small_model", draft, "baselines=[none,assisted]", "sampling=cool", "hydra.run.dir=one")
+    root = command(
+        "drafter=small_model",
+        draft,
+        "baselines=[none,assisted]",
+        "sampling=cool",
+        "hydra.run.dir=one",
+    )
     result = json.loads((root / "one" / "result.json").read_text())
     assert result["ways"]["assisted"]["tokens"] == 48
     assert result["ways"]["method"]["tau"] > 3  # it drafts for itself
-    command("drafter=small_model", draft, "baselines=[none,transformers]", "batch_size=3", "hydra.run.dir=three")
+    command(
+        "drafter=small_model",
+        draft,
+        "baselines=[none,transformers]",
+        "batch_size=3",
+        "hydra.run.dir=three",
+    )
     result = json.loads((root / "three" / "result.json").read_text())
     assert result["divergence"]["transformers"]["diverging"] == 0
     assert [entry["batch"] for entry in result["ways"]["method"]["per_prompt"]] == [0, 0, 0, 1]
@@ -106,21 +136,38 @@ def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
     """The certificate of the pair, if there is one; a lossy rule's name carries the word in every
     table and figure."""
     monkeypatch.setattr(kept, "SHIPPED", Path("nowhere"))
-    cool = ["-m", "study=laws", "sampling=cool", "drafter=ngram", "allow_lossy=true", "max_new_tokens=4"]
-    root = command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/before")
+    cool = [
+        "-m",
+        "study=laws",
+        "sampling=cool",
+        "drafter=ngram",
+        "allow_lossy=true",
+        "max_new_tokens=4",
+    ]
+    root = command(
+        *cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/before"
+    )
     pair = certificate.Pair({"name": "ngram", "length": 2}, {"name": "naive"})
-    kept.write(certificate.certify(pair, certificate.Plan(checks=["exact"], tables=standard()[:1]), no_bar))
+    kept.write(
+        certificate.certify(pair, certificate.Plan(checks=["exact"], tables=standard()[:1]), no_bar)
+    )
     command(*cool, "verifier=naive,traversal,typical", "hydra.sweep.dir=multirun/laws/since")
-    before, since = (studies.read("laws", str(root / "multirun"), sweep) for sweep in ("before", "since"))
+    before, since = (
+        studies.read("laws", str(root / "multirun"), sweep) for sweep in ("before", "since")
+    )
     assert list(frames.table(before.results)["law"]) == ["not certified", "not certified", "lossy"]
     table = frames.table(since.results)
     assert list(table["law"]) == ["certified", "not certified", "lossy"]
     assert list(table["drafter"]) == ["ngram", "ngram", "ngram (lossy)"]
-    assert set(frames.phases(since.results)["drafter"]) >= set(frames.acceptance(since.results)["drafter"])
+    assert set(frames.phases(since.results)["drafter"]) >= set(
+        frames.acceptance(since.results)["drafter"]
+    )
     law = since.results[0].certificate
     assert Path(law.file).exists()
     assert not law.same_settings
-    shown = {name: drawn for section in pages.sections(since) for name, drawn in section.figures.items()}
+    shown = {
+        name: drawn for section in pages.sections(since) for name, drawn in section.figures.items()
+    }
     for name, drawn in shown.items():
         drawn.figure.draw_without_rendering()
         words = [text.get_text() for text in drawn.figure.findobj(Text)]
@@ -153,7 +200,13 @@ def test_interrupted_write_leaves_no_result(command, monkeypatch):
 
 
 def test_refused_pair_is_not_applicable(command):
-    root = command("drafter=ngram", "drafter.tree=true", "verifier=token", "sampling=cool", "hydra.run.dir=here")
+    root = command(
+        "drafter=ngram",
+        "drafter.tree=true",
+        "verifier=token",
+        "sampling=cool",
+        "hydra.run.dir=here",
+    )
     result = json.loads((root / "here" / "result.json").read_text())
     assert result["status"] == "not_applicable"
     assert "chains" in result["reason"]
@@ -162,9 +215,24 @@ def test_refused_pair_is_not_applicable(command):
 
 def test_a_sweep_resumes(command, monkeypatch, tiny):
     """One job finished, one killed with -9 amid decoding, one failing, one never reached."""
-    jobs = ["-m", "study=resumed", "drafter.length=4,5,0,6", "hydra.sweep.dir=multirun/resumed/first"]
-    usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
-    usual += ["max_new_tokens=12", "progress=false", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    jobs = [
+        "-m",
+        "study=resumed",
+        "drafter.length=4,5,0,6",
+        "hydra.sweep.dir=multirun/resumed/first",
+    ]
+    usual = [
+        "target=model",
+        f"target.name={tiny}",
+        "prompts=jsonl",
+        f"prompts.path={tiny}/prompts.jsonl",
+    ]
+    usual += [
+        "max_new_tokens=12",
+        "progress=false",
+        "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled",
+    ]
     script = (  # as -c, __main__ has no file: the configuration is found by --config-dir
         "import os, signal\nfrom experiments import run\nfrom experiments.study import result\nwrite = result.write_json\n"
         "def killed(path, content):\n"
@@ -175,12 +243,19 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
     place = {**os.environ, "PYTHONPATH": str(CONF.parent)}
     conf = [f"--config-dir={CONF}"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *conf, *jobs, *usual], env=place, capture_output=True, text=True
+        [sys.executable, "-c", script, *conf, *jobs, *usual],
+        env=place,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     study = studies.read("resumed")
     assert [job.name for job in study.jobs] == ["0", "1", "2", "3"]
-    assert [job.trouble for job in study.jobs] == ["", "no result: killed, or still running", *["never started"] * 2]
+    assert [job.trouble for job in study.jobs] == [
+        "",
+        "no result: killed, or still running",
+        *["never started"] * 2,
+    ]
     assert not (study.folder / "first" / "1" / "result.json").exists()
     before = (study.folder / "first" / "0" / "result.json").stat().st_mtime_ns
 
@@ -191,7 +266,9 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
     assert [job.result is not None for job in study.jobs] == [True, True, False, True]
     assert "length must be an integer >= 1" in study.notes[0]
     assert (study.folder / "first" / "0" / "result.json").stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match=r"its job 2 is .*drafter\.length=0.*this command's .*drafter\.length=7"):
+    with pytest.raises(
+        SystemExit, match=r"its job 2 is .*drafter\.length=0.*this command's .*drafter\.length=7"
+    ):
         command("-m", "study=resumed", "drafter.length=4,5,7,6", "resume=true")
     with pytest.raises(SystemExit, match="no sweep in multirun/elsewhere"):
         command("-m", "study=elsewhere", "drafter.length=4,5", "resume=true")
@@ -241,7 +318,9 @@ def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
     table, notes = collect.collect(study), study.notes
     assert list(table["run"]) == ["2", "3"]
     assert list(table["temperature"]) == [0.0, 0.6]
-    assert [note.startswith(f"job {n}") and "drafter.length=0" in note for n, note in enumerate(notes)] == [True, True]
+    assert [
+        note.startswith(f"job {n}") and "drafter.length=0" in note for n, note in enumerate(notes)
+    ] == [True, True]
     assert "length must be an integer >= 1" in notes[0]
     assert (study.folder / "table.csv").exists()
     assert "Without a measurement" in (study.folder / "table.md").read_text()
@@ -250,7 +329,9 @@ def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
     page = pages.write(study, root / "report").read_text()
     assert "drafter.length=0" in page  # what has no result is named
     figures = sorted((root / "report" / "figures").glob("*.p*"))
-    assert {"time_by_phase", "acceptance_per_depth", "speedups", "pareto"} <= {path.stem for path in figures}
+    assert {"time_by_phase", "acceptance_per_depth", "speedups", "pareto"} <= {
+        path.stem for path in figures
+    }
     assert all(path.stat().st_size > 2000 for path in figures)
 
     monkeypatch.setenv("COLUMNS", "160")
@@ -258,7 +339,11 @@ def test_a_failing_job_does_not_stop_the_sweep(command, capsys, monkeypatch):
     assert "ngram length=4" in capsys.readouterr().out
 
 
-PLUGINS = {"joblib": "hydra_joblib_launcher", "ray": "hydra_ray_launcher", "slurm": "hydra_submitit_launcher"}
+PLUGINS = {
+    "joblib": "hydra_joblib_launcher",
+    "ray": "hydra_ray_launcher",
+    "slurm": "hydra_submitit_launcher",
+}
 
 
 def needs(launcher: str) -> None:
@@ -268,11 +353,26 @@ def needs(launcher: str) -> None:
         pytest.skip(f"launcher={launcher} needs its plug-in: pip install -e '.[{launcher}]'")
 
 
-def elsewhere(overrides: Sequence[str], tiny: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def elsewhere(
+    overrides: Sequence[str], tiny: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """python -m experiments.run on the tiny target, in a process of its own and in this folder."""
-    usual = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
+    usual = [
+        "target=model",
+        f"target.name={tiny}",
+        "prompts=jsonl",
+        f"prompts.path={tiny}/prompts.jsonl",
+    ]
     return subprocess.run(
-        [sys.executable, "-m", "experiments.run", *overrides, *usual, "max_new_tokens=12", "progress=false"],
+        [
+            sys.executable,
+            "-m",
+            "experiments.run",
+            *overrides,
+            *usual,
+            "max_new_tokens=12",
+            "progress=false",
+        ],
         env={**os.environ, "PYTHONPATH": str(CONF.parent), **environment},
         capture_output=True,
         text=True,
@@ -287,7 +387,9 @@ def test_launchers(launcher, tiny, tmp_path, monkeypatch):
     needs(launcher)
     monkeypatch.chdir(tmp_path)
     jobs = ["-m", "study=launched", "drafter=ngram", "drafter.length=0,3", f"launcher={launcher}"]
-    jobs += {"slurm": ["hydra/launcher=submitit_local"], "joblib": ["hydra.launcher.n_jobs=1"]}.get(launcher, [])
+    jobs += {"slurm": ["hydra/launcher=submitit_local"], "joblib": ["hydra.launcher.n_jobs=1"]}.get(
+        launcher, []
+    )
     finished = []
     for resume in ([], ["resume=true"]):
         done = elsewhere([*jobs, *resume], tiny)
@@ -306,13 +408,22 @@ def test_wandb_offline(tiny, tmp_path, monkeypatch):
     """What is logged lies in the run's folder: config, a point per round, tables and figures."""
     pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
-    done = elsewhere(["logger=wandb", "logger.project=rehearsal", "hydra.run.dir=here"], tiny, WANDB_MODE="offline")
+    done = elsewhere(
+        ["logger=wandb", "logger.project=rehearsal", "hydra.run.dir=here"],
+        tiny,
+        WANDB_MODE="offline",
+    )
     assert done.returncode == 0, done.stderr
     (run_folder,) = (tmp_path / "here" / "wandb").glob("offline-run-*")
     written = b"".join(path.read_bytes() for path in run_folder.glob("*.wandb"))
-    assert all(word in written for word in (b"rehearsal", b"round_milliseconds", b"max_new_tokens", b"speedup_none"))
+    assert all(
+        word in written
+        for word in (b"rehearsal", b"round_milliseconds", b"max_new_tokens", b"speedup_none")
+    )
     media = {
-        path.relative_to(run_folder / "files" / "media") for path in run_folder.rglob("*.*") if "media" in path.parts
+        path.relative_to(run_folder / "files" / "media")
+        for path in run_folder.rglob("*.*")
+        if "media" in path.parts
     }
     assert any(path.match("images/figures/time_by_phase*.png") for path in media)
     assert any(path.match("table/tables/results*.json") for path in media)
@@ -351,7 +462,8 @@ def test_a_logger_that_is_not_installed_says_what_to_install(command, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+    ("group", "option"),
+    [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))],
 )
 def test_every_option_composes(group, option):
     if group == "launcher":
@@ -374,7 +486,10 @@ def test_studies_open_with_their_command():
 @pytest.mark.parametrize(
     "study",
     [
-        pytest.param(path.stem, marks=[] if path.stem in ("demo", "drafters_temperature") else pytest.mark.slow)
+        pytest.param(
+            path.stem,
+            marks=[] if path.stem in ("demo", "drafters_temperature") else pytest.mark.slow,
+        )
         for path in sorted((CONF / "experiment").glob("*.yaml"))
     ],
 )
@@ -414,15 +529,23 @@ def test_labels_tell_settings_apart(command, overrides, label):
         ("max_tokens=3", "unknown key 'max_tokens' (did you mean 'max_new_tokens'?)"),
         ("verfier=token", "unknown key 'verfier' (did you mean 'verifier'?)"),
         ("experimnt=demo", "unknown key 'experimnt' (did you mean 'experiment'?)"),
-        ("sampling.temprature=1", "unknown key 'sampling.temprature' (did you mean 'temperature'?)"),
+        (
+            "sampling.temprature=1",
+            "unknown key 'sampling.temprature' (did you mean 'temperature'?)",
+        ),
         ("target.nam=x", "unknown key 'target.nam' (did you mean 'name'?)"),
         ("drafter.lenght=3", "unknown key 'drafter.lenght' (did you mean 'length'?)"),
-        ("drafter=ngramm", "drafter has no option 'ngramm' (did you mean 'ngram'?). There are: eagle,"),
+        (
+            "drafter=ngramm",
+            "drafter has no option 'ngramm' (did you mean 'ngram'?). There are: eagle,",
+        ),
         ("max_new_tokens=many", "Value 'many' of type 'str' could not be converted to Integer"),
     ],
 )
 @pytest.mark.parametrize("mode", [[], ["-m"]])
-def test_misspelt_options_are_told_with_what_may_be_meant(override, said, mode, tmp_path, monkeypatch):
+def test_misspelt_options_are_told_with_what_may_be_meant(
+    override, said, mode, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(refusals.FULL, raising=False)
     monkeypatch.setattr(
@@ -445,7 +568,8 @@ def test_misspelt_options_are_told_with_what_may_be_meant(override, said, mode, 
 
 
 @pytest.mark.parametrize(
-    ("override", "extra"), [("launcher=joblib", "joblib"), ("launcher=ray", "ray"), ("launcher=slurm", "slurm")]
+    ("override", "extra"),
+    [("launcher=joblib", "joblib"), ("launcher=ray", "ray"), ("launcher=slurm", "slurm")],
 )
 def test_a_launcher_without_its_plug_in_says_what_to_install(override, extra):
     choice = {"launcher=slurm": "submitit_slurm"}.get(override, extra)
@@ -472,20 +596,28 @@ def step(kept: list[int], accepted: list[int], seconds: float = 1.0) -> Step:
     path = np.array([[node + 1 if node < n else -1 for node in range(2)] for n in accepted])
     parents = np.array([[-1, 0, 1]] * len(kept))
     live = np.array([n > 0 for n in kept])
-    return Step(0, live, parents, path, np.array(accepted), np.array(kept), {"score": seconds})
+    prompts = np.where(live, np.arange(len(kept)), -1)
+    times = SimpleNamespace(seconds={"score": seconds})
+    return Step(0, live, parents, path, np.array(accepted), np.array(kept), times, {}, prompts)
 
 
 def report(*steps: Step) -> Report:
-    return Report(list(steps), 0.0, 1.0, 0.0, {"target": 8}, "ngram", "greedy", True)
+    served = [Served(0.0, 0.5, 1.0)] * len(steps[0].live)
+    return Report(list(steps), served, 1.0, {"target": 8}, {}, "ngram", "greedy", True)
 
 
 def test_pooled_numbers():
-    first, second = report(step([3], [2]), step([1], [0])), report(step([2, 1], [1, 0]), step([3, 0], [2, 0]))
+    first, second = (
+        report(step([3], [2]), step([1], [0])),
+        report(step([2, 1], [1, 0]), step([3, 0], [2, 0])),
+    )
     found = measures.pooled([first, second])
     assert found["tau"] == 10 / 5  # five live row-rounds
     assert found["tau_macro"] == pytest.approx((2 + 2.5 + 1) / 3)
     assert found["accepted_per_round"] == 1.0
-    cells = {cell.depth: (cell.offered, cell.reached, cell.accepted) for cell in found["acceptance"]}
+    cells = {
+        cell.depth: (cell.offered, cell.reached, cell.accepted) for cell in found["acceptance"]
+    }
     assert cells == {1: (5, 5, 3), 2: (5, 3, 2)}
     assert found["acceptance_rate"] == 5 / 8
     assert found["accepted_lengths"] == {0: 2, 1: 1, 2: 2}
@@ -525,7 +657,9 @@ def test_speedup_is_paired():
 
 
 def test_speedup_of_a_conversation_takes_its_turns_together():
-    one, two = played(method=[Sample([[1] * 4], 1.0)] * 2, none=[Sample([[1] * 2], 1.0), Sample([[1] * 6], 5.0)])
+    one, two = played(
+        method=[Sample([[1] * 4], 1.0)] * 2, none=[Sample([[1] * 2], 1.0), Sample([[1] * 6], 5.0)]
+    )
     cases = [one, replace(two, batch=0, turn=1)]
     found = measures.speedup(way(cases, "method"), way(cases, "none"))
     assert found.per_batch == pytest.approx([(6 / 8) / (2 / 8)])
@@ -541,13 +675,17 @@ def test_divergence_names_the_index_the_tokens_and_the_margin(tiny):
     """The runner-up taken at step 3, as another rounding might, is a tie only if it is about as
     probable."""
     target = specdec.load(str(tiny))
-    plain = specdec.generate(target, [[1, 2, 3]], drafter="none", max_new_tokens=6).tokens[0].tolist()
+    plain = (
+        specdec.generate(target, [[1, 2, 3]], drafter="none", max_new_tokens=6).tokens[0].tolist()
+    )
     ids = torch.tensor([[1, 2, 3, *plain[:3]]])
     with torch.inference_mode():
         best, second = target.model(ids).logits[0, -1].topk(2)[1].tolist()
         margin = float(target.model(ids).logits[0, -1].topk(2)[0].diff().abs())
     ours = [*plain[:3], second, 0, 0]
-    cases = played(method=[Sample([ours], 1.0), Sample([plain], 1.0)], none=[Sample([plain], 1.0)] * 2)
+    cases = played(
+        method=[Sample([ours], 1.0), Sample([plain], 1.0)], none=[Sample([plain], 1.0)] * 2
+    )
     cases = [replace(case, given={way: [[1, 2, 3]] for way in case.given}) for case in cases]
     found = divergences(cases, target, "none")
     assert (found.compared, found.diverging, found.faults, found.ties) == (2, 1, 1, 0)
@@ -596,7 +734,10 @@ def test_a_drafter_that_learns_is_measured_cold_and_warm(tiny, monkeypatch):
     prompts = [Prompt(0, "def read", "all"), Prompt(1, "class Stack", "all")]
     cases = list(Play(prompts, available["method"].target, False, 1, 4)(available, warmup=1))
     method, cold = available["method"].drafter, available["cold"].drafter
-    assert (forgotten.count(method), forgotten.count(cold)) == (1, 4)  # after the warm-up; and before each call
+    assert (forgotten.count(method), forgotten.count(cold)) == (
+        1,
+        4,
+    )  # after the warm-up; and before each call
     whole = rounds("s", "0", "x", cases)
     warm = whole.groupby(["way", "batch"], observed=True)["warm"].all()
     assert warm["method"].tolist() == [False, True]
@@ -627,12 +768,21 @@ def test_intervals_cover():
 def test_benchmarks_print_what_they_measured(tiny, tmp_path, monkeypatch, capsys):
     """And nothing about what it ought to be. The records hold what a study's result holds of each
     way."""
-    made = dict.fromkeys(("target", "draft"), str(tiny)) | {"prompts": f"{tiny}/prompts.jsonl", "output": str(tmp_path)}
+    made = dict.fromkeys(("target", "draft"), str(tiny)) | {
+        "prompts": f"{tiny}/prompts.jsonl",
+        "output": str(tmp_path),
+    }
     for part in ("memory", "wide_pass"):
         monkeypatch.setattr(benchmark, part, lambda bench: benchmark.line("apart", "", ""))
     benchmark.main(
         benchmark.Benchmark(
-            **made, limit=2, deep_limit=1, max_new_tokens=6, lengths=[2], dtype="float32", extra_layers=1
+            **made,
+            limit=2,
+            deep_limit=1,
+            max_new_tokens=6,
+            lengths=[2],
+            dtype="float32",
+            extra_layers=1,
         )
     )
     said = capsys.readouterr().out

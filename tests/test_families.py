@@ -19,7 +19,9 @@ def test_layers_that_cannot_look_at_two_inputs_are_refused(name):
 
 
 def test_layers_without_a_norm_before_attention_are_refused():
-    target = TransformersLM(models.sharpened(models.hf.Olmo2ForCausalLM(models.hf.Olmo2Config(**models.GROUPED))))
+    target = TransformersLM(
+        models.sharpened(models.hf.Olmo2ForCausalLM(models.hf.Olmo2Config(**models.GROUPED)))
+    )
     with pytest.raises(ValueError, match=r"Olmo2DecoderLayer has no input_layernorm.*Llama-like"):
         models.head("eagle3", target)
 
@@ -27,7 +29,17 @@ def test_layers_without_a_norm_before_attention_are_refused():
 @pytest.mark.parametrize(
     ("family", "config"),
     [
-        ("CodeGen", {"vocab_size": 53, "n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),
+        (
+            "CodeGen",
+            {
+                "vocab_size": 53,
+                "n_embd": 32,
+                "n_layer": 3,
+                "n_head": 4,
+                "rotary_dim": 4,
+                "n_positions": 64,
+            },
+        ),
         (
             "Gemma4",
             {
@@ -45,7 +57,9 @@ def test_families_that_do_not_run_in_two_parts_are_refused(family, config):
     kind = "Gemma4TextConfig" if family == "Gemma4" else f"{family}Config"
     model = getattr(models.hf, f"{family}ForCausalLM")(getattr(models.hf, kind)(**config))
     target = TransformersLM(models.sharpened(model))
-    with pytest.raises(ValueError, match=r"cannot resume at layer 2.*does not run in two parts.*use layer_skip"):
+    with pytest.raises(
+        ValueError, match=r"cannot resume at layer 2.*does not run in two parts.*use layer_skip"
+    ):
         target.lower(2)
 
 
@@ -58,11 +72,14 @@ def test_sublayers_that_a_family_needs():
     )  # fmt: skip
     target = TransformersLM(models.sharpened(model))
     with pytest.raises(
-        ValueError, match=r"does not run without these sublayers \(attention of \[1\], MLP of \[1\].*leave out"
+        ValueError,
+        match=r"does not run without these sublayers \(attention of \[1\], MLP of \[1\].*leave out",
     ):
         target.without([1], [1])
     medusa = {"name": "medusa", "heads": models.head("medusa", target)}
-    with pytest.raises(ValueError, match=r"hidden states of shape.*expected \(B, T, 32\).*heads cannot"):
+    with pytest.raises(
+        ValueError, match=r"hidden states of shape.*expected \(B, T, 32\).*heads cannot"
+    ):
         specdec.generate(target, models.prompts(6), drafter=medusa, max_new_tokens=4)
 
 
@@ -144,11 +161,15 @@ DECODERS = [
 def shrunk(family: str) -> models.PreTrainedModel:
     """A tiny model of a family, made by shrinking whatever of SIZES its config has."""
     kind = models.hf.CONFIG_MAPPING[family]
-    sizes = {key: size for key, size in SIZES.items() if key in {*kind().to_dict(), *kind.attribute_map}}
+    sizes = {
+        key: size for key, size in SIZES.items() if key in {*kind().to_dict(), *kind.attribute_map}
+    }
     for alias, key in kind.attribute_map.items():
         if key in sizes:
             sizes.pop(alias, None)
-    if "kv_lora_rank" in sizes and "num_key_value_heads" in sizes:  # latent attention has as many as queries
+    if (
+        "kv_lora_rank" in sizes and "num_key_value_heads" in sizes
+    ):  # latent attention has as many as queries
         sizes["num_key_value_heads"] = 4
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -161,13 +182,20 @@ def shrunk(family: str) -> models.PreTrainedModel:
 def test_trees_of_other_families_give_the_models_own_greedy_tokens(family):
     """Each token is the largest logit of one plain pass of the model, without cache or mask, over what is before it."""
     model, rows = shrunk(family), models.prompts(9, 17, 1)
-    drafter = {"name": "small_model", "model": models.similar(model), "depth": 3, "branching": [2, 2, 1]}
+    drafter = {
+        "name": "small_model",
+        "model": models.similar(model),
+        "depth": 3,
+        "branching": [2, 2, 1],
+    }
     out = specdec.generate(model, rows, drafter=drafter, max_new_tokens=24, ignore_eos=True)
     assert out.report.tau > 1
     for row, tokens in zip(rows, out.tokens, strict=True):
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([[*row, *tokens.tolist()]]), use_cache=False).logits[
-                0, len(row) - 1 : -1
-            ]
+            logits = model(
+                input_ids=torch.tensor([[*row, *tokens.tolist()]]), use_cache=False
+            ).logits[0, len(row) - 1 : -1]
         short = logits.amax(-1) - logits.gather(1, tokens[:, None])[:, 0]
-        assert float(short.max()) < 1e-4 * (1 + float(logits.abs().max()))  # a tie of rounding at most
+        assert float(short.max()) < 1e-4 * (
+            1 + float(logits.abs().max())
+        )  # a tie of rounding at most

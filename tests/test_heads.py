@@ -20,29 +20,39 @@ from drafters.medusa import MedusaHeads, Stacked
 from experiments.certificates import tiny
 from experiments.certificates.suite import make
 from specdec import Drafter, Sampling, TokenTree
+from specdec.drafting.rank_tree import RankTree
 from specdec.heads.features import FeatureDrafter, FeatureHead
 from specdec.heads.head import Head, random_head
-from specdec.state import Last, OnHost, State
 from specdec.models.language_model import TransformersLM
 from specdec.models.memory import Memory
-from specdec.plugins import build
-from specdec.drafting.rank_tree import RankTree
 from specdec.models.support import layer_kinds
+from specdec.plugins import build
+from specdec.state import Last, OnHost, State
 from tests import models
 from tests.models import CHAINS, CONTEXT, HEADS, VOCABULARY, lm, prompts, shared
 
 EXACT = 1e-9
 FEATURES: dict[str, type[FeatureDrafter]] = {"eagle": Eagle, "eagle3": Eagle3}
-SAMPLED = {"hydra_heads": {"depth": 3, "draw": "wor"}, "eagle": {"draw": "wor"}, "eagle3": {"draw": "wor"}}
+SAMPLED = {
+    "hydra_heads": {"depth": 3, "draw": "wor"},
+    "eagle": {"draw": "wor"},
+    "eagle3": {"draw": "wor"},
+}
 TREE = {  # nine nodes or fewer
     "medusa": {"branching": [3, 2]},
     "hydra_heads": {"depth": 3, "draw": "ranked", "nodes": 9},
     "eagle": {"depth": 3, "draw": "ranked", "nodes": 9},
-    "eagle3": {"depth": 3, "draw": "static", "tree": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]},
+    "eagle3": {
+        "depth": 3,
+        "draw": "static",
+        "tree": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]],
+    },
 }
 
 
-def drafter(kind: str, target: TransformersLM, settings: dict[str, Any], spread: float = 0.2) -> Drafter:
+def drafter(
+    kind: str, target: TransformersLM, settings: dict[str, Any], spread: float = 0.2
+) -> Drafter:
     return build("drafter", {"name": kind, "heads": models.head(kind, target, spread), **settings})
 
 
@@ -57,14 +67,20 @@ def tokens_of(out: specdec.Output) -> list[list[int]]:
 def reread(head: FeatureHead, target: TransformersLM, text: Tensor) -> tuple[Tensor, Tensor]:
     """Features (T, d) and logits (T, V') of every pair of a text (T + 1,), without cache and in one pass; the target's states
     come from transformers itself."""
-    hidden = target.model(input_ids=text[None, :-1], output_hidden_states=True, use_cache=False).hidden_states
+    hidden = target.model(
+        input_ids=text[None, :-1], output_hidden_states=True, use_cache=False
+    ).hidden_states
     taps = torch.stack([hidden[-1 if tap == "head" else tap] for tap in head.taps], 2)
     positions = torch.arange(len(text) - 1)[None]
     back = positions[0][:, None] - positions
     window = layer_kinds(head.decoder.config)[0].size
     visible = (back >= 0) & (back < (window or len(text)))
-    mask = torch.zeros(visible.shape, dtype=target.dtype).masked_fill(~visible, -torch.inf)[None, None]
-    features = head(target.embed(text[None, 1:]), head.fuse(taps), positions, mask, None, use_cache=False)
+    mask = torch.zeros(visible.shape, dtype=target.dtype).masked_fill(~visible, -torch.inf)[
+        None, None
+    ]
+    features = head(
+        target.embed(text[None, 1:]), head.fuse(taps), positions, mask, None, use_cache=False
+    )
     return features[0], head.logits(features, target)[0]
 
 
@@ -79,7 +95,9 @@ def watched(kind: str, head: Head, **settings: Any) -> Any:
             logits = super()._read_new(state)
             if self.said is not None:
                 self.said.append(self._features)
-            for row, (length, live) in enumerate(zip(state.on_host.lengths, state.on_host.live, strict=True)):
+            for row, (length, live) in enumerate(
+                zip(state.on_host.lengths, state.on_host.live, strict=True)
+            ):
                 if logits is not None and live and length > 1:
                     self.seen.append((state.tokens[row, :length].clone(), logits[row, 0].clone()))
             return logits
@@ -108,18 +126,27 @@ def kinds_of(out: specdec.Output) -> set[str]:
 def test_a_feature_goes_with_the_token_after_it_whatever_was_accepted(kind, name, settings):
     """Ragged prompts, one of a single token."""
     # Experts are grouped by a kernel that knows no float64.
-    dtype, exact = (torch.float32, 2e-4) if name in ("mixtral", "qwen3_moe") else (torch.float64, EXACT)
+    dtype, exact = (
+        (torch.float32, 2e-4) if name in ("mixtral", "qwen3_moe") else (torch.float64, EXACT)
+    )
     target = lm(name, dtype)
     made = watched(kind, models.head(kind, target), **settings)
-    out = specdec.generate(target, prompts(9, 1, 6), drafter=made, temperature=3.0, max_new_tokens=40)
+    out = specdec.generate(
+        target, prompts(9, 1, 6), drafter=made, temperature=3.0, max_new_tokens=40
+    )
     assert kinds_of(out) == {"none", "part", "all"}
     assert len(made.seen) > 3 * 40 / 4 - 3  # at least one per row and round
     for text, logits in made.seen:
         whole = torch.full_like(logits, -torch.inf)
-        whole[made.heads.token_ids if made.heads.token_ids is not None else slice(None)] = reread(made.heads, target, text)[1][-1]
+        whole[made.heads.token_ids if made.heads.token_ids is not None else slice(None)] = reread(
+            made.heads, target, text
+        )[1][-1]
         torch.testing.assert_close(logits, whole, rtol=exact, atol=exact)
     assert (
-        max(float((ours - other).nan_to_num().abs().max()) for (_, ours), (_, other) in itertools.pairwise(made.seen))
+        max(
+            float((ours - other).nan_to_num().abs().max())
+            for (_, ours), (_, other) in itertools.pairwise(made.seen)
+        )
         > 0.1
     )
 
@@ -146,7 +173,9 @@ def test_the_memory_is_in_step_after_200_rounds(kind, monkeypatch):
     lengths, blocks = memories[-1]
     row = next(row for row, length in enumerate(lengths) if length == len(text) - 1)
     keys, values = (block[0, row, :, : lengths[row]] for block in blocks)
-    torch.testing.assert_close(features[-1][row, 0], reread(made.heads, target, text)[0][-1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        features[-1][row, 0], reread(made.heads, target, text)[0][-1], rtol=0, atol=1e-4
+    )
 
     again = watched(kind, made.heads, depth=2)
     specdec.generate(target, [text.tolist()], drafter=again, temperature=3.0, max_new_tokens=1)
@@ -172,7 +201,9 @@ def standing(made: Any, target: TransformersLM, text: Tensor) -> State:
 
 @torch.no_grad()
 def lessons(head: Head, target: TransformersLM, text: Tensor) -> list[Any]:
-    hidden = target.model(input_ids=text[None], output_hidden_states=True, use_cache=False).hidden_states
+    hidden = target.model(
+        input_ids=text[None], output_hidden_states=True, use_cache=False
+    ).hidden_states
     taps = torch.stack([hidden[-1 if tap == "head" else tap] for tap in head.taps], 2)
     return head.guesses(text[None], taps, target)
 
@@ -240,7 +271,16 @@ def test_float64_tokens_do_not_depend_on_neighbours(kind, temperature):
         assert run(settings, 2) == [together[2]]
 
 
-SERVED = ("llama_gqa", "mistral_window", "mixtral", "qwen3_moe", "qwen3", "gemma2", "gemma3", "deepseek_v3")
+SERVED = (
+    "llama_gqa",
+    "mistral_window",
+    "mixtral",
+    "qwen3_moe",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "deepseek_v3",
+)
 UNSERVED = {  # (kind, family): why
     ("eagle", "gpt2"): "no `layers` and `norm`",
     ("eagle", "opt"): "no `layers` and `norm`",
@@ -258,7 +298,9 @@ def test_greedy_tokens_are_those_of_plain_decoding(kind, name):
         pytest.skip("refused, see below")
     target, rows = lm(name), prompts(9, 1, 6)
     plain = specdec.generate(target, rows, drafter="none", max_new_tokens=16)
-    out = specdec.generate(target, rows, drafter=drafter(kind, target, TREE[kind]), max_new_tokens=16)
+    out = specdec.generate(
+        target, rows, drafter=drafter(kind, target, TREE[kind]), max_new_tokens=16
+    )
     assert tokens_of(out) == tokens_of(plain)
 
 
@@ -331,10 +373,14 @@ def test_no_tree_is_deeper_than_the_room_of_its_row(kind, settings):
     """Rows come near their wanted length at different rounds; until then they get the whole depth."""
     target = lm("llama_gqa")
     made = Recorded(drafter(kind, target, settings))
-    out = specdec.generate(target, prompts(9, 1, 6), drafter=made, temperature=3.0, max_new_tokens=9)
+    out = specdec.generate(
+        target, prompts(9, 1, 6), drafter=made, temperature=3.0, max_new_tokens=9
+    )
     assert [len(row) for row in tokens_of(out)] == [9, 9, 9]
     deepest = 2 if settings.get("branching") == [3, 2] else 3
-    assert {depth for depth, _, length in made.seen if length == 1} == {0}  # no state before the root
+    assert {depth for depth, _, length in made.seen if length == 1} == {
+        0
+    }  # no state before the root
     for depth, room, length in made.seen:
         assert depth <= room - 1
         # A ranked tree goes as deep as is worth it.
@@ -348,20 +394,30 @@ def test_no_tree_is_deeper_than_the_room_of_its_row(kind, settings):
 @pytest.mark.parametrize("tied", [False, True])
 def test_medusas_batched_product_is_its_heads_one_by_one(tied, tmp_path):
     target = lm("llama_gqa", torch.float64)
-    heads = random_head(lambda: MedusaHeads.for_target(target, heads=3, blocks=2, tied=tied), target.dtype, 0.2)
-    states = torch.randn(5, target.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    heads = random_head(
+        lambda: MedusaHeads.for_target(target, heads=3, blocks=2, tied=tied), target.dtype, 0.2
+    )
+    states = torch.randn(
+        5, target.hidden_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
 
     def one_by_one(heads: MedusaHeads) -> torch.Tensor:
         return torch.stack([target.head(head(states)) if tied else head(states) for head in heads])
 
     with torch.no_grad():
         before = one_by_one(heads)
-        torch.testing.assert_close(Stacked(heads, target.head)(states), before, rtol=EXACT, atol=EXACT)
-        torch.testing.assert_close(one_by_one(heads), before)  # its parameters are now views; they still mean the same
+        torch.testing.assert_close(
+            Stacked(heads, target.head)(states), before, rtol=EXACT, atol=EXACT
+        )
+        torch.testing.assert_close(
+            one_by_one(heads), before
+        )  # its parameters are now views; they still mean the same
         heads.save(tmp_path / "head")
         again = MedusaHeads.load(tmp_path / "head")
         torch.testing.assert_close(one_by_one(again), before)
-        assert (max(weight.shape[0] for weight in again.state_dict().values()) == target.vocabulary) is not tied
+        assert (
+            max(weight.shape[0] for weight in again.state_dict().values()) == target.vocabulary
+        ) is not tied
 
 
 def test_untrained_medusa_heads_say_what_the_target_says():
@@ -403,11 +459,15 @@ def worth(accuracies: list[list[float]], paths: Any) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_greedy_tree_is_the_best_of_all(seed):
     random_numbers = random.Random(seed)
-    accuracies = [sorted((random_numbers.random() for _ in range(2)), reverse=True) for _ in range(3)]
+    accuracies = [
+        sorted((random_numbers.random() for _ in range(2)), reverse=True) for _ in range(3)
+    ]
     for nodes in (1, 3, 5):
         tree = RankTree.greedy(accuracies, nodes)
         assert tree.nodes == nodes
-        assert worth(accuracies, tree.paths) == pytest.approx(best_by_force(accuracies, nodes), abs=1e-12)
+        assert worth(accuracies, tree.paths) == pytest.approx(
+            best_by_force(accuracies, nodes), abs=1e-12
+        )
 
 
 def test_the_greedy_tree_is_made_of_what_training_measured():
@@ -423,7 +483,9 @@ def test_the_greedy_tree_is_made_of_what_training_measured():
 
 def test_a_greedy_tree_stops_where_nothing_is_ever_right():
     assert RankTree.greedy([[0.5, 0.0], [0.4, 0.2]], 10).paths == ((0,), (0, 0), (0, 1))
-    assert RankTree.greedy([[0.0, 0.0]], 3).paths == ((0,),)  # a head that is never right still drafts its best
+    assert RankTree.greedy([[0.0, 0.0]], 3).paths == (
+        (0,),
+    )  # a head that is never right still drafts its best
 
 
 def test_cartesian_and_given_trees():
@@ -449,12 +511,16 @@ def test_a_static_tree_leaves_out_ranks_that_the_vocabulary_does_not_have():
 @pytest.mark.parametrize("name", ["medusa", "hydra_heads", "eagle"])
 def test_a_static_tree_is_drafted_in_a_vocabulary_smaller_than_its_ranks(name):
     target = tiny.target(3)
-    shape = {"tree": [[0], [4], [0, 1], [0, 3], [4, 0]]} | ({} if name == "medusa" else {"draw": "static", "depth": 2})
+    shape = {"tree": [[0], [4], [0, 1], [0, 3], [4, 0]]} | (
+        {} if name == "medusa" else {"draw": "static", "depth": 2}
+    )
     drafter = make({"name": name, **shape}, target, tiny.draft(3))
     out = specdec.generate(target, [[0, 1, 2]], drafter=drafter, max_new_tokens=8)
     assert (
         out.tokens[0].tolist()
-        == specdec.generate(target, [[0, 1, 2]], drafter="none", max_new_tokens=8).tokens[0].tolist()
+        == specdec.generate(target, [[0, 1, 2]], drafter="none", max_new_tokens=8)
+        .tokens[0]
+        .tolist()
     )
     assert out.steps[0].parents[0].tolist() == [-1, 0, 1]
 
@@ -504,7 +570,9 @@ def test_a_static_tree_takes_each_rank_at_its_parent():
             dim=-1, descending=True, stable=True
         )
     first, second = order[0].tolist(), order[1].tolist()
-    assert tree.tokens.tolist() == [[int(text[-1]), first[0], first[2], second[0], second[0], second[1]]]
+    assert tree.tokens.tolist() == [
+        [int(text[-1]), first[0], first[2], second[0], second[0], second[1]]
+    ]
     assert tree.parents.tolist() == [[-1, 0, 0, 1, 2, 2]]
 
 
@@ -525,7 +593,9 @@ def test_a_static_tree_is_cut_from_the_tree_of_its_best_tokens(kind):
             if node:
                 named[node] = (*named[parent], children.get(parent, 0))
                 children[parent] = children.get(parent, 0) + 1
-        return {named[node]: int(token) for node, token in enumerate(tree.tokens[0].tolist()) if node}
+        return {
+            named[node]: int(token) for node, token in enumerate(tree.tokens[0].tolist()) if node
+        }
 
     full = proposed({"draw": "topk", "branching": [2, 2, 2]})
     static = proposed({"draw": "static", "tree": paths})
@@ -580,9 +650,13 @@ def test_a_head_comes_back_from_its_folder(kind, tmp_path):
     out = specdec.generate(target, prompts(6, 9), drafter=made, temperature=3.0, max_new_tokens=12)
     again = build("drafter", {"name": kind, "heads": str(tmp_path / "head"), **CHAINS[kind]})
     assert again.heads.notes["accuracies"] == [[0.5, 0.25]]  # type: ignore[attr-defined]
-    same = specdec.generate(target, prompts(6, 9), drafter=again, temperature=3.0, max_new_tokens=12)
+    same = specdec.generate(
+        target, prompts(6, 9), drafter=again, temperature=3.0, max_new_tokens=12
+    )
     assert tokens_of(same) == tokens_of(out)
-    assert [step.num_accepted.tolist() for step in same.steps] == [step.num_accepted.tolist() for step in out.steps]
+    assert [step.num_accepted.tolist() for step in same.steps] == [
+        step.num_accepted.tolist() for step in out.steps
+    ]
     other = next(name for name in HEADS if name != kind)
     with pytest.raises(ValueError, match=f"expected a head of kind '{other}'"):
         build("drafter", {"name": other, "heads": str(tmp_path / "head"), **CHAINS[other]})
@@ -593,6 +667,9 @@ def test_the_users_model_and_config_are_left_as_they_were():
     before = model.config.to_dict()
     for kind in HEADS:
         specdec.generate(
-            model, prompts(5), drafter=drafter(kind, lm("mistral_window"), CHAINS[kind]), max_new_tokens=CONTEXT // 8
+            model,
+            prompts(5),
+            drafter=drafter(kind, lm("mistral_window"), CHAINS[kind]),
+            max_new_tokens=CONTEXT // 8,
         )
     assert model.config.to_dict() == before

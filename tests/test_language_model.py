@@ -51,7 +51,10 @@ def both_rounds(model, tolerance: float, taps=()) -> None:
         path, counts = KEPT
         session.keep(path, counts)
         session._memory.check_integrity()
-        rows = [row + tree.tokens[i, [0, *path[i, : counts[i]].tolist()]].tolist() for i, row in enumerate(rows)]
+        rows = [
+            row + tree.tokens[i, [0, *path[i, : counts[i]].tolist()]].tolist()
+            for i, row in enumerate(rows)
+        ]
         assert session._memory.lengths == [len(row) for row in rows]
         following = TokenTree(tokens_of(2, 3, 7), PARENTS.flip(0))
         assert worst(model, following, session.score(following).logits, rows) < tolerance
@@ -129,8 +132,12 @@ def test_a_model_that_ignores_positions_is_found_out():
     model = build("llama_gqa")
     forward = model.forward
 
-    def without_mask(input_ids, position_ids=None, attention_mask=None, past_key_values=None, use_cache=None):
-        return forward(input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values)
+    def without_mask(
+        input_ids, position_ids=None, attention_mask=None, past_key_values=None, use_cache=None
+    ):
+        return forward(
+            input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values
+        )
 
     model.forward = without_mask
     with pytest.raises(ValueError, match="differ from plain decoding"):
@@ -139,8 +146,12 @@ def test_a_model_that_ignores_positions_is_found_out():
 
 def test_an_error_inside_a_foreign_forward_is_a_refusal():
     model = build("llama_gqa")
-    model.forward = lambda input_ids, position_ids, attention_mask, past_key_values, use_cache: past_key_values.rows
-    with pytest.raises(ValueError, match=r"cannot score a token tree: its forward fails.*no attribute 'rows'"):
+    model.forward = lambda input_ids, position_ids, attention_mask, past_key_values, use_cache: (
+        past_key_values.rows
+    )
+    with pytest.raises(
+        ValueError, match=r"cannot score a token tree: its forward fails.*no attribute 'rows'"
+    ):
         TransformersLM(model)
 
 
@@ -160,9 +171,16 @@ def test_what_is_not_plain_attention_may_not_pass_for_it():
 
 
 def test_longrope_is_used_up_to_the_original_context():
-    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "rope_theta": 1e4,
+    }
     rope["original_max_position_embeddings"] = 24
-    config = models.hf.Phi3Config(**models.GROUPED, original_max_position_embeddings=24, rope_parameters=rope)
+    config = models.hf.Phi3Config(
+        **models.GROUPED, original_max_position_embeddings=24, rope_parameters=rope
+    )
     lm = TransformersLM(models.sharpened(models.hf.Phi3ForCausalLM(config)))
     assert lm.context == 24
 
@@ -272,7 +290,9 @@ def test_extra_layers_are_refused_where_they_would_not_be_zero():
 def test_every_floating_point_type_runs(dtype, temperature):
     model = build("llama_gqa", dtype)
     draft = {"name": "small_model", "model": model, "depth": 3, "branching": [2, 1, 1]}
-    out = specdec.generate(model, prompts(7, 4), drafter=draft, max_new_tokens=12, temperature=temperature)
+    out = specdec.generate(
+        model, prompts(7, 4), drafter=draft, max_new_tokens=12, temperature=temperature
+    )
     assert [len(tokens) for tokens in out.tokens] == [12, 12]
     assert out.report.tau > 1.5  # the draft model is the target
 

@@ -11,10 +11,10 @@ import torch
 import specdec
 from specdec import Drafter, Keyed, Laws, SiblingLaw, TokenTree, chance
 from specdec.chance import KeyedDraws, Trace
+from specdec.models.table import TableModel
 from specdec.output import Emission
 from specdec.verifying import rejection
 from specdec.verifying.walk import Walk, drawn_out, ratio, residual
-from specdec.models.table import TableModel
 from tests.exact import COINS, KNOWN, Toy, exact, make
 from tests.test_chance import BELOW_1, Injected, recording
 from verifiers.block import Block
@@ -23,8 +23,20 @@ from verifiers.rrs_wor import RecursiveRejectionWithoutReplacement
 
 EXACT = 1e-12
 FOUR = Toy(
-    p={(): [4, 3, 2, 1], (0,): [1, 5, 2, 2], (1,): [3, 1, 3, 3], (2,): [2, 2, 5, 1], (3,): [4, 1, 1, 4]},
-    q={(): [1, 2, 3, 4], (0,): [3, 2, 1, 4], (1,): [1, 4, 4, 1], (2,): [3, 3, 2, 2], (3,): [1, 2, 3, 4]},
+    p={
+        (): [4, 3, 2, 1],
+        (0,): [1, 5, 2, 2],
+        (1,): [3, 1, 3, 3],
+        (2,): [2, 2, 5, 1],
+        (3,): [4, 1, 1, 4],
+    },
+    q={
+        (): [1, 2, 3, 4],
+        (0,): [3, 2, 1, 4],
+        (1,): [1, 4, 4, 1],
+        (2,): [3, 3, 2, 2],
+        (3,): [1, 2, 3, 4],
+    },
 )
 FAIR = Toy({(): [1, 1]}, {(): [3, 2]})
 CHAIN = {"name": "small_model", "depth": 2}
@@ -41,7 +53,9 @@ class Fixed(Drafter):
     def propose(self, state, chance) -> TokenTree:
         if state.deepest < 2:
             return TokenTree.root(state.roots, self.law)
-        tokens = torch.cat([state.roots[:, None], torch.tensor([self.drafted] * len(state.roots))], 1)
+        tokens = torch.cat(
+            [state.roots[:, None], torch.tensor([self.drafted] * len(state.roots))], 1
+        )
         return TokenTree(tokens, torch.tensor([self.parents] * len(tokens)), self.law, self.q)
 
 
@@ -78,10 +92,14 @@ def test_fault_1_bonus_without_temperature():
 
 def test_fault_2_rejection_samples_p(monkeypatch):
     assert exact(FOUR, make(CHAIN, FOUR), "token", 3).distance(FOUR.plain(3)) < EXACT
-    monkeypatch.setattr(rejection, "residual", lambda p, q: (p, torch.zeros(len(p), dtype=torch.bool)))
+    monkeypatch.setattr(
+        rejection, "residual", lambda p, q: (p, torch.zeros(len(p), dtype=torch.bool))
+    )
     wrong = exact(FOUR, make(CHAIN, FOUR), "token", 3)
     assert wrong.distance(FOUR.plain(3)) == pytest.approx(81 / 500, abs=1e-12)
-    assert wrong.accepted == pytest.approx(99 / 100, abs=1e-12)  # the accepted length is as it should be
+    assert wrong.accepted == pytest.approx(
+        99 / 100, abs=1e-12
+    )  # the accepted length is as it should be
 
 
 # ---------------------------------------------------------------------------------- 3: the target's draw is thrown away
@@ -93,9 +111,15 @@ class DrawsAgain(Naive):
     def verify(self, trees: TokenTree, laws: Laws, chance) -> specdec.Verdict:
         walk = Walk(trees, laws.state.live)
         for _ in range(trees.depth):
-            child = walk.find(chance.categorical(laws[walk.rows, walk.node], walk.sites(), "target"))
+            child = walk.find(
+                chance.categorical(laws[walk.rows, walk.node], walk.sites(), "target")
+            )
             walk.step(child, walk.open & (child > 0))
-        return walk.verdict(chance.categorical(laws[walk.rows, walk.node], walk.sites(live=laws.state.live), "again"))
+        return walk.verdict(
+            chance.categorical(
+                laws[walk.rows, walk.node], walk.sites(live=laws.state.live), "again"
+            )
+        )
 
 
 def test_fault_3_token_matching_draws_again():
@@ -121,7 +145,9 @@ def test_fault_5_argmax_drafts_claim_to_be_samples():
 def test_fault_5_top_k_siblings_claim_to_be_samples(monkeypatch):
     top_k = {**TREE, "draw": "topk"}
     assert exact(FOUR, make(top_k, FOUR), "rrs_wor", 3).distance(FOUR.plain(3)) < EXACT
-    monkeypatch.setattr(Trace, "without_replacement", lambda self, law, k, at, purpose: law.topk(k).indices)
+    monkeypatch.setattr(
+        Trace, "without_replacement", lambda self, law, k, at, purpose: law.topk(k).indices
+    )
     wrong = exact(FOUR, make({**TREE, "draw": "wor"}, FOUR), "rrs_wor", 3)
     assert wrong.distance(FOUR.plain(3)) > 0.2
 
@@ -138,7 +164,9 @@ class UnsharpenedAtZero(Naive):
         walk = Walk(trees, laws.state.live)
         for _ in range(trees.depth):
             child, p = walk.child(0), laws.scores[walk.rows, walk.node].softmax(-1)
-            accepted = chance.bernoulli(ratio(p, self.q, walk.token(child)).clamp(max=1), walk.sites(child), "accept")
+            accepted = chance.bernoulli(
+                ratio(p, self.q, walk.token(child)).clamp(max=1), walk.sites(child), "accept"
+            )
             walk.step(child, walk.open & accepted & (child > 0))
         return walk.verdict(laws.argmax[walk.rows, walk.node])
 
@@ -192,15 +220,23 @@ class ShrinksSharedQ(RecursiveRejectionWithoutReplacement):
         walk = Walk(trees, laws.state.live)
         bonus = torch.zeros_like(walk.node)
         for level in range(trees.depth + 1):
-            p, undecided, chosen = laws[walk.rows, walk.node], walk.open, torch.zeros_like(walk.node)
+            p, undecided, chosen = (
+                laws[walk.rows, walk.node],
+                walk.open,
+                torch.zeros_like(walk.node),
+            )
             for rank in range(trees.width if level < trees.depth else 0):
                 child = walk.child(rank)
                 trying, token, q = undecided & (child > 0), walk.token(child), trees.q[:, 0]
-                accepted = chance.bernoulli(ratio(p, q, token).clamp(max=1), walk.sites(child, live=trying), "accept")
+                accepted = chance.bernoulli(
+                    ratio(p, q, token).clamp(max=1), walk.sites(child, live=trying), "accept"
+                )
                 chosen, undecided = torch.where(accepted, child, chosen), undecided & ~accepted
                 p = torch.where((trying & ~accepted)[:, None], residual(p, q)[0], p)
                 q.copy_(drawn_out(q, token))  # in place
-            bonus = torch.where(undecided, chance.categorical(p, walk.sites(live=undecided), "bonus"), bonus)
+            bonus = torch.where(
+                undecided, chance.categorical(p, walk.sites(live=undecided), "bonus"), bonus
+            )
             if level < trees.depth:
                 walk.step(chosen, walk.open & (chosen > 0))
         return walk.verdict(bonus)
@@ -237,7 +273,9 @@ class NoRank(KeyedDraws):
     """Siblings share one number: re-seeded inside the loop."""
 
     def uniform(self, at, k, purpose):
-        return super().uniform(at._replace(ranks=torch.zeros_like(at.ranks)), 1, purpose).expand(-1, k)
+        return (
+            super().uniform(at._replace(ranks=torch.zeros_like(at.ranks)), 1, purpose).expand(-1, k)
+        )
 
 
 class ByPosition(KeyedDraws):
@@ -328,7 +366,9 @@ class ConstantChance(Keyed):
     def round(self, state) -> Injected:
         draws = Injected(self.u)
         if self.closed:
-            draws.bernoulli = lambda p, at, purpose: (draws.uniform(at, 1, purpose)[:, 0] <= p) & at.live
+            draws.bernoulli = lambda p, at, purpose: (
+                (draws.uniform(at, 1, purpose)[:, 0] <= p) & at.live
+            )
         return draws
 
 
@@ -351,7 +391,13 @@ def tokens_at(source: Keyed, rule, drafter=CHAIN) -> set[int]:
 @pytest.mark.parametrize("u", [0.0, BELOW_1])
 @pytest.mark.parametrize(
     ("drafter", "rule"),
-    [(CHAIN, "token"), (CHAIN, "block"), (CHAIN, "naive"), (TREE, "rrs_wor"), ({**TREE, "draw": "wr"}, "rrs_wr")],
+    [
+        (CHAIN, "token"),
+        (CHAIN, "block"),
+        (CHAIN, "naive"),
+        (TREE, "rrs_wor"),
+        ({**TREE, "draw": "wr"}, "rrs_wr"),
+    ],
 )
 def test_nothing_of_probability_0_is_emitted_at_the_ends(drafter, rule, u):
     assert tokens_at(ConstantChance(u), rule, drafter) <= {1, 2}
@@ -363,7 +409,9 @@ def test_fault_12_less_or_equal_accepts_probability_0():
 
 def test_fault_12_a_coin_of_exactly_1():
     assert not tokens_at(ConstantChance(1.0), "naive") <= {1, 2}
-    assert float(chance._unit(torch.tensor([-1]))) == BELOW_1  # 64 bits of 1: the largest number there is
+    assert (
+        float(chance._unit(torch.tensor([-1]))) == BELOW_1
+    )  # 64 bits of 1: the largest number there is
 
 
 # ------------------------------------------------------------------------------------------- 13: nothing left of p
@@ -443,8 +491,14 @@ def ends_well() -> bool:
     past_end = Fixed([0, 1, 2, 3], [1, 1, 2, 1])
     past_end_too = Fixed([0, 1, 2, 3], [1, 1, 2, 1])
     ended = specdec.generate(WithEnd(ENDS.p), [[0]], drafter=past_end, max_new_tokens=12)
-    cut = specdec.generate(WithEnd(ENDS.p), [[0]], drafter=past_end_too, max_new_tokens=5, ignore_eos=True)
-    eos = ended.tokens[0].tolist() == [1, 1, 2] and ended.finish_reasons == ["eos"] and ended.report.num_tokens == 3
+    cut = specdec.generate(
+        WithEnd(ENDS.p), [[0]], drafter=past_end_too, max_new_tokens=5, ignore_eos=True
+    )
+    eos = (
+        ended.tokens[0].tolist() == [1, 1, 2]
+        and ended.finish_reasons == ["eos"]
+        and ended.report.num_tokens == 3
+    )
     return eos and len(cut.tokens[0]) == 5 and cut.finish_reasons == ["length"]
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.strangers import IN_ORDER, announce, write
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("specdec", "drafters", "verifiers", "conf", "experiments")
 MAY_IMPORT = {
@@ -66,7 +68,9 @@ def imported_modules(source: Path, known: set[str], at_once: bool) -> set[str]:
 
 def test_no_module_imports_itself_in_a_circle():
     known = modules()
-    waiting = {name: imported_modules(path, set(known), at_once=True) for name, path in known.items()}
+    waiting = {
+        name: imported_modules(path, set(known), at_once=True) for name, path in known.items()
+    }
     while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
         for name in free:
             del waiting[name]
@@ -74,7 +78,17 @@ def test_no_module_imports_itself_in_a_circle():
 
 
 # What lies in experiments/ from the bottom up: a room imports itself and those before it.
-ROOMS = ("terminal", "system", "prompts", "certificates", "study", "measuring", "report", "benchmarks", "training")
+ROOMS = (
+    "terminal",
+    "system",
+    "prompts",
+    "certificates",
+    "study",
+    "measuring",
+    "report",
+    "benchmarks",
+    "training",
+)
 FORMER = {
     f"experiments.{name}" for name in ("logger", "program", "progress", "schema")
 }  # what training still calls them
@@ -82,15 +96,23 @@ FORMER = {
 
 def test_rooms_of_experiments_import_only_what_is_below_them():
     known = modules()
-    top = {name for name in known if name.startswith("experiments.") and name.split(".")[1] not in ROOMS}
-    assert {path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").exists()} == set(ROOMS)
+    top = {
+        name
+        for name in known
+        if name.startswith("experiments.") and name.split(".")[1] not in ROOMS
+    }
+    assert {
+        path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").exists()
+    } == set(ROOMS)
     wrong = {}
     for name, path in known.items():
         room = name.split(".")[1] if name.startswith("experiments.") else None
         if room in ROOMS and path.name != "__main__.py":
             above = {f"experiments.{other}" for other in ROOMS[ROOMS.index(room) + 1 :]}
             needs = imported_modules(path, set(known), at_once=False) - FORMER
-            forbidden = {need for need in needs if need in top or ".".join(need.split(".")[:2]) in above}
+            forbidden = {
+                need for need in needs if need in top or ".".join(need.split(".")[:2]) in above
+            }
             wrong |= {name: sorted(forbidden)} if forbidden else {}
     assert not wrong
 
@@ -139,16 +161,43 @@ def elsewhere(tmp_path_factory):
     copy, environment = folder / "copy", folder / "environment"
     copy.mkdir()
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, copy, cwd=folder)
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        folder,
+        copy,
+        cwd=folder,
+    )
     (wheel,) = folder.glob("*.whl")
 
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        wheel,
+        cwd=folder,
+    )
+    site = Path(
+        run(
+            python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder
+        ).strip()
+    )
     libraries = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (site / "libraries.pth").write_text("\n".join(libraries))
     return environment, site
@@ -157,7 +206,9 @@ def elsewhere(tmp_path_factory):
 def run(*command, cwd: Path) -> str:
     """What a command prints, run away from the checkout. Fails with everything it said."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -170,7 +221,9 @@ def test_wheel_holds_every_file(elsewhere):
 @pytest.mark.slow
 def test_wheel_is_what_imports(elsewhere, tmp_path):
     environment, site = elsewhere
-    program = f"import importlib\nfor name in {PACKAGES}: print(importlib.import_module(name).__file__)"
+    program = (
+        f"import importlib\nfor name in {PACKAGES}: print(importlib.import_module(name).__file__)"
+    )
     found = run(environment / "bin" / "python", "-c", program, cwd=tmp_path).split()
     assert [Path(path).parent for path in found] == [site / package for package in PACKAGES]
 
@@ -184,5 +237,38 @@ def test_wheel_has_the_commands(elsewhere, tmp_path):
 
 @pytest.mark.slow
 def test_wheel_decodes_with_the_bundled_models(elsewhere, tmp_path):
-    command = (elsewhere[0] / "bin" / "specdec", "class Stack:", "--drafter", "small_model", "--max-new-tokens", "8")
+    command = (
+        elsewhere[0] / "bin" / "specdec",
+        "class Stack:",
+        "--drafter",
+        "small_model",
+        "--max-new-tokens",
+        "8",
+    )
     assert "tau" in run(*command, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_package_of_somebody_else_beside_the_wheel(elsewhere, tmp_path):
+    """Installed too, it announces itself: decoding, Hydra and the laws know its plug-ins."""
+    environment, site = elsewhere
+    write(site, "theirs_installed", IN_ORDER)
+    announce(site, "theirs_installed")
+    python, specdec = environment / "bin" / "python", environment / "bin" / "specdec"
+    assert "echo_far" in run(specdec, "--help", cwd=tmp_path)
+    command = (
+        specdec,
+        "class Stack:",
+        "--drafter",
+        "echo",
+        "--verifier",
+        "mine",
+        "--max-new-tokens",
+        "8",
+    )
+    assert "[echo + mine," in run(*command, cwd=tmp_path)
+    assert "echo_far" in run(python, "-m", "experiments.run", "--help", cwd=tmp_path)
+    laws = ("-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "experiments.certificates.laws")
+    said = run(python, *laws, "-k", "(echo and mine) or order", cwd=tmp_path)
+    assert " passed" in said
+    assert "failed" not in said

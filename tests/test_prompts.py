@@ -18,8 +18,17 @@ from specdec.models.load import load
 from specdec.plugins import build
 
 SPEC_BENCH = [
-    {"question_id": 1, "category": "writing", "turns": ["Describe a sunrise over the sea.", "Make it a limerick."]},
-    {"question_id": 2, "category": "qa", "turns": ["Who wrote the first published algorithm?"], "reference": ["Ada"]},
+    {
+        "question_id": 1,
+        "category": "writing",
+        "turns": ["Describe a sunrise over the sea.", "Make it a limerick."],
+    },
+    {
+        "question_id": 2,
+        "category": "qa",
+        "turns": ["Who wrote the first published algorithm?"],
+        "reference": ["Ada"],
+    },
 ]
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -40,7 +49,13 @@ def jsonl(path, *entries):
 
 @pytest.mark.parametrize("name", ["file.jsonl", "file.jsonl.gz"])
 def test_json_lines_that_people_have(tmp_path, name):
-    path = jsonl(tmp_path / name, *SPEC_BENCH, HUMANEVAL, GSM8K, {"prompt": "Once\u2028upon", "category": "story"})
+    path = jsonl(
+        tmp_path / name,
+        *SPEC_BENCH,
+        HUMANEVAL,
+        GSM8K,
+        {"prompt": "Once\u2028upon", "category": "story"},
+    )
     found = read("jsonl", path, category="category")
     assert [prompt.turns for prompt in found] == [
         ("Describe a sunrise over the sea.", "Make it a limerick."),
@@ -51,11 +66,15 @@ def test_json_lines_that_people_have(tmp_path, name):
     ]
     assert [prompt.category for prompt in found] == ["writing", "qa", "all", "all", "story"]
     assert [prompt.index for prompt in found] == [0, 1, 2, 3, 4]
-    assert [prompt.text for prompt in read("jsonl", jsonl(tmp_path / name, GSM8K), field="answer")] == [GSM8K["answer"]]
+    assert [
+        prompt.text for prompt in read("jsonl", jsonl(tmp_path / name, GSM8K), field="answer")
+    ] == [GSM8K["answer"]]
 
 
 def test_line_ends_inside_a_text_are_no_ends_of_lines(tmp_path):
-    (tmp_path / "a.jsonl").write_text('\ufeff{"prompt": "one\u2028two\x85three"}\r\n', encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(
+        '\ufeff{"prompt": "one\u2028two\x85three"}\r\n', encoding="utf-8"
+    )
     (found,) = read("jsonl", str(tmp_path / "a.jsonl"))
     assert found.text == "one\u2028two\x85three"
 
@@ -72,15 +91,23 @@ def test_a_json_list_is_a_file_of_prompts(tmp_path, name):
         data = content.encode()
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
         found = read("jsonl", str(tmp_path / name), category="category")
-        assert [(prompt.text, prompt.category) for prompt in found] == [("one\ntwo", "all"), ("three", "story")]
+        assert [(prompt.text, prompt.category) for prompt in found] == [
+            ("one\ntwo", "all"),
+            ("three", "story"),
+        ]
     (tmp_path / "bad.json").write_text('["fine", 7]')
-    with pytest.raises(ValueError, match=r"bad\.json, entry 2: expected an object .* or a text, got 7"):
+    with pytest.raises(
+        ValueError, match=r"bad\.json, entry 2: expected an object .* or a text, got 7"
+    ):
         read("jsonl", str(tmp_path / "bad.json"))
 
 
 def test_text(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
-    assert [prompt.text for prompt in read("text", str(tmp_path / "a.txt"))] == ["one\ntwo", "three"]
+    assert [prompt.text for prompt in read("text", str(tmp_path / "a.txt"))] == [
+        "one\ntwo",
+        "three",
+    ]
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\r\n\r\ntwo"))
     assert [prompt.text for prompt in read("text", str(tmp_path / "a.txt.gz"))] == ["one", "two"]
 
@@ -104,7 +131,10 @@ def test_folder(tmp_path):
 
 def test_limit_takes_from_each_category_and_a_seed_shuffles(tmp_path):
     kinds = ["code"] * 6 + ["prose"] * 6
-    path = jsonl(tmp_path / "a.jsonl", *({"prompt": str(n), "category": kind} for n, kind in enumerate(kinds)))
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        *({"prompt": str(n), "category": kind} for n, kind in enumerate(kinds)),
+    )
     found = read("jsonl", path, category="category", limit=2)
     assert [(prompt.index, prompt.category) for prompt in found] == [(0, "code"), (6, "prose")]
     shuffled = [read("jsonl", path, category="category", seed=seed, limit=6) for seed in (1, 1, 2)]
@@ -119,7 +149,10 @@ def test_limit_takes_from_each_category_and_a_seed_shuffles(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"promt": "b"}', r"line 3: none of turns, prompt, question \(found: promt\); set prompts.field"),
+        (
+            '{"promt": "b"}',
+            r"line 3: none of turns, prompt, question \(found: promt\); set prompts.field",
+        ),
         ('{"prompt": ""}', "line 3: 'prompt' must hold a text that is not empty.*got ''"),
         ('{"turns": []}', "line 3: 'turns' must hold"),
         ('{"turns": ["a", 1]}', "line 3: 'turns' must hold"),
@@ -137,7 +170,9 @@ def test_bad_lines_are_named(tmp_path, line, message):
 
 def test_fields_and_files_that_are_not_there(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", GSM8K)
-    with pytest.raises(ValueError, match=r"line 1: 'text' is not there \(found: question, answer\)"):
+    with pytest.raises(
+        ValueError, match=r"line 1: 'text' is not there \(found: question, answer\)"
+    ):
         read("jsonl", path, field="text")
     with pytest.raises(ValueError, match="no file of prompts at"):
         read("jsonl", str(tmp_path / "b.jsonl"))
@@ -177,7 +212,10 @@ def test_data_sets(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     jsonl(tmp_path / "set" / "test.jsonl", *({**GSM8K, "category": kind} for kind in ("a", "b")))
     found = read("datasets", str(tmp_path / "set"), category="category", split="test")
-    assert [(prompt.text, prompt.category) for prompt in found] == [(GSM8K["question"], "a"), (GSM8K["question"], "b")]
+    assert [(prompt.text, prompt.category) for prompt in found] == [
+        (GSM8K["question"], "a"),
+        (GSM8K["question"], "b"),
+    ]
     with pytest.raises(ValueError, match="row 0: 'text' is not there"):
         read("datasets", str(tmp_path / "set"), field="text")
     with pytest.raises(ValueError, match=r"datasets cannot load .*nowhere"):
@@ -195,7 +233,9 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def target():
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<end>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<end>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -203,7 +243,10 @@ def target():
         max_position_embeddings=64, eos_token_id=0, bos_token_id=None, initializer_range=0.5,
     )  # fmt: skip
     return load(
-        (LlamaForCausalLM(config).eval(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>"))
+        (
+            LlamaForCausalLM(config).eval(),
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>"),
+        )
     )
 
 
@@ -212,7 +255,9 @@ def ids(text):
 
 
 def test_a_conversation_without_a_template_grows_by_the_tokens(target):
-    talk = Conversation(Prompt(0, "a b", "all", ("c", "d")), target.tokenizer, False, target.eos_ids)
+    talk = Conversation(
+        Prompt(0, "a b", "all", ("c", "d")), target.tokenizer, False, target.eos_ids
+    )
     assert talk.ids == ids("a b")
     talk.answer(ids("e f <end>"))
     assert talk.ids == ids("a b e f c")
@@ -235,7 +280,11 @@ def test_who_uses_a_template(target, monkeypatch):
     with pytest.raises(ValueError, match=r"no chat template; set prompts\.chat=false"):
         uses_chat(target.tokenizer, True)
     monkeypatch.setattr(target.tokenizer, "chat_template", TEMPLATE)
-    assert [uses_chat(target.tokenizer, chat) for chat in (None, True, False)] == [True, True, False]
+    assert [uses_chat(target.tokenizer, chat) for chat in (None, True, False)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 PROMPTS = [Prompt(0, "a b", "x", ("c", "d")), Prompt(1, "e", "y"), Prompt(2, "f g", "x", ("h",))]
@@ -245,7 +294,11 @@ PROMPTS = [Prompt(0, "a b", "x", ("c", "d")), Prompt(1, "e", "y"), Prompt(2, "f 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_turns_are_played_in_sequence_with_each_ways_own_answers(target, batch_size, temperature):
     available = {
-        name: ways.Ours(target, build("drafter", drafter), {"temperature": temperature, "ignore_eos": name == "method"})
+        name: ways.Ours(
+            target,
+            build("drafter", drafter),
+            {"temperature": temperature, "ignore_eos": name == "method"},
+        )
         for name, drafter in (("method", "ngram"), ("none", "none"))
     }
     play = Play(PROMPTS, target, None, batch_size, 5)
@@ -258,7 +311,9 @@ def test_turns_are_played_in_sequence_with_each_ways_own_answers(target, batch_s
                 before = said.get((way, prompt.index), [])
                 assert one.given[way][row] == before + ids(prompt.turns[one.turn])
                 answer = sample.tokens[row]
-                said[way, prompt.index] = one.given[way][row] + (answer[:-1] if answer[-1] == 0 else answer)
+                said[way, prompt.index] = one.given[way][row] + (
+                    answer[:-1] if answer[-1] == 0 else answer
+                )
     turns = {(prompt.index, one.turn) for one in played for prompt in one.prompts}
     assert turns == {(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)}
     measured = measures.way_result(played, "method", available["method"])
@@ -267,7 +322,9 @@ def test_turns_are_played_in_sequence_with_each_ways_own_answers(target, batch_s
 
 def test_a_conversation_that_cannot_fit_is_refused_before_anything_runs(target):
     Play(PROMPTS, target, None, 1, 19)  # 4 + 3 * 19 tokens in a context of 64
-    with pytest.raises(ValueError, match=r"prompt 0 has 3 turns; .*max_new_tokens=21 .* 67 tokens, over .* 64"):
+    with pytest.raises(
+        ValueError, match=r"prompt 0 has 3 turns; .*max_new_tokens=21 .* 67 tokens, over .* 64"
+    ):
         Play(PROMPTS, target, None, 1, 21)
     with pytest.raises(ValueError, match="prompt 1 has 70 tokens"):
         Play([PROMPTS[1], Prompt(1, "a " * 70, "x")], target, None, 1, 2)
@@ -279,7 +336,9 @@ def test_prompts_of_a_length_keep_their_ending(target, tmp_path):
     path = tmp_path / "four.txt"
     path.write_text("a b c\n\nd\n\ne f\n\ng h a b c d")
     found = read("text", str(path), limit=2, tokens=4)
-    openings = [Conversation(prompt, target.tokenizer, False, target.eos_ids).ids for prompt in found]
+    openings = [
+        Conversation(prompt, target.tokenizer, False, target.eos_ids).ids for prompt in found
+    ]
     assert openings == [ids("d a b c"), ids("a b c d")]
     (longest,) = read("text", str(path), limit=1, tokens=12)
     assert Conversation(longest, target.tokenizer, False, ()).ids == ids("d e f g h a b c d a b c")
@@ -305,7 +364,9 @@ def test_prompts_that_do_not_fit_can_be_skipped(target):
     play = Play(prompts, target, False, 2, 4, too_long="skip")
     assert play.skipped == [Skipped(prompt=1, tokens=65), Skipped(prompt=2, tokens=65)]
     assert [prompt.index for batch in play.batches for prompt in batch] == [0, 3]
-    with pytest.raises(ValueError, match=r"none of 1 prompts fits the target's context of 64 .* takes 65"):
+    with pytest.raises(
+        ValueError, match=r"none of 1 prompts fits the target's context of 64 .* takes 65"
+    ):
         Play(prompts[1:2], target, False, 1, 4, too_long="skip")
     with pytest.raises(ValueError, match="must be refuse or skip, got 'drop'"):
         Play(prompts, target, False, 1, 4, too_long="drop")

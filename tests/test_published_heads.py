@@ -32,7 +32,10 @@ LLAMA = {
     "torch_dtype": "float16",
 }
 KEPT = torch.arange(OWN) * 3 + 1
-TABLES = {"d2t": KEPT - torch.arange(OWN), "t2d": torch.zeros(V, dtype=torch.bool).index_fill(0, KEPT, True)}
+TABLES = {
+    "d2t": KEPT - torch.arange(OWN),
+    "t2d": torch.zeros(V, dtype=torch.bool).index_fill(0, KEPT, True),
+}
 
 
 def layer(prefix, width=D):
@@ -51,7 +54,13 @@ def layer(prefix, width=D):
 
 def eagle3_weights(prefix):
     norms = {f"{prefix}{name}.weight": (D,) for name in ("hidden_norm", "input_layernorm")}
-    return {**layer(prefix, 2 * D), **norms, "fc.weight": (D, 3 * D), "norm.weight": (D,), "lm_head.weight": (OWN, D)}
+    return {
+        **layer(prefix, 2 * D),
+        **norms,
+        "fc.weight": (D, 3 * D),
+        "norm.weight": (D,),
+        "lm_head.weight": (OWN, D),
+    }
 
 
 def medusa():
@@ -61,7 +70,11 @@ def medusa():
         for b in range(2)
         for part in ("weight", "bias")
     }
-    return {"medusa_num_heads": 3, "medusa_num_layers": 2}, blocks | {f"{k}.2.weight": (V, D) for k in range(3)}, {}
+    return (
+        {"medusa_num_heads": 3, "medusa_num_layers": 2},
+        blocks | {f"{k}.2.weight": (V, D) for k in range(3)},
+        {},
+    )
 
 
 def eagle():
@@ -84,7 +97,9 @@ def of_speculators():
         "norm_before_residual": True,
         "norm_before_fc": True,
         "eagle_aux_hidden_state_layer_ids": [1, 2, 3],
-        "transformer_layer_config": {key: value for key, value in LLAMA.items() if key != "architectures"},
+        "transformer_layer_config": {
+            key: value for key, value in LLAMA.items() if key != "architectures"
+        },
     }
     return config, {**eagle3_weights("layers.0."), "input_norm.weight": (3 * D,)}, TABLES
 
@@ -101,7 +116,10 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 def folder_of(place, layout, change=lambda config, weights: None, **shapes):
     config, sizes, tables = LAYOUTS[layout][1]()
     random = torch.Generator().manual_seed(0)
-    weights = {name: torch.randn(shape, generator=random).half() for name, shape in (sizes | shapes).items()} | tables
+    weights = {
+        name: torch.randn(shape, generator=random).half()
+        for name, shape in (sizes | shapes).items()
+    } | tables
     change(config, weights)
     place.mkdir(exist_ok=True)
     (place / "config.json").write_text(json.dumps(config))
@@ -131,7 +149,9 @@ def test_every_key_lands_where_it_belongs(layout, tmp_path):
 @every_layout
 def test_missing_extra_and_misshapen_keys_are_named(layout, tmp_path):
     def spoil(config, weights):
-        first, second = [name for name in weights if name.endswith("_proj.weight") or "linear" in name][:2]
+        first, second = [
+            name for name in weights if name.endswith("_proj.weight") or "linear" in name
+        ][:2]
         weights["surplus.weight"] = weights.pop(first)
         weights[second] = weights[second][:-1].clone()
         told.extend([first, second])
@@ -168,9 +188,17 @@ def test_drafts_for_a_target_of_its_size(layout, tmp_path):
     else:
         config, weights = head.to_speculators("someone/model", [])
     (tmp_path / "config.json").write_text(json.dumps(config, default=str))
-    save_file({key: value.detach().clone() for key, value in weights.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {key: value.detach().clone() for key, value in weights.items()},
+        tmp_path / "model.safetensors",
+    )
     out = [
-        specdec.generate(target, [[1, 2, 3], [4, 5]], drafter={"name": name, "heads": heads, **tree}, max_new_tokens=12)
+        specdec.generate(
+            target,
+            [[1, 2, 3], [4, 5]],
+            drafter={"name": name, "heads": heads, **tree},
+            max_new_tokens=12,
+        )
         for heads in (head, tmp_path)
         for tree in [{"tree": [[0], [1], [0, 0]]} if name == "medusa" else {"depth": 2, "nodes": 4}]
     ]
@@ -185,11 +213,15 @@ def test_a_rounded_head_turns_by_the_same_angles(layout, dtype, tmp_path):
     folder_of(tmp_path, layout)
     head = LAYOUTS[layout][0].load(tmp_path).to(dtype)
     rotary = head.decoder.get_submodule("rotary_emb")
-    frequencies = 500000.0 ** (-torch.arange(0, D // 4, 2) / (D // 4))  # RoFormer 2104.09864, section 3.2.2
+    frequencies = 500000.0 ** (
+        -torch.arange(0, D // 4, 2) / (D // 4)
+    )  # RoFormer 2104.09864, section 3.2.2
     assert {weight.dtype for weight in head.parameters()} == {dtype}
     assert torch.allclose(rotary.inv_freq.double(), frequencies.double(), rtol=1e-6)
     cosines, _ = rotary(torch.zeros(1, 1, 1), torch.tensor([[100]]))
-    assert torch.allclose(cosines[0, 0, : D // 8].double(), (100 * frequencies.double()).cos(), atol=1e-4)
+    assert torch.allclose(
+        cosines[0, 0, : D // 8].double(), (100 * frequencies.double()).cos(), atol=1e-4
+    )
 
 
 def test_a_medusa_file_without_measured_accuracies_gets_a_usual_tree(tmp_path):
@@ -208,15 +240,18 @@ def test_taps_are_the_files_or_else_the_targets_usual_ones(tmp_path):
     folder_of(tmp_path / "unsaid", "eagle3")
     head, target = Eagle3Head.load(tmp_path / "unsaid"), load(shared("llama_gqa"))
     assert head.taps == ()
-    head.meet(target)
-    assert head.taps == default_taps(target)
-    assert head.settings["taps"] == list(head.taps)
+    assert head.taps_for(target) == default_taps(target)
+    assert head.taps == ()  # the head is the same for the next target
 
 
 def test_layers_that_the_target_does_not_have(tmp_path):
-    folder_of(tmp_path, "speculators", lambda config, _: config.update(eagle_aux_hidden_state_layer_ids=[2, 30, 61]))
+    folder_of(
+        tmp_path,
+        "speculators",
+        lambda config, _: config.update(eagle_aux_hidden_state_layer_ids=[2, 30, 61]),
+    )
     with pytest.raises(ValueError, match=r"reads layers \[2, 30, 61\], the target has \d"):
-        Eagle3Head.load(tmp_path).meet(load(shared("llama_gqa")))
+        Eagle3Head.load(tmp_path).taps_for(load(shared("llama_gqa")))
 
 
 def test_residual_norms_are_two_functions():
@@ -240,11 +275,15 @@ def test_residual_norms_are_two_functions():
 def test_what_is_the_targets_must_be_the_targets(key, tmp_path):
     target = load(shared("llama_gqa"))
     head = random_head(lambda: EagleHead.for_target(target), torch.float32)
-    (tmp_path / "config.json").write_text(json.dumps(dict(target.config.to_dict(), num_hidden_layers=1), default=str))
+    (tmp_path / "config.json").write_text(
+        json.dumps(dict(target.config.to_dict(), num_hidden_layers=1), default=str)
+    )
     other = torch.randn(target.vocabulary, target.hidden_size)
     save_file({**head.weights(), key: other}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"brings {key}, which is not the target's"):
-        specdec.generate(target, [[1, 2]], drafter={"name": "eagle", "heads": tmp_path}, max_new_tokens=2)
+        specdec.generate(
+            target, [[1, 2]], drafter={"name": "eagle", "heads": tmp_path}, max_new_tokens=2
+        )
     save_file({**head.weights(), key: other[:-1].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"wrong shape: {key}"):
         EagleHead.load(tmp_path)
@@ -259,7 +298,9 @@ def logits_of(head):
     x = torch.randn(1, 1, head.hidden_size, generator=random).to(head.fc.weight)
     states = torch.randn(1, 1, 3, head.hidden_size, generator=random).to(head.fc.weight)
     with torch.inference_mode():
-        out = head(x, head.fuse(states), torch.zeros(1, 1, dtype=torch.long), x.new_zeros(1, 1, 1, 1), None)
+        out = head(
+            x, head.fuse(states), torch.zeros(1, 1, dtype=torch.long), x.new_zeros(1, 1, 1, 1), None
+        )
         return head.logits(out, None)
 
 
@@ -274,11 +315,16 @@ def test_exported_and_read_again_it_says_the_same(layout, tmp_path):
     for name, value in weights.items():
         assert torch.equal(written[name.replace("midlayer.", "layers.0.")], value), name
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["speculators_config"]["verifier"] == {"name_or_path": "someone/model", "architectures": []}
+    assert config["speculators_config"]["verifier"] == {
+        "name_or_path": "someone/model",
+        "architectures": [],
+    }
     assert config["draft_vocab_size"] == OWN
     assert config["transformer_layer_config"]["vocab_size"] == V
     assert config["transformer_layer_config"]["rope_theta"] == 500000.0
-    assert config["eagle_aux_hidden_state_layer_ids"] == ([1, 2, 3] if layout == "speculators" else None)
+    assert config["eagle_aux_hidden_state_layer_ids"] == (
+        [1, 2, 3] if layout == "speculators" else None
+    )
 
 
 def test_the_bundled_head_goes_out_and_comes_back(tmp_path):
@@ -298,11 +344,15 @@ def test_what_the_layout_has_no_place_for(tmp_path):
     with pytest.raises(ValueError, match="family 'mistral'"):
         export(str(tmp_path / "mistral"), tmp_path / "out", "someone/model")
     target = load(shared("llama_gqa"))
-    random_head(lambda: Eagle3Head.for_target(target, taps=(1, 2, "head")), torch.float32).save(tmp_path / "taps")
+    random_head(lambda: Eagle3Head.for_target(target, taps=(1, 2, "head")), torch.float32).save(
+        tmp_path / "taps"
+    )
     with pytest.raises(ValueError, match="numbers of layers only"):
         export(str(tmp_path / "taps"), tmp_path / "out", "someone/model")
     folder_of(tmp_path / "in", "eagle3")
-    with pytest.raises(ValueError, match=f"trained for a hidden_size of {D}, the verifier .* has 384"):
+    with pytest.raises(
+        ValueError, match=f"trained for a hidden_size of {D}, the verifier .* has 384"
+    ):
         export(str(tmp_path / "in"), tmp_path / "out", "specdec/demo/target")
     assert not (tmp_path / "out").exists()
 
@@ -337,7 +387,11 @@ def test_configs_that_say_what_cannot_be(layout, change, message, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("d2t", torch.zeros(OWN, dtype=torch.long).index_fill(0, torch.tensor([1]), -1), "12 different tokens"),
+        (
+            "d2t",
+            torch.zeros(OWN, dtype=torch.long).index_fill(0, torch.tensor([1]), -1),
+            "12 different tokens",
+        ),
         ("d2t", torch.full((OWN,), V), "12 different tokens in 0 .. 39"),
         ("t2d", torch.ones(V, dtype=torch.bool), "d2t and t2d disagree"),
     ],
@@ -365,7 +419,9 @@ def test_folders_that_hold_no_such_head(kind, tmp_path):
     with pytest.raises(ValueError, match=r"pickle \(medusa_lm_head\.pt\).*can run code.*save_file"):
         kind.load(tmp_path)
     save_file({"model.norm.weight": torch.ones(D)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=f"holds .*LlamaForCausalLM.*, expected a head of kind '{kind.kind}'"):
+    with pytest.raises(
+        ValueError, match=f"holds .*LlamaForCausalLM.*, expected a head of kind '{kind.kind}'"
+    ):
         kind.load(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-20])

@@ -28,7 +28,12 @@ def test_the_example_drafter_is_lossless() -> None:
     law: dict[tuple[int, ...], float] = {}
     for probability, out in Enumerate().runs(
         lambda chance: specdec.generate(
-            target, [[0]], drafter=names["Repeat"](2), temperature=1.0, max_new_tokens=3, chance=chance
+            target,
+            [[0]],
+            drafter=names["Repeat"](2),
+            temperature=1.0,
+            max_new_tokens=3,
+            chance=chance,
         )
     ):
         tokens = tuple(out.tokens[0].tolist())
@@ -43,7 +48,9 @@ def test_the_example_drafter_is_lossless() -> None:
 
 def test_the_file_tree_names_files_that_exist() -> None:
     tree = next(
-        block for block in re.findall(r"^```\w*\n(.*?)^```", README, re.S | re.M) if block.startswith("specdec/")
+        block
+        for block in re.findall(r"^```\w*\n(.*?)^```", README, re.S | re.M)
+        if block.startswith("specdec/")
     )
     folder = ""
     for line in tree.splitlines():

@@ -16,7 +16,18 @@ from specdec.requests import prepare
 from tests.exact import title
 from tests.models import prompts, shared, similar
 
-READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy", "nonzero", "unique")
+READS = (
+    "item",
+    "tolist",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "cpu",
+    "numpy",
+    "nonzero",
+    "unique",
+)
 
 
 class Reads(TorchFunctionMode):
@@ -26,7 +37,9 @@ class Reads(TorchFunctionMode):
         super().__init__()
         self.found: Counter[str] = Counter()
 
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
         name = getattr(function, "__name__", "")
         # .cpu().numpy() is one read: the array is a view of what has come over.
         self.found[name] += name in READS and name != "numpy"
@@ -91,7 +104,9 @@ def test_every_rule_leaves_the_device_alone(rule):
         assert sum(reads.values()) == 1 or new, reads
 
 
-@pytest.mark.parametrize("stop", [{"threshold": 0.02}, {"acceptance": 0.6, "threshold": 0.02}], ids=str)
+@pytest.mark.parametrize(
+    "stop", [{"threshold": 0.02}, {"acceptance": 0.6, "threshold": 0.02}], ids=str
+)
 def test_a_stop_rule_that_looks_at_q_reads_once_more_per_drafted_token(stop):
     model = shared("llama_gqa")
     settings = {"name": "small_model", "depth": 4, "stop": stop}

@@ -35,7 +35,13 @@ SECTIONS = ("Results", "Acceptance", "Time and cost", "Checks", "Setting", "Defi
 @pytest.fixture
 def study(command) -> studies.Study:
     """Two drafters at two temperatures."""
-    root = command("-m", "study=small", "drafter=none,ngram", "sampling=greedy,cool", "baselines=[none,transformers]")
+    root = command(
+        "-m",
+        "study=small",
+        "drafter=none,ngram",
+        "sampling=greedy,cool",
+        "baselines=[none,transformers]",
+    )
     return studies.read("small", str(root / "multirun"))
 
 
@@ -44,7 +50,9 @@ def test_pooled_and_mean_tau_are_different_numbers():
     micro = pooled_interval(kept, rounds)
     assert micro.median == pytest.approx(24 / 8)
     assert np.mean(np.divide(kept, rounds)) == pytest.approx(3.0 + 0.0)
-    assert pooled_interval([10, 2], [1, 4]).median == pytest.approx(12 / 5)  # the mean of the ratios is 5.25
+    assert pooled_interval([10, 2], [1, 4]).median == pytest.approx(
+        12 / 5
+    )  # the mean of the ratios is 5.25
     assert pooled_interval([10, 2], [1, 4]).low is None  # two values have no spread to speak of
 
 
@@ -96,7 +104,16 @@ def test_cost_model_divides_what_rounds_give_by_what_they_cost(study):
     result = next(each for each in study.results if each.method.drafter == "ngram")
     name = result.config.target.name
     times = pd.DataFrame(
-        [{"model": name, "nodes": n, "batch": 1, "context": 10, "seconds": 1.0 if n == 1 else 2.0} for n in (1, 2, 64)]
+        [
+            {
+                "model": name,
+                "nodes": n,
+                "batch": 1,
+                "context": 10,
+                "seconds": 1.0 if n == 1 else 2.0,
+            }
+            for n in (1, 2, 64)
+        ]
     )
     result = changed(result, tau=3.0, nodes_per_round=4.0)
     assert cost_model(result, times) == pytest.approx(1.5)  # three tokens for the price of two
@@ -116,7 +133,13 @@ def test_page_says_everything(study, tmp_path):
     figures, tables = page.parent / "figures", page.parent / "tables"
     drawn = {path.stem for path in figures.glob("*.png")}
     assert drawn == {path.stem for path in figures.glob("*.pdf")}
-    assert {"speedups", "acceptance_heat_map", "accepted_lengths", "time_by_phase", "tau_against_temperature"} <= drawn
+    assert {
+        "speedups",
+        "acceptance_heat_map",
+        "accepted_lengths",
+        "time_by_phase",
+        "tau_against_temperature",
+    } <= drawn
     assert {"results"} <= {path.stem for path in tables.glob("*.csv")}
     for path in tables.glob("*.tex"):
         assert "\\toprule" in path.read_text()
@@ -132,13 +155,16 @@ def test_cold_and_warm_stand_side_by_side(study):
     learns = []
     for result in (each for each in study.results if each.method.drafter == "ngram"):
         fast, slow = (
-            {"none": Speedup(median=m, low=m - 0.5, high=m + 0.5, n=4, per_batch=[m] * 4)} for m in (2.0, 1.25)
+            {"none": Speedup(median=m, low=m - 0.5, high=m + 0.5, n=4, per_batch=[m] * 4)}
+            for m in (2.0, 1.25)
         )
         result = changed(result, tau=3.0, tau_interval=Interval(3.0, 2.5, 3.5, 4), speedup=fast)
         cold = replace(result.method, tau=1.5, speedup=slow)
         learns.append(replace(result, learns=True, ways={**result.ways, "cold": cold}))
     others = [each for each in study.results if each.method.drafter != "ngram"]
-    jobs = [studies.Job(Path(str(n)), [], result, "") for n, result in enumerate([*others, *learns])]
+    jobs = [
+        studies.Job(Path(str(n)), [], result, "") for n, result in enumerate([*others, *learns])
+    ]
     parts = pages.sections(studies.Study(study.folder, study.sweeps, [], jobs))
     (told,) = (part.tables["cold_and_warm"] for part in parts if "cold_and_warm" in part.tables)
     assert list(told.text["state"]) == ["warm", "cold"] * len(learns)
@@ -166,7 +192,9 @@ def shifted(result: Result, by: float, times: float) -> Result:
 
 
 def test_comparison_pairs_runs_and_names_what_changed(study):
-    second = [replace(shifted(each, 1, 2), config=replace(each.config, seed=7)) for each in study.results]
+    second = [
+        replace(shifted(each, 1, 2), config=replace(each.config, seed=7)) for each in study.results
+    ]
     dropped = second.pop()
     paired, alone = comparison.between(study.results, second)
     assert len(paired) == len(study.results) - 1
@@ -181,7 +209,9 @@ def test_methods_of_one_study_are_paired(study, monkeypatch, tmp_path, capsys):
     """Those that decode the same prompts alike; p is adjusted for all tests of the table together."""
     pairs = comparison.within(study.results)
     assert [(a.config.label, b.config.label) for a, b in pairs] == [("none", "ngram")] * 2
-    assert [a.config.sampling.temperature for a, _ in pairs] == [b.config.sampling.temperature for _, b in pairs]
+    assert [a.config.sampling.temperature for a, _ in pairs] == [
+        b.config.sampling.temperature for _, b in pairs
+    ]
     elsewhere = replace(pairs[0][1].config.prompts, tokens=4)
     other = replace(pairs[0][1], config=replace(pairs[0][1].config, prompts=elsewhere))
     assert comparison.within([pairs[0][0], other]) == []
@@ -197,7 +227,9 @@ def test_methods_of_one_study_are_paired(study, monkeypatch, tmp_path, capsys):
 
 
 def test_families_of_tests():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's step-down, by hand
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )  # Holm's step-down, by hand
     assert sign_flip([1.0, 2.0, 3.0]) == pytest.approx(2 / 2**3)
     assert sign_flip([0.0, 0.0, 0.0]) == 1
 
@@ -238,7 +270,9 @@ def test_ten_thousand_runs_are_collected(study, tmp_path):
 def test_page_in_a_browser(study, tmp_path, width):
     """Headless Chromium lays it out: every section is there, every picture has loaded, nothing is
     wider than the window."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if browser is None:
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     page = pages.write(study, tmp_path / "report")
@@ -249,7 +283,13 @@ def test_page_in_a_browser(study, tmp_path, width):
       document.body.append(note); });</script>"""
     watched = tmp_path / "watched.html"
     watched.write_text(page.read_text().replace("</body>", probe + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
     flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/browser"]
     command = [
         browser,
@@ -279,4 +319,7 @@ def test_runs_that_share_a_name_are_told_apart_by_what_varies(study):
     labels = ["ngram, tokens=32", "ngram, tokens=96", "ngram tree"]
     assert [each.config.label for each in knobs.told_apart(results)] == labels
     assert results[0].config.label == "ngram"
-    assert knobs.told_apart([result("0", 32), result("1", 32, label="other")])[0].config.label == "ngram"
+    assert (
+        knobs.told_apart([result("0", 32), result("1", 32, label="other")])[0].config.label
+        == "ngram"
+    )

@@ -14,8 +14,8 @@ from transformers import (
 
 import specdec
 from specdec import Laws, Sampling, TokenTree
-from specdec.state import Last, OnHost, State
 from specdec.probs import top
+from specdec.state import Last, OnHost, State
 from tests.models import prompts, shared
 
 V, LENGTHS = 11, [6, 9]
@@ -36,11 +36,15 @@ OPTIONS = [
 
 def state_of(tokens: torch.Tensor, lengths: list[int], sampling: Sampling) -> State:
     rows = len(lengths)
-    host = OnHost(lengths, [True] * rows, [99] * rows)
-    return State(host, tokens, torch.arange(rows), sampling, Last(None, None, None))
+    fresh = [False] * rows
+    host = OnHost(lengths, [True] * rows, [99] * rows, fresh, tokens.tolist())
+    last = Last(None, None, [0] * rows, None, None)
+    return State(host, tokens, torch.arange(rows), sampling, last)
 
 
-def scored(sampling: Sampling, dtype: torch.dtype = torch.float64) -> tuple[Laws, torch.Tensor, list[list[list[int]]]]:
+def scored(
+    sampling: Sampling, dtype: torch.dtype = torch.float64
+) -> tuple[Laws, torch.Tensor, list[list[list[int]]]]:
     """Laws over two ragged rows of few tokens (so that n-grams repeat), their logits, and every node's prefix."""
     random = torch.Generator().manual_seed(3)
     tokens = torch.randint(4, (2, 12), generator=random)
@@ -50,7 +54,10 @@ def scored(sampling: Sampling, dtype: torch.dtype = torch.float64) -> tuple[Laws
     tree = TokenTree(drafted, PARENTS)
     logits = torch.randn(2, 6, V, generator=random, dtype=torch.float64).to(dtype)
     committed = [tokens[row, :length].tolist() for row, length in enumerate(LENGTHS)]
-    prefixes = [[committed[row] + drafted[row, tree.path(row, node)].tolist() for node in range(6)] for row in range(2)]
+    prefixes = [
+        [committed[row] + drafted[row, tree.path(row, node)].tolist() for node in range(6)]
+        for row in range(2)
+    ]
     return Laws(logits, tree, state_of(tokens, LENGTHS, sampling)), logits, prefixes
 
 
@@ -91,7 +98,11 @@ def test_prefixes_matter_here():
         tuple(prefixes[row][node]): banned[i]
         for i, (row, node) in enumerate(zip(rows.tolist(), nodes.tolist(), strict=True))
     }
-    root, *below = [pattern for prefix, pattern in by_prefix.items() if list(prefix[: LENGTHS[0]]) == prefixes[0][0]]
+    root, *below = [
+        pattern
+        for prefix, pattern in by_prefix.items()
+        if list(prefix[: LENGTHS[0]]) == prefixes[0][0]
+    ]
     assert any(not torch.equal(root, pattern) for pattern in below)
 
 
@@ -100,9 +111,13 @@ def test_temperature_0_is_the_argmax_after_penalties(options):
     options = {**options, "temperature": 0.0}
     laws, logits, prefixes = scored(Sampling(**options))
     rows, nodes = laws.trees.used.nonzero(as_tuple=True)
-    penalties = {key: options[key] for key in ("repetition_penalty", "logits_processors") if key in options}
+    penalties = {
+        key: options[key] for key in ("repetition_penalty", "logits_processors") if key in options
+    }
     for row, node, law in zip(rows.tolist(), nodes.tolist(), laws[rows, nodes], strict=True):
-        best = of_transformers(logits[row, node], prefixes[row][node], {"temperature": 1.0, **penalties}).argmax()
+        best = of_transformers(
+            logits[row, node], prefixes[row][node], {"temperature": 1.0, **penalties}
+        ).argmax()
         assert law.nonzero().tolist() == [[int(best)]]
         assert int(laws.argmax[row, node]) == int(best)
 
@@ -148,7 +163,9 @@ def test_ties_go_to_the_lowest_index():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_top_is_a_stable_sort(dtype):
-    values = torch.randint(-9, 9, (50, 300), generator=torch.Generator().manual_seed(0)).to(dtype) / 4
+    values = (
+        torch.randint(-9, 9, (50, 300), generator=torch.Generator().manual_seed(0)).to(dtype) / 4
+    )
     assert torch.equal(top(values, 300), values.sort(dim=1, descending=True, stable=True).indices)
 
 

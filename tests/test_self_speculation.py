@@ -23,7 +23,10 @@ SHAPES = {
     "stopped": {"depth": 5, "stop": {"threshold": 0.011}},
     "adaptive stop": {"depth": 5, "stop": {"acceptance": 0.7, "threshold": 0.011}},
 }
-DRAFTERS = {"layer_skip": lambda **shape: LayerSkip(SKIP, **shape), "early_exit": lambda **shape: EarlyExit(2, **shape)}
+DRAFTERS = {
+    "layer_skip": lambda **shape: LayerSkip(SKIP, **shape),
+    "early_exit": lambda **shape: EarlyExit(2, **shape),
+}
 RESUMES = sorted(set(models.ARCHITECTURES) - {"gpt2", "opt"})
 
 
@@ -34,7 +37,9 @@ def test_greedy_output_is_the_targets_own(name, kind, shape):
     """Grouped heads, windows, hybrids, mixtures of experts; ragged prompts, longer than the window."""
     target, prompts = specdec.load(models.shared(name)), models.prompts(7, 3, 5)
     plain = specdec.generate(target, prompts, drafter="none", max_new_tokens=16)
-    ours = specdec.generate(target, prompts, drafter=DRAFTERS[kind](**SHAPES[shape]), max_new_tokens=16)
+    ours = specdec.generate(
+        target, prompts, drafter=DRAFTERS[kind](**SHAPES[shape]), max_new_tokens=16
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain.tokens, ours.tokens, strict=True))
     assert ours.report.tau > 1  # parts of a target agree with it now and then
 
@@ -66,7 +71,9 @@ def test_two_rounds_on_a_transformers_model_have_the_law_of_plain_sampling(kind,
 
         def program(chance):
             chosen = "none" if drafter is None else drafter()
-            return specdec.generate(target, prompt, drafter=chosen, temperature=1.0, max_new_tokens=4, chance=chance)
+            return specdec.generate(
+                target, prompt, drafter=chosen, temperature=1.0, max_new_tokens=4, chance=chance
+            )
 
         for probability, out in Enumerate().runs(program):
             key = tuple(out.tokens[0].tolist())
@@ -88,10 +95,16 @@ def test_the_memory_is_in_step_after_200_rounds(kind, shape, monkeypatch):
     torch.manual_seed(0)
     target = specdec.load(models.sharpened(models.hf.LlamaForCausalLM(longer)))
     sessions, once = [], TransformersLM.open
-    monkeypatch.setattr(TransformersLM, "open", lambda *given: sessions.append(once(*given)) or sessions[-1])
+    monkeypatch.setattr(
+        TransformersLM, "open", lambda *given: sessions.append(once(*given)) or sessions[-1]
+    )
     monkeypatch.setattr(TransformersSession, "close", lambda self: None)
     out = specdec.generate(
-        target, models.prompts(5), drafter=DRAFTERS[kind](**SHAPES[shape]), temperature=1.0, max_new_tokens=800
+        target,
+        models.prompts(5),
+        drafter=DRAFTERS[kind](**SHAPES[shape]),
+        temperature=1.0,
+        max_new_tokens=800,
     )
     assert len(out.steps) >= 200
     memory = sessions[-1]._memory  # the last one opened is the run's; those before tried the part
@@ -132,13 +145,20 @@ def test_upper_layers_go_on_where_lower_ones_stopped(name):
 
 
 def _layers(model):
-    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == 3)
+    return next(
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
 def test_families_that_alter_embeddings_cannot_resume(name):
     target = specdec.load(models.shared(name))
-    with pytest.raises(ValueError, match=r"cannot resume at layer 2.*alters inputs_embeds on the way in.*layer_skip"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot resume at layer 2.*alters inputs_embeds on the way in.*layer_skip",
+    ):
         specdec.generate(target, models.prompts(4), drafter=EarlyExit(2), max_new_tokens=4)
 
 
@@ -152,7 +172,10 @@ def test_other_families_can_skip_sublayers(name):
 
 def test_the_users_model_stays_as_it_is():
     model = models.build("llama_gqa")
-    names, before = [name for name, _ in model.named_modules()], model(torch.tensor(models.prompts(6))).logits
+    names, before = (
+        [name for name, _ in model.named_modules()],
+        model(torch.tensor(models.prompts(6))).logits,
+    )
     for drafter in (DRAFTERS["layer_skip"](), DRAFTERS["early_exit"]()):
         specdec.generate(specdec.load(model), models.prompts(5), drafter=drafter, max_new_tokens=8)
     assert [name for name, _ in model.named_modules()] == names
@@ -163,7 +186,10 @@ def test_the_users_model_stays_as_it_is():
 @pytest.mark.parametrize("kind", DRAFTERS)
 def test_targets_with_extra_layers_are_refused(kind):
     target = specdec.load(models.shared("llama_gqa"), extra_layers=2)
-    with pytest.raises(ValueError, match=f"{kind} drafts with the target's own layers.*2 extra layers.*extra_layers=0"):
+    with pytest.raises(
+        ValueError,
+        match=f"{kind} drafts with the target's own layers.*2 extra layers.*extra_layers=0",
+    ):
         specdec.generate(target, models.prompts(4), drafter=DRAFTERS[kind](), max_new_tokens=4)
 
 
@@ -175,7 +201,10 @@ def test_targets_with_extra_layers_are_refused(kind):
             "for a target of 6 layers.*has 3.*search_layers",
         ),
         (lambda: LayerSkip({"layers": 3, "attention": [7], "mlp": []}), "layer 7.*layers 0 to 2"),
-        (lambda: LayerSkip({"layers": 3, "attention": [0, 1, 2], "mlp": [0, 1, 2]}), "at least one sublayer"),
+        (
+            lambda: LayerSkip({"layers": 3, "attention": [0, 1, 2], "mlp": [0, 1, 2]}),
+            "at least one sublayer",
+        ),
         (lambda: LayerSkip({"attention": [1]}), "must give layers"),
         (lambda: LayerSkip({"layers": 3, "attention": ["1"], "mlp": []}), "integers, got '1'"),
         (lambda: LayerSkip("no/such/file.yaml"), "cannot be read.*search_layers writes one"),
@@ -185,23 +214,36 @@ def test_targets_with_extra_layers_are_refused(kind):
 )
 def test_settings_that_do_not_fit_say_why(make, message):
     with pytest.raises(ValueError, match=message):
-        specdec.generate(specdec.load(models.shared("llama_gqa")), models.prompts(4), drafter=make(), max_new_tokens=4)
+        specdec.generate(
+            specdec.load(models.shared("llama_gqa")),
+            models.prompts(4),
+            drafter=make(),
+            max_new_tokens=4,
+        )
 
 
 def test_a_set_can_come_from_a_file(tmp_path):
     place = tmp_path / "skip.yaml"
     place.write_text(yaml.safe_dump({**SKIP, "cost": 0.5}))
-    target, options = specdec.load(models.shared("llama_gqa")), {"max_new_tokens": 8, "temperature": 1.0}
+    target, options = (
+        specdec.load(models.shared("llama_gqa")),
+        {"max_new_tokens": 8, "temperature": 1.0},
+    )
     given = specdec.generate(target, models.prompts(4), drafter=LayerSkip(SKIP), **options)
     read = specdec.generate(target, models.prompts(4), drafter=LayerSkip(place), **options)
-    assert [step.num_accepted.tolist() for step in given.steps] == [step.num_accepted.tolist() for step in read.steps]
+    assert [step.num_accepted.tolist() for step in given.steps] == [
+        step.num_accepted.tolist() for step in read.steps
+    ]
 
 
 def test_the_search_finds_the_layer_that_does_nothing():
     """A layer whose outputs are 0 can go at no loss; the search takes it first."""
     model = models.build("llama_gqa")
     with torch.no_grad():
-        for weight in (model.model.layers[1].self_attn.o_proj.weight, model.model.layers[1].mlp.down_proj.weight):
+        for weight in (
+            model.model.layers[1].self_attn.o_proj.weight,
+            model.model.layers[1].mlp.down_proj.weight,
+        ):
             weight.zero_()
     texts = [torch.tensor(models.prompts(*[14] * 8))]
     path = search(Calibration(specdec.load(model), texts, context=10, temperature=1.0), 3)

@@ -30,7 +30,9 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     ],
     "eagle": [{"depth": 3, "nodes": 7}, {"depth": 3, "draw": "wor"}],
 }
-DRAFTERS = [{"name": name, **shape} for name in names("drafter") for shape in SHAPES.get(name, [{}])]
+DRAFTERS = [
+    {"name": name, **shape} for name in names("drafter") for shape in SHAPES.get(name, [{}])
+]
 ROWS = prompts(9, 1, 14, 7, 4)
 NEW = 14
 
@@ -60,7 +62,11 @@ def collected(events: Iterator[specdec.Event]) -> list[int]:
 def test_runs_on_one_target_with_one_drafter_object_are_what_they_are_alone(drafter, target, draft):
     made = suite.make(drafter, target, draft)
     alone = [
-        specdec.generate(target, [row], drafter=suite.make(drafter, target, draft), **options(number)).tokens[0].tolist()
+        specdec.generate(
+            target, [row], drafter=suite.make(drafter, target, draft), **options(number)
+        )
+        .tokens[0]
+        .tolist()
         for number, row in enumerate(ROWS)
     ]
 
@@ -108,7 +114,8 @@ def test_two_streams_on_other_families(name):
         for number, row in enumerate(ROWS[:2])
     ]
     streams = [
-        specdec.stream(target, [row], drafter=drafter, **options(number)) for number, row in enumerate(ROWS[:2])
+        specdec.stream(target, [row], drafter=drafter, **options(number))
+        for number, row in enumerate(ROWS[:2])
     ]
     texts: list[list[int]] = [[], []]
     while streams:
@@ -117,7 +124,9 @@ def test_two_streams_on_other_families(name):
             if event is None:
                 streams = [other for other in streams if other is not events]
             else:
-                texts[number if len(streams) == 2 else [len(t) < NEW for t in texts].index(True)] += event.tokens
+                texts[
+                    number if len(streams) == 2 else [len(t) < NEW for t in texts].index(True)
+                ] += event.tokens
     assert texts == alone
 
 
@@ -133,7 +142,9 @@ def test_the_target_drafts_for_itself_in_a_session_of_its_own(target):
 
 @pytest.mark.parametrize("chance", [Keyed, Coupled])
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
-def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(drafter, chance, target, draft):
+def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(
+    drafter, chance, target, draft
+):
     def run(order: list[int], seats: int | None) -> dict[int, list[int]]:
         out = specdec.generate(
             target, [ROWS[number] for number in order], drafter=suite.make(drafter, target, draft), temperature=1.0,
@@ -151,7 +162,10 @@ def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(drafter, 
 def test_a_seat_is_taken_as_soon_as_it_is_free(target):
     """Texts of different lengths: rounds are those of the seats' own loads, not of whole batches."""
     model = shared("llama_gqa", torch.float64)
-    plain = [specdec.generate(target, [row], max_new_tokens=30, drafter="none").tokens[0].tolist() for row in ROWS]
+    plain = [
+        specdec.generate(target, [row], max_new_tokens=30, drafter="none").tokens[0].tolist()
+        for row in ROWS
+    ]
     ends = plain[0][4]
     eos, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [ends]
     try:
@@ -161,14 +175,19 @@ def test_a_seat_is_taken_as_soon_as_it_is_free(target):
     finally:
         model.generation_config.eos_token_id = eos
     assert [len(row) for row in out.tokens] == lengths
-    free, rounds = [0, 0], []  # when each seat is free, by always giving the next prompt the first free one
+    free, rounds = (
+        [0, 0],
+        [],
+    )  # when each seat is free, by always giving the next prompt the first free one
     for length in lengths:
         seat = free.index(min(free))
         rounds.append((free[seat], free[seat] + length))
         free[seat] += length
     assert len(out.steps) == max(free)
     for number, (first, last) in enumerate(rounds):
-        assert [step.number for step in out.steps if number in step.prompts] == list(range(first, last))
+        assert [step.number for step in out.steps if number in step.prompts] == list(
+            range(first, last)
+        )
 
 
 def test_reports_count_live_rows_only_and_times_run_from_admission(target):
@@ -249,7 +268,9 @@ class Watching(Drafter):
 
 def test_a_drafter_is_told_who_comes_and_goes(target):
     calls: list[Any] = []
-    specdec.generate(target, [[1, 2], [3], [4, 5, 6]], max_new_tokens=2, drafter=Watching(calls), seats=2)
+    specdec.generate(
+        target, [[1, 2], [3], [4, 5, 6]], max_new_tokens=2, drafter=Watching(calls), seats=2
+    )
     assert calls == [
         ("begin", 2),
         ("enter", [0, 1], [[1, 2], [3]]),
@@ -274,7 +295,13 @@ def test_an_earlier_state_stays_what_it_was(target):
     class Keeping(Drafter):
         def propose(self, state: Any, chance: Any) -> TokenTree:
             states.append(state)
-            texts.append(([state.text(row) for row in range(state.rows)], state.tokens.clone(), list(state.on_host.lengths)))
+            texts.append(
+                (
+                    [state.text(row) for row in range(state.rows)],
+                    state.tokens.clone(),
+                    list(state.on_host.lengths),
+                )
+            )
             return TokenTree.root(state.roots)
 
     specdec.generate(target, ROWS, max_new_tokens=4, drafter=Keeping(), seats=2)
@@ -352,13 +379,19 @@ def test_memory_is_freed_when_a_run_ends_fails_or_is_closed(drafter, books, targ
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
 def test_there_are_never_two_memories_where_one_suffices(drafter, books, target, draft):
     """Parts of the target draft in its memory; heads keep one layer."""
-    alone = specdec.generate(target, [ROWS[2]], drafter="none", max_new_tokens=30).report.cache_bytes["target"]
+    alone = specdec.generate(
+        target, [ROWS[2]], drafter="none", max_new_tokens=30
+    ).report.cache_bytes["target"]
     books.most = 0
-    out = specdec.generate(target, [ROWS[2]], drafter=suite.make(drafter, target, draft), max_new_tokens=30)
+    out = specdec.generate(
+        target, [ROWS[2]], drafter=suite.make(drafter, target, draft), max_new_tokens=30
+    )
     own = out.report.cache_bytes
     assert (own["drafter"] > 0) == (drafter["name"] in ("small_model", "eagle", "eagle3"))
     assert books.most <= own["target"] + own["drafter"]
-    assert own["target"] <= alone * (14 + 30 + 40) / (14 + 30 + 1)  # a tree has no more than 40 nodes here
+    assert own["target"] <= alone * (14 + 30 + 40) / (
+        14 + 30 + 1
+    )  # a tree has no more than 40 nodes here
 
 
 def test_a_broken_up_run_leaves_the_target_usable(target):
@@ -417,8 +450,14 @@ def test_a_transformers_that_moved_what_we_lean_on_is_named(monkeypatch):
     """The error speaks of transformers, not of the model."""
     from transformers import PreTrainedConfig
 
-    monkeypatch.setattr(PreTrainedConfig, "_attn_implementation", property(lambda self: "sdpa", lambda self, value: None))
-    with pytest.raises(ValueError, match=r"this version of transformers \(.*\) has changed.*_attn_implementation"):
+    monkeypatch.setattr(
+        PreTrainedConfig,
+        "_attn_implementation",
+        property(lambda self: "sdpa", lambda self, value: None),
+    )
+    with pytest.raises(
+        ValueError, match=r"this version of transformers \(.*\) has changed.*_attn_implementation"
+    ):
         specdec.load(shared("llama_gqa"))
 
 
@@ -441,7 +480,9 @@ def test_a_session_under_a_random_schedule_is_what_its_texts_say(seed):
                 session.read(padded, [len(row) for row in new], rows=empty)
                 for row, text in zip(empty, new, strict=True):
                     texts[row] = list(text)
-            parents = [[-1, *(int(random.integers(0, node)) for node in range(1, 5))] for _ in range(3)]
+            parents = [
+                [-1, *(int(random.integers(0, node)) for node in range(1, 5))] for _ in range(3)
+            ]
             tree = TokenTree(torch.from_numpy(random.integers(0, 97, (3, 5))), parents)
             logits = session.score(tree).logits
             paths = [tree.path(row, int(random.integers(0, 5))) for row in range(3)]

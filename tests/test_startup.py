@@ -48,11 +48,15 @@ def test_help_and_configurations_import_no_models():
     found = asked(*helps, *([f"experiments.{name}", "--cfg", "job"] for name in COMPOSED))
     assert {line: heavy for line, (heavy, _) in found.items() if heavy} == {}
     for line, (_, said) in found.items():
-        assert ("drafter:" if "--cfg" in line else line.split()[0].partition(".")[2] or "specdec") in said, line
+        assert (
+            "drafter:" if "--cfg" in line else line.split()[0].partition(".")[2] or "specdec"
+        ) in said, line
 
 
 def test_importing_the_page_imports_no_models():
     code = "import sys, specdec; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "specdec" in done.stdout.split()
     assert not {*HEAVY, "numpy"} & set(done.stdout.split())

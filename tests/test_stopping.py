@@ -8,7 +8,13 @@ import torch
 
 import specdec
 from drafters.small_model import SmallModel
-from specdec.drafting.stop_rules import AdaptiveThreshold, FixedLength, StopRule, Threshold, make_stop
+from specdec.drafting.stop_rules import (
+    AdaptiveThreshold,
+    FixedLength,
+    StopRule,
+    Threshold,
+    make_stop,
+)
 from tests import models
 from tests.exact import KNOWN, exact, make
 
@@ -19,7 +25,13 @@ STOPS = [{"length": 1}, {"threshold": 0.55}, {"acceptance": 0.5, "threshold": 0.
 @pytest.mark.parametrize("rule", ["token", "block", "naive"])
 def test_the_law_survives(stop, rule):
     """Every outcome of whole generations. Some roots of this q pass a threshold of 0.55, some nodes do not."""
-    found = exact(KNOWN, make({"name": "small_model", "depth": 2, "stop": stop}, KNOWN), rule, tokens=3, rounds=None)
+    found = exact(
+        KNOWN,
+        make({"name": "small_model", "depth": 2, "stop": stop}, KNOWN),
+        rule,
+        tokens=3,
+        rounds=None,
+    )
     assert found.distance(KNOWN.plain(3)) < 1e-12
     assert found.accepted > 0
 
@@ -51,7 +63,13 @@ def _first_tree(stop, rows=1, temperature=1.0):
     model = specdec.load(models.shared("llama_gqa"))
     drafter = Watched(models.similar(models.shared("llama_gqa")), depth=3, stop=stop)
     prompts = models.prompts(*[4] * rows)
-    next(iter(specdec.stream(model, prompts, drafter=drafter, temperature=temperature, max_new_tokens=8)))
+    next(
+        iter(
+            specdec.stream(
+                model, prompts, drafter=drafter, temperature=temperature, max_new_tokens=8
+            )
+        )
+    )
     return trees[0]
 
 
@@ -65,7 +83,9 @@ def test_a_rule_is_asked_before_each_draw_with_the_law_that_is_drawn_from():
 
 
 def test_rows_stop_on_their_own():
-    tree = _first_tree(Asked([[False, True, False], [True, True, False], [True, True, True]]), rows=3)
+    tree = _first_tree(
+        Asked([[False, True, False], [True, True, False], [True, True, True]]), rows=3
+    )
     assert tree.parents.tolist() == [[-1, 0, -1], [-1, -1, -1], [-1, 0, 1]]
 
 
@@ -80,17 +100,29 @@ def test_at_temperature_0_a_rule_sees_the_law_of_temperature_1():
     assert stop.q[0].amax() < 1
 
 
-@pytest.mark.parametrize("stop", [{"threshold": 0.02}, {"acceptance": 0.6, "threshold": 0.02}], ids=str)
+@pytest.mark.parametrize(
+    "stop", [{"threshold": 0.02}, {"acceptance": 0.6, "threshold": 0.02}], ids=str
+)
 def test_a_row_is_the_same_alone_and_in_a_batch(stop):
     model = models.shared("llama_gqa", torch.float64)
-    target, draft, prompts = specdec.load(model), specdec.load(models.similar(model)), models.prompts(7, 3, 5)
+    target, draft, prompts = (
+        specdec.load(model),
+        specdec.load(models.similar(model)),
+        models.prompts(7, 3, 5),
+    )
     options = {"temperature": 1.0, "max_new_tokens": 20}
-    together = specdec.generate(target, prompts, drafter=SmallModel(draft, depth=5, stop=stop), **options)
+    together = specdec.generate(
+        target, prompts, drafter=SmallModel(draft, depth=5, stop=stop), **options
+    )
     lengths = {int((step.parents[0] >= 0).sum()) for step in together.steps}
     assert len(lengths) > 1  # the rule does something here
     for row, prompt in enumerate(prompts):
         alone = specdec.generate(
-            target, [prompt], drafter=SmallModel(draft, depth=5, stop=stop), request_ids=[row], **options
+            target,
+            [prompt],
+            drafter=SmallModel(draft, depth=5, stop=stop),
+            request_ids=[row],
+            **options,
         )
         assert torch.equal(together.tokens[row], alone.tokens[0])
 
@@ -103,7 +135,8 @@ def _after(drafted, accepted):
 def _state(rows, drafted=None, accepted=None):
     fresh = [drafted is None] * rows
     return SimpleNamespace(
-        last=SimpleNamespace(drafted=drafted, num_accepted=accepted or [0] * rows), on_host=SimpleNamespace(fresh=fresh)
+        last=SimpleNamespace(drafted=drafted, num_accepted=accepted or [0] * rows),
+        on_host=SimpleNamespace(fresh=fresh),
     )
 
 

@@ -59,10 +59,16 @@ def test_results_come_back_as_they_were_written(command, tmp_path):
     found = result.read(root / "here" / "result.json")
     assert isinstance(found.ways["none"], outcome.OurResult)
     assert type(found.ways["transformers"]) is outcome.WayResult
-    assert found.method.accepted_lengths.keys() <= {*range(11)}  # numbers, though JSON has only texts as keys
+    assert found.method.accepted_lengths.keys() <= {
+        *range(11)
+    }  # numbers, though JSON has only texts as keys
     result.write(tmp_path / "again.json", found)
     assert result.read(tmp_path / "again.json") == found
-    head = {name: value for name, value in vars(found).items() if name in result.Record.__dataclass_fields__}
+    head = {
+        name: value
+        for name, value in vars(found).items()
+        if name in result.Record.__dataclass_fields__
+    }
     refusal = result.NotApplicable(**head, reason="chains only")
     result.write(tmp_path / "refused.json", refusal)
     assert result.read(tmp_path / "refused.json") == refusal
@@ -71,9 +77,15 @@ def test_results_come_back_as_they_were_written(command, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content | {"schema_version": 2}, "has schema version 2 and this code reads 3: run it again"),
+        (
+            lambda content: content | {"schema_version": 2},
+            "has schema version 2 and this code reads 3: run it again",
+        ),
         (lambda content: content | {"taus": 3}, "is no result: taus: Unexpected keyword argument"),
-        (lambda content: {k: v for k, v in content.items() if k != "prompts"}, "is no result: prompts: Field required"),
+        (
+            lambda content: {k: v for k, v in content.items() if k != "prompts"},
+            "is no result: prompts: Field required",
+        ),
         (lambda content: [content], "has schema version None"),
     ],
 )
@@ -93,7 +105,10 @@ def test_what_is_no_result_is_refused_with_its_file(command, tmp_path, change, s
         (["drafter=eagle"], {"depth": 5, "branching": 6, "draw": "ranked", "nodes": 24}),
         (["drafter=small_model"], {"depth": 4, "branching": [1] * 4, "draw": "wor", "nodes": 4}),
         (["method=ranked_tree"], {"depth": 4, "branching": 4, "draw": "ranked", "nodes": 16}),
-        (["drafter=medusa", "drafter.nodes=null", "drafter.branching=[2,1]"], {"branching": [2, 1], "nodes": 4}),
+        (
+            ["drafter=medusa", "drafter.nodes=null", "drafter.branching=[2,1]"],
+            {"branching": [2, 1], "nodes": 4},
+        ),
         (["drafter=ngram"], {"max_ngram": 3, "length": 10, "tree": False}),
     ],
 )
@@ -115,14 +130,24 @@ def test_a_drafter_may_say_what_its_settings_are_in_effect(monkeypatch):
     drafter = build("drafter", "ngram")
     given = {"_target_": "drafters.ngram.NGram", "length": 7}
     assert lineup.drafter_in_effect(given, drafter) == {**given, "max_ngram": 3, "tree": False}
-    monkeypatch.setattr(type(drafter), "settings_in_effect", lambda self: {"length": 9}, raising=False)
-    assert lineup.drafter_in_effect(given, drafter) == {"_target_": "drafters.ngram.NGram", "length": 9}
+    monkeypatch.setattr(type(drafter), "settings_in_effect", lambda self: {"length": 9})
+    assert lineup.drafter_in_effect(given, drafter) == {
+        **given,
+        "length": 9,
+        "max_ngram": 3,
+        "tree": False,
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_draft_model_has_the_targets_dtype(dtype, tiny):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        chosen = ["target=model", f"target.name={tiny}", f"target.dtype={dtype}", "drafter=small_model"]
+        chosen = [
+            "target=model",
+            f"target.name={tiny}",
+            f"target.dtype={dtype}",
+            "drafter=small_model",
+        ]
         composed = compose("run", [*chosen, f"drafter.model={tiny}", "baselines=[none,assisted]"])
     ways = lineup.make(schema.settings_of(composed))
     models = [ways["method"].target, ways["method"].drafter.model, ways["assisted"].draft]
@@ -145,7 +170,9 @@ def test_one_broken_job_makes_no_study_unreadable(command, capsys):
     study = studies.read("torn")
     assert [job.name for job in study.measured] == ["4", "5"]
     assert len(study.notes) == 5
-    for note, name in zip(study.notes, ["0/result.json", "1/result.json", "2/failed.json", "[", PLAN], strict=True):
+    for note, name in zip(
+        study.notes, ["0/result.json", "1/result.json", "2/failed.json", "[", PLAN], strict=True
+    ):
         assert name in note
     collect.main(collect.Collect("torn"))
     assert "0/result.json is no whole JSON file" in capsys.readouterr().out.replace("\n", "")
@@ -184,18 +211,29 @@ def test_sweeps_are_ordered_by_what_was_recorded(command, capsys):
     """Whatever they are called: a clock may have gone back between them."""
     for folder, length in (("2031-05-01_08-00-00", 3), ("1999-12-31_23-59-59", 4)):
         where = f"hydra.sweep.dir=multirun/clock/{folder}"
-        command("-m", "study=clock", f"drafter.length={length}", "baselines=[]", "debug=tiny", where)
+        command(
+            "-m", "study=clock", f"drafter.length={length}", "baselines=[]", "debug=tiny", where
+        )
     study = studies.read("clock")
     assert (study.sweeps, study.others) == (["1999-12-31_23-59-59"], ["2031-05-01_08-00-00"])
-    assert studies.read("clock", sweep="all").sweeps == ["2031-05-01_08-00-00", "1999-12-31_23-59-59"]
-    assert [sweeps.read(study.folder / name).number for name in ("2031-05-01_08-00-00", "1999-12-31_23-59-59")] == [
+    assert studies.read("clock", sweep="all").sweeps == [
+        "2031-05-01_08-00-00",
+        "1999-12-31_23-59-59",
+    ]
+    assert [
+        sweeps.read(study.folder / name).number
+        for name in ("2031-05-01_08-00-00", "1999-12-31_23-59-59")
+    ] == [
         1,
         2,
     ]
     collect.main(collect.Collect("clock"))
     assert "clock: 1999-12-31_23-59-59" in capsys.readouterr().out
     command("-m", "study=clock", "resume=true")
-    assert "going on in multirun/clock/1999-12-31_23-59-59: 1 of 1 jobs have a result" in capsys.readouterr().err
+    assert (
+        "going on in multirun/clock/1999-12-31_23-59-59: 1 of 1 jobs have a result"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("how", ["resume=true", "resume=FOLDER"])
@@ -203,17 +241,29 @@ def test_resuming_repeats_nothing_that_the_plan_knows(command, type_in, how):
     """Neither what the sweep is, nor the launcher that it began with; and the finished job stays as
     it is."""
     root = command(
-        "-m", "study=long", "drafter.length=3,4", "sampling=cool", "seed=5", "baselines=[]", "launcher=local"
+        "-m",
+        "study=long",
+        "drafter.length=3,4",
+        "sampling=cool",
+        "seed=5",
+        "baselines=[]",
+        "launcher=local",
     )
     (sweep,) = (root / "multirun" / "long").glob("2*")
     kept, lost = (sweep / name / "result.json" for name in "01")
     before, wanted = kept.stat().st_mtime_ns, result.read(lost)
     lost.unlink()
-    type_in("-m", how.replace("FOLDER", str(sweep)), *(["study=long"] if how == "resume=true" else []))
+    type_in(
+        "-m", how.replace("FOLDER", str(sweep)), *(["study=long"] if how == "resume=true" else [])
+    )
     assert kept.stat().st_mtime_ns == before
     again = result.read(lost)
     assert (again.config, again.overrides, again.study) == (wanted.config, wanted.overrides, "long")
-    assert (again.config.seed, again.config.sampling.temperature, again.config.drafter["length"]) == (5, 0.6, 4)
+    assert (
+        again.config.seed,
+        again.config.sampling.temperature,
+        again.config.drafter["length"],
+    ) == (5, 0.6, 4)
     assert len(list((root / "multirun").rglob(PLAN))) == 1
     assert not any("launcher" in each for job in sweeps.read(sweep).jobs for each in job)
     with pytest.raises(SystemExit, match=r"its job 0 is .*drafter\.length=3"):
@@ -221,7 +271,9 @@ def test_resuming_repeats_nothing_that_the_plan_knows(command, type_in, how):
 
 
 def test_a_resumed_sweep_says_what_it_cannot_do(type_in):
-    with pytest.raises(SystemExit, match=r"resume=nowhere names no sweep: there is no plan\.json in it"):
+    with pytest.raises(
+        SystemExit, match=r"resume=nowhere names no sweep: there is no plan\.json in it"
+    ):
         type_in("-m", "resume=nowhere")
     with pytest.raises(SystemExit, match="resume=true finds no sweep in multirun/unheard"):
         type_in("-m", "study=unheard", "resume=true")
@@ -252,8 +304,19 @@ def test_interrupting_a_sweep_says_how_to_go_on(command, type_in, monkeypatch, c
 
 @pytest.mark.slow
 def test_a_signal_ends_a_sweep_with_one_line(tiny, tmp_path):
-    arguments = ["-m", "study=signalled", "drafter.length=3,4,5,6,7,8", "baselines=[]", "progress=false"]
-    arguments += ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
+    arguments = [
+        "-m",
+        "study=signalled",
+        "drafter.length=3,4,5,6,7,8",
+        "baselines=[]",
+        "progress=false",
+    ]
+    arguments += [
+        "target=model",
+        f"target.name={tiny}",
+        "prompts=jsonl",
+        f"prompts.path={tiny}/prompts.jsonl",
+    ]
     arguments += ["max_new_tokens=40", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *arguments],
@@ -267,7 +330,11 @@ def test_a_signal_ends_a_sweep_with_one_line(tiny, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == refusals.INTERRUPTED
-    assert said.strip().splitlines()[-1].startswith("interrupted; go on with: python -m experiments.run -m resume=")
+    assert (
+        said.strip()
+        .splitlines()[-1]
+        .startswith("interrupted; go on with: python -m experiments.run -m resume=")
+    )
     assert "Traceback" not in said
 
 
@@ -289,7 +356,9 @@ def test_a_signal_ends_a_sweep_with_one_line(tiny, tmp_path):
         ("study=.hidden", "study='.hidden' is no name"),
     ],
 )
-def test_values_that_cannot_be_are_refused_before_anything_is_made(override, said, mode, monkeypatch, capsys, tmp_path):
+def test_values_that_cannot_be_are_refused_before_anything_is_made(
+    override, said, mode, monkeypatch, capsys, tmp_path
+):
     inside = tmp_path / "deep" / "inside"
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
@@ -310,7 +379,12 @@ def test_a_setting_of_a_drafter_that_was_not_named(mode, monkeypatch, capsys, tm
 def test_settings_of_a_drafter_that_each_job_names(depth, command, tiny):
     """method=chain,ranked_tree drafter.depth=2: the frame of the sweep has another drafter."""
     root = command(
-        "-m", "study=each", "method=chain,ranked_tree", f"drafter.depth={depth}", f"drafter.model={tiny}", "debug=tiny"
+        "-m",
+        "study=each",
+        "method=chain,ranked_tree",
+        f"drafter.depth={depth}",
+        f"drafter.model={tiny}",
+        "debug=tiny",
     )
     found = studies.read("each", str(root / "multirun")).results
     depths = [int(each) for each in depth.split(",")]
@@ -337,7 +411,12 @@ def test_disks_that_take_nothing(number, command, monkeypatch, capsys, tiny):
 
     monkeypatch.setattr(files.os, "replace", replace_nothing)
     monkeypatch.setattr("experiments.study.folder.write_json", lambda path, content: None)
-    chosen = ["target=model", f"target.name={tiny}", "prompts=jsonl", f"prompts.path={tiny}/prompts.jsonl"]
+    chosen = [
+        "target=model",
+        f"target.name={tiny}",
+        "prompts=jsonl",
+        f"prompts.path={tiny}/prompts.jsonl",
+    ]
     said = refused(monkeypatch, capsys, *chosen, "debug=tiny", "baselines=[]", "hydra.run.dir=here")
     first, *more = said.splitlines()
     assert first == f"{os.strerror(number)}: {Path('here/rounds.parquet').resolve()}"
@@ -370,7 +449,9 @@ def test_a_reader_that_has_gone_is_no_error(module):
     assert (done.returncode, done.stderr) == (refusals.PIPE_CLOSED, "")
 
 
-@pytest.mark.parametrize(("program", "groups"), [("certify", "drafter verifier"), ("run", " ".join(schema.GROUPS))])
+@pytest.mark.parametrize(
+    ("program", "groups"), [("certify", "drafter verifier"), ("run", " ".join(schema.GROUPS))]
+)
 def test_help_lists_the_groups_that_a_program_has(program, groups):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", f"experiments.{program}", "--help"],
@@ -382,7 +463,10 @@ def test_help_lists_the_groups_that_a_program_has(program, groups):
     listed = done.stdout.partition("(group=option)\n\n")[2].partition("\n\n")[0]
     assert [line.partition(":")[0] for line in listed.splitlines()] == groups.split()
     for group in ("drafter", "verifier"):
-        assert f"{group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}" in listed
+        assert (
+            f"{group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}"
+            in listed
+        )
 
 
 # ----------------------------------------------------------------------------- single runs, reports

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
 import specdec
-from experiments.training import recipes, samples
+from experiments.training import checkpoints, loop, recipes, samples
+from experiments.training.checkpoints import Progress
 from experiments.training.head import accuracies, loss_of
-from experiments.training.loop import checkpoint, fit, optimisers, resume
+from experiments.training.loop import fit, optimisers
 from experiments.training.losses import LOSSES, distance, mass_by_rank
 from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
@@ -33,7 +34,11 @@ from tests import models
 from tests.models import CHAINS, HEADS, lm, prompts
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(path.stem for path in (CONF / "train" / "drafter").glob("*.yaml") if OmegaConf.load(path).get("head"))
+RECIPES = sorted(
+    path.stem
+    for path in (CONF / "train" / "drafter").glob("*.yaml")
+    if OmegaConf.load(path).get("head")
+)
 
 # ------------------------------------------------------------------------------------------------------------------- losses
 
@@ -45,7 +50,9 @@ BY_HAND = {"ce": -np.log(0.2), "kl": KL, "tv": 0.3, "hybrid": LAMBDA * KL + (1 -
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_by_hand(loss):
-    torch.testing.assert_close(distance(P, Q.log() + 5, loss), torch.tensor([BY_HAND[loss]], dtype=torch.float32))
+    torch.testing.assert_close(
+        distance(P, Q.log() + 5, loss), torch.tensor([BY_HAND[loss]], dtype=torch.float32)
+    )
     if loss != "ce":
         torch.testing.assert_close(distance(P, P.log(), loss), torch.zeros(1), rtol=0, atol=1e-6)
 
@@ -66,7 +73,9 @@ def test_losses_over_a_part_of_the_vocabulary():
     best = (part / part.sum()).log()
     torch.testing.assert_close(distance(part, best, "tv"), torch.tensor([0.2]))
     for loss in ("kl", "hybrid"):
-        assert float(distance(part, best, loss)) < float(distance(part, best + torch.tensor([[0.3, 0.0]]), loss))
+        assert float(distance(part, best, loss)) < float(
+            distance(part, best + torch.tensor([[0.3, 0.0]]), loss)
+        )
 
 
 def test_an_unknown_loss_is_named():
@@ -79,7 +88,8 @@ def test_mass_by_rank_by_hand():
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     torch.testing.assert_close(
-        mass_by_rank(p, logits, 10), torch.tensor([(0.3 + 0.1) / 2, (0.2 + 0.2) / 2, (0.5 + 0.7) / 2])
+        mass_by_rank(p, logits, 10),
+        torch.tensor([(0.3 + 0.1) / 2, (0.2 + 0.2) / 2, (0.5 + 0.7) / 2]),
     )
 
 
@@ -108,12 +118,16 @@ def test_a_guess_is_compared_with_the_law_at_its_own_place():
     """Nothing is lost on a head that sees the future; a step beside would cost."""
     teacher, lesson = a_lesson(lm("llama_gqa"))
     for loss in ("kl", "tv", "hybrid"):
-        assert float(loss_of(Oracle(3), teacher, lesson, loss, 0.8, states_weight=1.0)) == pytest.approx(0, abs=1e-5)
+        assert float(
+            loss_of(Oracle(3), teacher, lesson, loss, 0.8, states_weight=1.0)
+        ) == pytest.approx(0, abs=1e-5)
     assert float(loss_of(Oracle(3, blur=0.3), teacher, lesson, "kl", 0.8)) > 0.02
     p = teacher.law(lesson.last[:, 1:], 0.6).sort(-1, descending=True).values.flatten(0, 1).mean(0)
     table = accuracies(Oracle(2), teacher, [lesson], 0.6, "cpu")
     assert [len(row) for row in table] == [10, 10]
-    assert table[0] == pytest.approx(p[:10].tolist(), abs=0.01)  # its own logits are rounded to bfloat16 on the way
+    assert table[0] == pytest.approx(
+        p[:10].tolist(), abs=0.01
+    )  # its own logits are rounded to bfloat16 on the way
 
 
 def test_depths_weigh_as_they_are_asked_to():
@@ -123,8 +137,16 @@ def test_depths_weigh_as_they_are_asked_to():
     with torch.no_grad():
         parts = []
         for guess in head.guesses(lesson.ids, lesson.taps, target):
-            truth = target.model(input_ids=lesson.ids).logits[:, guess.offset : guess.offset + guess.logits.shape[1]]
-            parts.append(float(distance(truth.softmax(-1).flatten(0, 1), guess.logits.flatten(0, 1), "kl").mean()))
+            truth = target.model(input_ids=lesson.ids).logits[
+                :, guess.offset : guess.offset + guess.logits.shape[1]
+            ]
+            parts.append(
+                float(
+                    distance(
+                        truth.softmax(-1).flatten(0, 1), guess.logits.flatten(0, 1), "kl"
+                    ).mean()
+                )
+            )
         found = float(loss_of(head, teacher, lesson, "kl", 0.5))
     assert found == pytest.approx((parts[0] + 0.5 * parts[1] + 0.25 * parts[2]) / 1.75, rel=1e-4)
 
@@ -138,9 +160,14 @@ def test_a_head_with_its_own_vocabulary_is_compared_on_that():
         q = guess.logits.softmax(-1)
         p = target.model(input_ids=lesson.ids).logits[:, 1:].softmax(-1)
         alpha = torch.stack(
-            [torch.minimum(p[..., token], q[..., own]) for own, token in enumerate(head.kept.tolist())]
+            [
+                torch.minimum(p[..., token], q[..., own])
+                for own, token in enumerate(head.token_ids.tolist())
+            ]
         ).sum(0)
-        assert float(loss_of(head, teacher, lesson, "tv", 0.8)) == pytest.approx(float(1 - alpha.mean()), rel=1e-4)
+        assert float(loss_of(head, teacher, lesson, "tv", 0.8)) == pytest.approx(
+            float(1 - alpha.mean()), rel=1e-4
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- the teacher
@@ -210,7 +237,9 @@ def test_a_folder_with_other_states_is_refused(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------------- samples
 
-STREAM = Stream(np.random.default_rng(0).integers(models.VOCABULARY, size=400).astype(np.int32), 400)
+STREAM = Stream(
+    np.random.default_rng(0).integers(models.VOCABULARY, size=400).astype(np.int32), 400
+)
 
 
 def test_samples_are_the_targets_own_and_are_made_once(tmp_path, monkeypatch):
@@ -304,7 +333,15 @@ def target(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def overrides(recipe: str, texts: Path, target: Path, output: Path, *more: str) -> list[str]:
     head = OmegaConf.load(CONF / "train" / "drafter" / f"{recipe}.yaml").get("head", {})
     fewer = ["drafter.head.draft_vocabulary=64"] if "draft_vocabulary" in head else []
-    return [f"drafter={recipe}", *TINY, *fewer, f"text.source={texts}", f"target={target}", f"output={output}", *more]
+    return [
+        f"drafter={recipe}",
+        *TINY,
+        *fewer,
+        f"text.source={texts}",
+        f"target={target}",
+        f"output={output}",
+        *more,
+    ]
 
 
 def settings(*arguments: Any) -> Any:
@@ -319,7 +356,9 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(recipe, texts, target, tmp_path):
+def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(
+    recipe, texts, target, tmp_path
+):
     config = settings(recipe, texts, target, tmp_path)
     recipes.RECIPES.get(config.title, recipes.train_head)(config, tmp_path, "cpu")
     log = log_of(tmp_path)
@@ -328,7 +367,11 @@ def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(recipe, te
     assert log[-1]["tau"] >= 1
     assert 0 <= log[-1]["top1_depth1"] <= log[-1]["top5_depth1"] <= 1
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
-    drafter = {"name": config.title, **OmegaConf.to_container(config.drafter.drafter), "heads": str(tmp_path / "head")}
+    drafter = {
+        "name": config.title,
+        **OmegaConf.to_container(config.drafter.drafter),
+        "heads": str(tmp_path / "head"),
+    }
     plain = specdec.generate(str(target), "def f", drafter="none", max_new_tokens=8)
     out = specdec.generate(str(target), "def f", drafter=drafter, max_new_tokens=8)
     assert out.tokens[0].tolist() == plain.tokens[0].tolist()
@@ -338,10 +381,14 @@ def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(recipe, te
 
 
 @pytest.mark.parametrize("recipe", ["medusa", "eagle3"])
-def test_interrupted_training_resumes_to_the_same_losses(recipe, texts, target, tmp_path, monkeypatch):
+def test_interrupted_training_resumes_to_the_same_losses(
+    recipe, texts, target, tmp_path, monkeypatch
+):
     """Killed in the fourth step, two after the checkpoint; half of each batch are samples, kept from the first time."""
     more = ("samples.share=0.5",)
-    recipes.train_head(settings(recipe, texts, target, tmp_path / "whole", *more), tmp_path / "whole", "cpu")
+    recipes.train_head(
+        settings(recipe, texts, target, tmp_path / "whole", *more), tmp_path / "whole", "cpu"
+    )
     sound, steps = recipes.head_loss, []
 
     def killed(*arguments: Any) -> Tensor:
@@ -365,8 +412,12 @@ def test_samples_of_other_settings_are_refused(texts, target, tmp_path):
     loaded = specdec.load(str(target))
     _, training, _ = recipes.text(config, loaded.tokenizer)
     recipes.mixed(config, loaded, training, tmp_path)
-    config = settings("medusa", texts, target, tmp_path, "samples.share=0.5", "samples.temperatures=[0.3]")
-    with pytest.raises(ValueError, match=r"temperatures \[.*\], now \[0.3\]\); give another samples.folder"):
+    config = settings(
+        "medusa", texts, target, tmp_path, "samples.share=0.5", "samples.temperatures=[0.3]"
+    )
+    with pytest.raises(
+        ValueError, match=r"temperatures \[.*\], now \[0.3\]\); give another samples.folder"
+    ):
         recipes.mixed(config, loaded, training, tmp_path)
 
 
@@ -375,7 +426,11 @@ def test_a_share_of_each_batch_is_samples(texts, target, tmp_path):
     loaded = specdec.load(str(target))
     _, training, _ = recipes.text(config, loaded.tokenizer)
     batches = recipes.mixed(config, loaded, training, tmp_path)
-    written = {tuple(row) for file in (tmp_path / "samples").glob("*.npy") for row in np.load(file).tolist()}
+    written = {
+        tuple(row)
+        for file in (tmp_path / "samples").glob("*.npy")
+        for row in np.load(file).tolist()
+    }
     assert sum(len(np.load(file)) for file in (tmp_path / "samples").glob("*.npy")) == 4
     for step in (0, 1, 5):
         batch = batches(step)
@@ -383,13 +438,17 @@ def test_a_share_of_each_batch_is_samples(texts, target, tmp_path):
         assert {tuple(row) for row in batch[:2].tolist()} <= written
         assert np.array_equal(batch[2:], training.windows(16, 2, config.seed + 1, step))
     only = settings("medusa", texts, target, tmp_path, "samples.share=1.0")
-    assert {tuple(row) for row in recipes.mixed(only, loaded, training, tmp_path)(0).tolist()} == written
+    assert {
+        tuple(row) for row in recipes.mixed(only, loaded, training, tmp_path)(0).tolist()
+    } == written
 
 
 def test_states_on_disk_train_to_the_same_losses(texts, target, tmp_path):
     """As many batches as steps: nothing is read twice. The target's float32 states are rounded to bfloat16 on disk."""
     for name, more in (("live", ()), ("cached", ("cache_batches=4",))):
-        recipes.train_head(settings("eagle", texts, target, tmp_path / name, *more), tmp_path / name, "cpu")
+        recipes.train_head(
+            settings("eagle", texts, target, tmp_path / name, *more), tmp_path / name, "cpu"
+        )
     assert (tmp_path / "cached" / "states" / "states.npy").exists()
     for ours, theirs in zip(log_of(tmp_path / "cached"), log_of(tmp_path / "live"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
@@ -398,6 +457,33 @@ def test_states_on_disk_train_to_the_same_losses(texts, target, tmp_path):
 def test_a_head_needs_a_target(texts, tmp_path):
     with pytest.raises(ValueError, match="target=demo"):
         recipes.train_head(settings("medusa", texts, "null", tmp_path), tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [("_target_", False), ("_target_", True), ("heads", True)],
+    ids=["foreign", "function", "nested"],
+)
+def test_what_makes_a_head_is_checked_before_it_is_called(
+    key, allowed, texts, target, tmp_path, monkeypatch
+):
+    """A function of a foreign package; of an allowed one, making no head; one within settings."""
+    mark, name = tmp_path / "mark", f"head_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        "def make(*found, **more):\n    open(more['path'], 'w').close()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    if allowed:
+        monkeypatch.setenv("SPECDEC_ALLOW", name)
+    config = settings("medusa", texts, target, tmp_path)
+    with open_dict(config):
+        evil = {"_target_": f"{name}.make", "path": str(mark)}
+        config.drafter.head = evil if key == "_target_" else {**config.drafter.head, key: evil}
+    with pytest.raises(
+        (ValueError, TypeError), match=rf"_target_ {name}\.make" if key == "_target_" else "object"
+    ):
+        recipes.train_head(config, tmp_path, "cpu")
+    assert not mark.exists()
 
 
 # ------------------------------------------------------------------------------------------------------------- overfitting
@@ -410,10 +496,16 @@ def test_ten_sequences_are_learnt_by_heart(kind, tmp_path):
     draft of its own greedy chain is accepted."""
     target, openings = lm("llama_gqa"), prompts(*[4] * 10)
     written = specdec.generate(target, openings, drafter="none", max_new_tokens=28).tokens
-    texts = np.array([[*opening, *row.tolist()] for opening, row in zip(openings, written, strict=True)])
+    texts = np.array(
+        [[*opening, *row.tolist()] for opening, row in zip(openings, written, strict=True)]
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = HEADS[kind](target) if kind != "eagle3" else type(models.head(kind, target)).for_target(target)
+        head = (
+            HEADS[kind](target)
+            if kind != "eagle3"
+            else type(models.head(kind, target)).for_target(target)
+        )
     if isinstance(head, FeatureHead):
         head.steps = 3
     teacher = Teacher(target, head.taps)
@@ -450,7 +542,9 @@ class Point(nn.Module):
         return ((self.place + self.bias - wanted) ** 2).mean()
 
 
-def rehearse(folder: Path, steps: int = 40, pause: float = 0.0, rank: int = 0) -> list[dict[str, float]]:
+def rehearse(
+    folder: Path, steps: int = 40, pause: float = 0.0, rank: int = 0
+) -> list[dict[str, float]]:
     """A training of `Point` that notes each step which it begins."""
     torch.set_num_threads(1)
     model, notes = Point(), folder / f"steps{rank}.txt"
@@ -465,14 +559,18 @@ def rehearse(folder: Path, steps: int = 40, pause: float = 0.0, rank: int = 0) -
     def evaluate() -> dict[str, float]:
         return {"place": float(model.place.sum())}
 
-    log = fit(model, noted, evaluate, optimisers(model, 0.02, 0.02), folder, steps, warmup=2, every=5)
+    log = fit(
+        model, noted, evaluate, optimisers(model, 0.02, 0.02), folder, steps, warmup=2, every=5
+    )
     (folder / f"weights{rank}.json").write_text(json.dumps(model.place.tolist()))
     return log
 
 
 def python(*arguments: str, **options: Any) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options}
-    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finished(process: subprocess.Popen) -> None:
@@ -496,22 +594,28 @@ def test_a_kill_loses_at_most_the_last_interval(tmp_path):
     begun = int(notes.read_text().split()[-1])
     assert begun < 39  # it was in the middle
     model = Point()
-    start, _ = resume(model, optimisers(model, 0.02, 0.02), tmp_path / "killed")
+    start = checkpoints.load(model, optimisers(model, 0.02, 0.02), tmp_path / "killed").step
     assert 0 <= begun - start <= 5
     assert start >= 10
     rehearse(tmp_path / "killed")
     rehearse(tmp_path / "whole")
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
-    assert (tmp_path / "killed" / "weights0.json").read_text() == (tmp_path / "whole" / "weights0.json").read_text()
+    assert (tmp_path / "killed" / "weights0.json").read_text() == (
+        tmp_path / "whole" / "weights0.json"
+    ).read_text()
 
 
 def test_a_checkpoint_outlives_a_kill_between_its_two_renames(tmp_path, monkeypatch):
-    """The old one was moved away, the new one not yet put in its place: the old one counts, until there is a new one."""
+    """The old one was moved away, the new one not yet put in its place: the old one counts, until
+    there is a new one."""
     rehearse(tmp_path, steps=5)
     model = Point()
     muon_and_adam = optimisers(model, 0.02, 0.02)
-    assert resume(model, muon_and_adam, tmp_path)[0] == 5
-    log = json.loads((tmp_path / "checkpoint" / "log.json").read_text())
+
+    def reached() -> int:
+        return checkpoints.load(model, muon_and_adam, tmp_path).step
+
+    assert reached() == 5
     replace, calls = os.replace, []
 
     def killed_second(source: Any, place: Any) -> None:
@@ -522,16 +626,59 @@ def test_a_checkpoint_outlives_a_kill_between_its_two_renames(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "replace", killed_second)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint(model, muon_and_adam, tmp_path, [*log, {**log[-1], "step": 10}])
-    assert resume(model, muon_and_adam, tmp_path)[0] == 5
+        checkpoints.save(model, muon_and_adam, tmp_path, Progress(10))
+    assert reached() == 5
     # A second kill at the same place must not cost the only one that is left.
     calls[:] = [None]
     with pytest.raises(KeyboardInterrupt):
-        checkpoint(model, muon_and_adam, tmp_path, [*log, {**log[-1], "step": 10}])
-    assert resume(model, muon_and_adam, tmp_path)[0] == 5
+        checkpoints.save(model, muon_and_adam, tmp_path, Progress(10))
+    assert reached() == 5
     monkeypatch.setattr(os, "replace", replace)
-    checkpoint(model, muon_and_adam, tmp_path, [*log, {**log[-1], "step": 10}])
-    assert resume(model, muon_and_adam, tmp_path)[0] == 10
+    checkpoints.save(model, muon_and_adam, tmp_path, Progress(10))
+    assert reached() == 10
+
+
+def test_a_kill_after_ten_minutes_loses_little(tmp_path, monkeypatch):
+    """Steps of 20 seconds, evaluations an hour apart, the spacing that training has by default: a
+    run that is killed after ten minutes loses two at most, and ends as one that was never killed.
+    """
+    minutes = OmegaConf.load(CONF / "train" / "train.yaml").checkpoint_minutes
+    now, killed_at = [0.0], 30
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    def train(name: str, kill: bool) -> list[dict[str, float]]:
+        model = Point()
+
+        def slow(step: int) -> Tensor:
+            if kill and step == killed_at:
+                raise KeyboardInterrupt
+            now[0] += 20
+            return model.loss(step)
+
+        def evaluate() -> dict[str, float]:
+            return {"place": float(model.place.sum())}
+
+        folder = tmp_path / name
+        return fit(
+            model,
+            slow,
+            evaluate,
+            optimisers(model, 0.02, 0.02),
+            folder,
+            40,
+            2,
+            every=180,
+            minutes=minutes,
+        )
+
+    whole = train("whole", kill=False)
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", kill=True)
+    model = Point()
+    start = checkpoints.load(model, optimisers(model, 0.02, 0.02), tmp_path / "killed").step
+    assert 0 <= (killed_at - start) * 20 <= 120
+    assert start > 0
+    assert train("killed", kill=False) == whole
 
 
 def launch(*arguments: str, **options: Any) -> subprocess.Popen:
@@ -552,9 +699,14 @@ def test_two_processes_average_their_gradients(tmp_path):
         f"rehearse(Path({str(tmp_path / 'out')!r}), steps=10, rank=int(os.environ['RANK']))\n"
     )
     finished(launch(str(script)))
-    steps = [list(map(int, (tmp_path / "out" / f"steps{rank}.txt").read_text().split())) for rank in (0, 1)]
+    steps = [
+        list(map(int, (tmp_path / "out" / f"steps{rank}.txt").read_text().split()))
+        for rank in (0, 1)
+    ]
     assert steps == [list(range(0, 20, 2)), list(range(1, 20, 2))]
-    weights = [json.loads((tmp_path / "out" / f"weights{rank}.json").read_text()) for rank in (0, 1)]
+    weights = [
+        json.loads((tmp_path / "out" / f"weights{rank}.json").read_text()) for rank in (0, 1)
+    ]
     assert weights[0] == weights[1]
 
     model = Point()
@@ -576,7 +728,9 @@ def test_two_processes_train_one_head_and_wandb_is_told_once(texts, target, tmp_
     pytest.importorskip("wandb")
     more = ("samples.share=0.5", "cache_batches=3", "logger=wandb", "logger.project=rehearsal")
     arguments = overrides("medusa", texts, target, tmp_path, *more)
-    finished(launch("-m", "experiments.train", *arguments, WANDB_MODE="offline", WANDB_SILENT="true"))
+    finished(
+        launch("-m", "experiments.train", *arguments, WANDB_MODE="offline", WANDB_SILENT="true")
+    )
     assert [entry["step"] for entry in log_of(tmp_path)] == [2, 4]
     assert (tmp_path / "head" / "model.safetensors").exists()
     assert (tmp_path / "training.png").exists()

@@ -65,8 +65,12 @@ def test_structure_follows_from_parents(parents):
             assert tree.path(i, node) == path
             assert int(tree.depths[i, node]) == len(path)
             assert set(tree.ancestors[i, node].nonzero()[:, 0].tolist()) == {0, *path}
-            assert int(tree.ranks[i, node]) == (sum(other == parent for other in row[:node]) if node else 0)
-    assert tree.width >= max((row.count(parent) for row in parents for parent in row if parent >= 0), default=0)
+            assert int(tree.ranks[i, node]) == (
+                sum(other == parent for other in row[:node]) if node else 0
+            )
+    assert tree.width >= max(
+        (row.count(parent) for row in parents for parent in row if parent >= 0), default=0
+    )
 
 
 @given(forests(), st.data())
@@ -88,13 +92,25 @@ def test_a_tree_that_grows_level_by_level_is_the_tree(parents):
     depths = whole.depths.numpy()
     tree, numbers = TokenTree.root(whole.tokens[:, 0]), [{0: 0} for _ in parents]
     for depth in range(1, whole.depth + 1):
-        level = [[node for node, parent in enumerate(row) if parent >= 0 and depths[i, node] == depth] for i, row in enumerate(parents)]
+        level = [
+            [node for node, parent in enumerate(row) if parent >= 0 and depths[i, node] == depth]
+            for i, row in enumerate(parents)
+        ]
         widest = max(map(len, level))
-        above = [[numbers[i][parents[i][node]] for node in nodes] + [-1] * (widest - len(nodes)) for i, nodes in enumerate(level)]
-        tokens = [[int(whole.tokens[i, node]) for node in nodes] + [0] * (widest - len(nodes)) for i, nodes in enumerate(level)]
+        above = [
+            [numbers[i][parents[i][node]] for node in nodes] + [-1] * (widest - len(nodes))
+            for i, nodes in enumerate(level)
+        ]
+        tokens = [
+            [int(whole.tokens[i, node]) for node in nodes] + [0] * (widest - len(nodes))
+            for i, nodes in enumerate(level)
+        ]
         for i, nodes in enumerate(level):
             numbers[i] |= {node: tree.num_nodes + place for place, node in enumerate(nodes)}
-        tree = tree.grow(torch.tensor(tokens).view(len(parents), -1), torch.tensor(above, dtype=torch.long).view(len(parents), -1))
+        tree = tree.grow(
+            torch.tensor(tokens).view(len(parents), -1),
+            torch.tensor(above, dtype=torch.long).view(len(parents), -1),
+        )
     for i, names in enumerate(numbers):
         for node, number in names.items():
             assert int(tree.depths[i, number]) == depths[i, node]
@@ -111,12 +127,16 @@ def test_rows_of_a_shared_frame_use_parts_of_it(parents, data):
     limit = torch.tensor(data.draw(st.lists(st.integers(0, 4), min_size=2, max_size=2)))
     shared = Structure.shared(frame, 2, torch.device("cpu"), depths <= limit[:, None])
     for row in range(2):
-        plain = Structure.of([[parent if depths[0, node] <= limit[row] else -1 for node, parent in enumerate(frame)]])
+        plain = Structure.of(
+            [[parent if depths[0, node] <= limit[row] else -1 for node, parent in enumerate(frame)]]
+        )
         used = plain.used[0]
         assert torch.equal(shared.parents[row], plain.parents[0])
         assert torch.equal(shared.depths[row], plain.depths[0])
         assert torch.equal(shared.ancestors[row][used], plain.ancestors[0][used])
-    assert Structure.shared(frame, 2, torch.device("cpu")) is Structure.shared(frame, 2, torch.device("cpu"))
+    assert Structure.shared(frame, 2, torch.device("cpu")) is Structure.shared(
+        frame, 2, torch.device("cpu")
+    )
 
 
 def test_a_tree_is_not_written_to():
@@ -135,7 +155,11 @@ def test_one_wrong_parent_is_refused(parents, data):
     width = len(parents[0])
     node = data.draw(st.integers(0, width - 1))
     unused = [other for other in range(1, node) if parents[0][other] < 0]
-    wrong = data.draw(st.sampled_from([*range(max(node, 1), width + 2), -2, *unused] if node else [*range(width), 5]))
+    wrong = data.draw(
+        st.sampled_from(
+            [*range(max(node, 1), width + 2), -2, *unused] if node else [*range(width), 5]
+        )
+    )
     parents[0][node] = wrong
     with pytest.raises(ValueError, match="malformed tree in row 0"):
         tree_of(*parents)
@@ -187,5 +211,7 @@ def test_sampled_siblings_need_their_law(law):
 def test_shapes_are_refused_with_what_came():
     with pytest.raises(ValueError, match=r"one shape.*\(1, 2\) and \(1, 3\)"):
         TokenTree(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[-1, 0, 0]]))
-    with pytest.raises(ValueError, match=r"q must be \(rows, nodes, vocabulary\) = \(1, 2, V\), got \(1, 3, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"q must be \(rows, nodes, vocabulary\) = \(1, 2, V\), got \(1, 3, 7\)"
+    ):
         tree_of([-1, 0], law=SiblingLaw.WR, q=torch.zeros(1, 3, 7))

@@ -55,7 +55,9 @@ class Bench:
         quiet_transformers()
         set_threads(wanted.threads)
         self.wanted, self.began = wanted, time.perf_counter()
-        self.prompts = prompts.read("jsonl", wanted.prompts, category="category", limit=wanted.limit)
+        self.prompts = prompts.read(
+            "jsonl", wanted.prompts, category="category", limit=wanted.limit
+        )
 
     @cached_property
     def target(self) -> specdec.TransformersLM:
@@ -63,18 +65,31 @@ class Bench:
 
     @cached_property
     def deep(self) -> specdec.TransformersLM:
-        return load(self.wanted.target, dtype=self.wanted.dtype, extra_layers=self.wanted.extra_layers)
+        return load(
+            self.wanted.target, dtype=self.wanted.dtype, extra_layers=self.wanted.extra_layers
+        )
 
     def draft(self, name: str) -> specdec.TransformersLM:
         return lineup.draft_model(name, Target(self.wanted.target, dtype=self.wanted.dtype))
 
-    def ours(self, target: specdec.TransformersLM, temperature: float, drafter: Mapping[str, Any], **more: Any) -> Ours:
+    def ours(
+        self,
+        target: specdec.TransformersLM,
+        temperature: float,
+        drafter: Mapping[str, Any],
+        **more: Any,
+    ) -> Ours:
         """`drafter`: {"name": ..., arguments}; `more`: other options of specdec.generate."""
         made = lineup.make_drafter(drafter, Target(self.wanted.target, dtype=self.wanted.dtype))
         return Ours(target, made, {"temperature": temperature, "seed": self.wanted.seed, **more})
 
     def compare(
-        self, title: str, ways: dict[str, Way], limit: int | None = None, batch: int = 1, warmup: int = 1
+        self,
+        title: str,
+        ways: dict[str, Way],
+        limit: int | None = None,
+        batch: int = 1,
+        warmup: int = 1,
     ) -> Compared:
         target = next(iter(ways.values())).target
         play = Play(self.prompts[:limit], target, False, batch, self.wanted.max_new_tokens)
@@ -83,14 +98,22 @@ class Bench:
             for one in play(ways, warmup):
                 played.append(one)
                 advance()
-        return Compared(measures.way_results(played, ways), rounds("benchmark", title, title, played))
+        return Compared(
+            measures.way_results(played, ways), rounds("benchmark", title, title, played)
+        )
 
-    def publish(self, program: str, tables: Sequence[pd.DataFrame], distinct: str, record: Mapping[str, Any]) -> None:
+    def publish(
+        self, program: str, tables: Sequence[pd.DataFrame], distinct: str, record: Mapping[str, Any]
+    ) -> None:
         """Print the tables with a line on how they were measured; write both, and what they were
         made from, to a new folder."""
         wanted, where = self.wanted, surroundings()
         minutes = (time.perf_counter() - self.began) / 60
-        deep = f" ({min(wanted.deep_limit, len(self.prompts))} on the deepened target)" if wanted.deep_limit else ""
+        deep = (
+            f" ({min(wanted.deep_limit, len(self.prompts))} on the deepened target)"
+            if wanted.deep_limit
+            else ""
+        )
         note = (
             f"Medians over {len(self.prompts)} prompts{deep} with 95% bootstrap intervals of paired ratios, {wanted.dtype}, batch 1, "
             f"{wanted.max_new_tokens} new tokens, {where.threads} threads, {where.machine.processor}. "
@@ -102,4 +125,7 @@ class Bench:
         folder.mkdir(parents=True)
         write_text(folder / "table.md", text)
         lines = [table.to_dict("records") for table in tables]
-        write_json(folder / "benchmark.json", {"config": vars(wanted), **asdict(where), "tables": lines, **record})
+        write_json(
+            folder / "benchmark.json",
+            {"config": vars(wanted), **asdict(where), "tables": lines, **record},
+        )

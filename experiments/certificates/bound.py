@@ -32,7 +32,9 @@ class _Look(Verifier):
         return Verdict(torch.empty(trees.rows, 0, dtype=torch.long), nothing, nothing)
 
 
-def drafted_prefixes(tables: Tables, drafter: Callable[[Tables], Drafter], depth: int) -> dict[Drafted, float]:
+def drafted_prefixes(
+    tables: Tables, drafter: Callable[[Tables], Drafter], depth: int
+) -> dict[Drafted, float]:
     """The law of the set of prefixes that a first round drafts."""
 
     def program(chance: Chance, rows: int) -> list[Drafted]:
@@ -67,14 +69,21 @@ def drafted_prefixes(tables: Tables, drafter: Callable[[Tables], Drafter], depth
 def transport(sets: dict[Drafted, float], law: Law) -> float:
     """The largest Pr(output in the drafted set) of any coupling: a linear programme."""
     names, targets = list(sets), {prefix: number for number, prefix in enumerate(law)}
-    edges = [(row, targets[prefix]) for row, name in enumerate(names) for prefix in name if prefix in targets]
+    edges = [
+        (row, targets[prefix])
+        for row, name in enumerate(names)
+        for prefix in name
+        if prefix in targets
+    ]
     if not edges:
         return 0.0
     lines = [row for row, _ in edges] + [len(names) + column for _, column in edges]
     columns = [*range(len(edges)), *range(len(edges))]
     limits = np.array([*sets.values(), *law.values()])
     matrix = coo_array((np.ones(len(lines)), (lines, columns)), shape=(len(limits), len(edges)))
-    return -float(linprog(-np.ones(len(edges)), A_ub=matrix.tocsr(), b_ub=limits, method="highs").fun)
+    return -float(
+        linprog(-np.ones(len(edges)), A_ub=matrix.tocsr(), b_ub=limits, method="highs").fun
+    )
 
 
 def most_accepted(tables: Tables, drafter: Callable[[Tables], Drafter], depth: int) -> float:

@@ -27,7 +27,7 @@ from specdec import Drafter, Refused, Verifier, load
 from specdec.chance import Keyed
 from specdec.models.language_model import TransformersLM
 from specdec.pairing import name_of
-from specdec.plugins import build
+from specdec.plugins import build, find
 
 CHECKS = ("exact", "sampled", "greedy")
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -51,8 +51,16 @@ class Plan:
         unknown = [check for check in self.checks if check not in CHECKS]
         if unknown or not self.checks:
             raise ValueError(f"checks must be some of {', '.join(CHECKS)}, got {list(self.checks)}")
-        if self.outcomes < 1 or self.size < 1 or not self.strength > 0 or self.prompts < 1 or self.max_new_tokens < 1:
-            raise ValueError("outcomes, size, prompts and max_new_tokens must be >= 1 and strength > 0")
+        if (
+            self.outcomes < 1
+            or self.size < 1
+            or not self.strength > 0
+            or self.prompts < 1
+            or self.max_new_tokens < 1
+        ):
+            raise ValueError(
+                "outcomes, size, prompts and max_new_tokens must be >= 1 and strength > 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,15 +81,21 @@ class Pair:
         return found
 
 
-def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def certify(
+    pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """The certificate of a pair. `bar` shows progress, `say` hears of every result."""
     began = time.perf_counter()
     head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(surroundings())}
     pair = Pair(arguments_of("drafter", pair.drafter), resolved(pair.drafter, pair.verifier, 1.0))
-    head |= {"drafter": dict(pair.drafter), "verifier": dict(pair.verifier), "plan": _plain_plan(plan)}
+    head |= {
+        "drafter": dict(pair.drafter),
+        "verifier": dict(pair.verifier),
+        "plan": _plain_plan(plan),
+    }
     rule = pair.rule(1.0)
     zero = rule.zero_temperature_only
-    name = str(pair.drafter["_target_"]).split(".")[-2]
+    name = find("drafter", pair.drafter).name
     head |= {"pair": [name, name_of(rule)], "zero_temperature_only": zero}
     reasons: list[str] = []
     found: dict[str, Any] = {}
@@ -94,7 +108,12 @@ def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambd
         if rule.lossless and "greedy" in plan.checks:
             found["greedy"], passed["greedy"] = _greedy(pair, plan, zero, reasons, say)
     except Refused as refusal:
-        return {**head, "verdict": NOT_APPLICABLE, "reasons": [str(refusal)], "seconds": time.perf_counter() - began}
+        return {
+            **head,
+            "verdict": NOT_APPLICABLE,
+            "reasons": [str(refusal)],
+            "seconds": time.perf_counter() - began,
+        }
     ran = [check for check, result in found.items() if result is not None]
     if not rule.lossless:
         verdict = LOSSY
@@ -104,7 +123,13 @@ def certify(pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambd
         verdict = NOT_CERTIFIED
         if not {"exact", "sampled"} & set(ran):
             reasons.append("neither the exact nor the sampled check could be run")
-    return {**head, "verdict": verdict, "reasons": reasons, **found, "seconds": time.perf_counter() - began}
+    return {
+        **head,
+        "verdict": verdict,
+        "reasons": reasons,
+        **found,
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _exact(
@@ -113,7 +138,10 @@ def _exact(
     """At a temperature above 0 where the pair allows one, and at 0 where the contract allows that."""
     results: list[exact.Exact] = []
     left_out: list[str] = []
-    at_zero = [Tables(f"{one.name}, T = 0", one.p, one.q, one.prompt, {"temperature": 0.0}) for one in plan.tables]
+    at_zero = [
+        Tables(f"{one.name}, T = 0", one.p, one.q, one.prompt, {"temperature": 0.0})
+        for one in plan.tables
+    ]
     sets = at_zero if zero else list(plan.tables)
     rule = pair.rule(0.0 if zero else 1.0)
     with bar("exact", len(plan.tables) * (1 if zero else 2)) as advance:
@@ -124,7 +152,9 @@ def _exact(
             advance()
         for tables in [] if zero else at_zero:
             try:
-                some, without = exact.suite(pair.on_tables, pair.rule(0.0), [tables], plan.size, plan.outcomes)
+                some, without = exact.suite(
+                    pair.on_tables, pair.rule(0.0), [tables], plan.size, plan.outcomes
+                )
                 results += some
                 left_out += without
             except Refused:
@@ -136,7 +166,9 @@ def _exact(
     reasons += [f"exact: {one}" for one in results if not one.lossless]
     distances = [one.tv for one in results if one.tv is not None]
     total = sum(one.outcomes for one in results)
-    say(f"exact: {len(results)} cases, {total} outcomes, largest TV {max(distances, default=float('nan')):.2e}")
+    say(
+        f"exact: {len(results)} cases, {total} outcomes, largest TV {max(distances, default=float('nan')):.2e}"
+    )
     return {
         "lossless": all(one.lossless for one in results),
         "worst_tv": max(distances, default=None),
@@ -147,7 +179,9 @@ def _exact(
     }, all(one.lossless for one in results)
 
 
-def _sampled(pair: Pair, plan: Plan, reasons: list[str], bar: Bar, say: Callable[[str], None]) -> tuple[Any, bool]:
+def _sampled(
+    pair: Pair, plan: Plan, reasons: list[str], bar: Bar, say: Callable[[str], None]
+) -> tuple[Any, bool]:
     def drafter(target: TransformersLM, draft: TransformersLM) -> Drafter:
         return make(pair.drafter, target, draft)
 
@@ -179,7 +213,9 @@ def _sampled(pair: Pair, plan: Plan, reasons: list[str], bar: Bar, say: Callable
     }, all(stands)
 
 
-def _greedy(pair: Pair, plan: Plan, zero: bool, reasons: list[str], say: Callable[[str], None]) -> tuple[Any, bool]:
+def _greedy(
+    pair: Pair, plan: Plan, zero: bool, reasons: list[str], say: Callable[[str], None]
+) -> tuple[Any, bool]:
     try:
         target, prompts, drafter = _tiny(pair, plan) if plan.target == "tiny" else _real(pair, plan)
     except ValueError as error:  # no such model here, or no such weights
@@ -212,9 +248,15 @@ def _real(pair: Pair, plan: Plan) -> tuple[TransformersLM, list[list[int]], Draf
 
 def _tiny(pair: Pair, plan: Plan) -> tuple[TransformersLM, list[list[int]], Drafter]:
     random = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(97, (3 + row % 5,), generator=random).tolist() for row in range(plan.prompts)]
+    prompts = [
+        torch.randint(97, (3 + row % 5,), generator=random).tolist() for row in range(plan.prompts)
+    ]
     target = TransformersLM(tiny.llama(97, hidden=32), name="tiny")
-    return target, prompts, make(pair.drafter, target, TransformersLM(tiny.similar(97, 0.05, hidden=32)))
+    return (
+        target,
+        prompts,
+        make(pair.drafter, target, TransformersLM(tiny.similar(97, 0.05, hidden=32))),
+    )
 
 
 def _plain_plan(plan: Plan) -> dict[str, Any]:

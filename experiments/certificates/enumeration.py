@@ -54,13 +54,17 @@ class Traces(Chance, Draws):
         return drawn
 
 
-def outcomes(program: Callable[[Chance, int], Sequence[Out]], rows: int = 256) -> Iterator[tuple[float, Out]]:
+def outcomes(
+    program: Callable[[Chance, int], Sequence[Out]], rows: int = 256
+) -> Iterator[tuple[float, Out]]:
     """Every outcome of `program` with its probability; `program(chance, n)` runs n rows and returns what came of each."""
     waiting: list[Script] = [[]]
     while waiting:
         scripts, waiting = waiting[-rows:], waiting[:-rows]
         traces = [Trace(script) for script in scripts]
-        for script, trace, out in zip(scripts, traces, program(Traces(traces), len(traces)), strict=True):
+        for script, trace, out in zip(
+            scripts, traces, program(Traces(traces), len(traces)), strict=True
+        ):
             if trace.position < len(script):
                 raise ValueError("the program is not a function of its draws: a repeat drew less")
             for place in range(len(script), len(trace.script)):

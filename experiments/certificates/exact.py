@@ -21,7 +21,9 @@ OUTCOMES = 200_000  # enumeration gives up after as many
 TWO_ROUNDS = 100  # two rounds run for real where one has at most as many outcomes
 DEPTHS = (1, 2, 3)
 
-Round = tuple[Prefix, int]  # tokens that a row emitted so far, drafted tokens accepted in its first round
+Round = tuple[
+    Prefix, int
+]  # tokens that a row emitted so far, drafted tokens accepted in its first round
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,16 @@ def exact(
     rounds: int = 1,
     limit: int = OUTCOMES,
     advance: Callable[[int], None] = lambda outcomes: None,
+    rows: int = 256,
 ) -> Exact:
-    """The joint law of `tokens` tokens, of which the first `rounds` rounds run for real. `advance` hears of every outcome."""
+    """The joint law of `tokens` tokens, of which the first `rounds` rounds run for real. `advance`
+    hears of every outcome; `rows` of them are run side by side."""
     law: Law = defaultdict(float)
     shares: list[float] = []
     lengths: list[float] = []
-    for probability, (emitted, accepted) in outcomes(program(tables, drafter, verifier, tokens, rounds)):
+    for probability, (emitted, accepted) in outcomes(
+        program(tables, drafter, verifier, tokens, rounds), rows
+    ):
         if len(shares) == limit:
             return Exact(tables.name, tokens, rounds, limit, math.fsum(shares), False, None, None)
         shares.append(probability)
@@ -131,7 +137,9 @@ def suite(
         def too_many(what: str, tokens: int, rounds: int, tables: Tables = tables) -> bool:
             estimated = estimate(program(tables, drafter, verifier, tokens, rounds))
             if estimated > size:
-                left_out.append(f"{tables.name}: {what}: about {estimated:.3g} outcomes, more than size={size}")
+                left_out.append(
+                    f"{tables.name}: {what}: about {estimated:.3g} outcomes, more than size={size}"
+                )
             return estimated > size
 
         try:
@@ -139,13 +147,18 @@ def suite(
                 if depth > 1 and too_many(f"depth {depth}", depth + 1, 1):
                     break
                 one = exact(tables, drafter, verifier, depth + 1, 1, limit, advance)
-                if shallower and (one.outcomes, one.accepted) == (shallower.outcomes, shallower.accepted):
+                if shallower and (one.outcomes, one.accepted) == (
+                    shallower.outcomes,
+                    shallower.accepted,
+                ):
                     break  # the drafter goes no deeper
                 shallower = one
                 found.append(one)
                 title, twice = f"two rounds at depth {depth}", 2 * (depth + 1)
                 if one.outcomes > TWO_ROUNDS:
-                    left_out.append(f"{tables.name}: {title}: one round has more than {TWO_ROUNDS} outcomes")
+                    left_out.append(
+                        f"{tables.name}: {title}: one round has more than {TWO_ROUNDS} outcomes"
+                    )
                 elif one.complete and not too_many(title, twice, 2):
                     found.append(exact(tables, drafter, verifier, twice, 2, limit, advance))
         except specdec.Refused:

@@ -54,7 +54,12 @@ class Greedy:
         return all(one.kind == "tie" for one in self.divergences) and self.tie_rate <= TIE_CAP
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "tie_rate": self.tie_rate, "tie_cap": TIE_CAP, "passes": self.passes}
+        return {
+            **asdict(self),
+            "tie_rate": self.tie_rate,
+            "tie_cap": TIE_CAP,
+            "passes": self.passes,
+        }
 
     def __str__(self) -> str:
         faults = sum(one.kind == "fault" for one in self.divergences)
@@ -66,11 +71,20 @@ class Greedy:
 
 @torch.inference_mode()
 def compare(
-    target: TransformersLM, prompts: Sequence[list[int]], drafter: Drafter, verifier: Any, max_new_tokens: int = 48
+    target: TransformersLM,
+    prompts: Sequence[list[int]],
+    drafter: Drafter,
+    verifier: Any,
+    max_new_tokens: int = 48,
 ) -> Greedy:
     """Raises specdec.Refused for a pair that the contract does not allow at temperature 0."""
     out = specdec.generate(
-        target, prompts, drafter=drafter, verifier=verifier, max_new_tokens=max_new_tokens, temperature=0.0
+        target,
+        prompts,
+        drafter=drafter,
+        verifier=verifier,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
     )
     plain = [_plain(target, prompt, max_new_tokens) for prompt in prompts]
     judge = Judge(target, [[*a, *b] for a, b in zip(prompts, plain, strict=True)])
@@ -87,12 +101,16 @@ def compare(
 def _plain(target: TransformersLM, prompt: list[int], max_new_tokens: int) -> list[int]:
     ids = torch.tensor([prompt], device=target.device)
     eos = sorted(target.eos_ids) or None
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=0)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=0
+    )
     out = target.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     return out[0, len(prompt) :].tolist()
 
 
-def _rounding(model: PreTrainedModel, exact: PreTrainedModel, sequences: Sequence[list[int]]) -> float:
+def _rounding(
+    model: PreTrainedModel, exact: PreTrainedModel, sequences: Sequence[list[int]]
+) -> float:
     """How far logits of the stock model move between passes: token by token with a cache, the whole text at once, in float32."""
     worst = 0.0
     for sequence in sequences:
@@ -127,7 +145,12 @@ class Judge:
 
     @torch.inference_mode()
     def __call__(
-        self, number: int, prompt: Sequence[int], ours: Sequence[int], plain: Sequence[int], index: int
+        self,
+        number: int,
+        prompt: Sequence[int],
+        ours: Sequence[int],
+        plain: Sequence[int],
+        index: int,
     ) -> Divergence:
         """Of the two outputs of prompt `number`, which part at `index`."""
         a, b = (tokens[index] if index < len(tokens) else None for tokens in (ours, plain))
@@ -136,4 +159,6 @@ class Judge:
         ids = torch.tensor([[*prompt, *plain[:index]]], device=self.exact.device)
         scores = self.exact(ids).logits[0, -1]
         margin = abs(float(scores[a] - scores[b]))
-        return Divergence(number, index, a, b, margin, "tie" if margin <= 2 * self.rounding else "fault")
+        return Divergence(
+            number, index, a, b, margin, "tie" if margin <= 2 * self.rounding else "fault"
+        )

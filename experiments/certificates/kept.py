@@ -6,28 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.certificates.suite import Settings, begun
 from experiments.system.files import write_json
 from specdec.chance import Keyed
 from specdec.measuring.report import Report
 from specdec.pairing import choose
-from specdec.plugins import CONF, find
+from specdec.plugins import find
+from specdec.registry import described
 from specdec.sampling import Sampling
 
 SCHEMA_VERSION = 2  # of a certificate
-CERTIFIED, NOT_CERTIFIED, LOSSY, NOT_APPLICABLE = "certified", "not certified", "lossy", "not applicable"
+CERTIFIED, NOT_CERTIFIED, LOSSY, NOT_APPLICABLE = (
+    "certified",
+    "not certified",
+    "lossy",
+    "not applicable",
+)
 FOLDER = "certificates"  # of the working folder: where `certify` writes
 SHIPPED = Path(__file__).parent / "shipped"  # those that come with the project
 
 
 def arguments_of(group: str, settings: Settings) -> dict[str, Any]:
-    """The settings with the YAML's own where a name stands for them."""
-    own = {key: value for key, value in settings.items() if key != "name"}
-    if settings.get("name"):
-        return {**yaml.safe_load((CONF / group / f"{settings['name']}.yaml").read_text()), **own}
-    return own
+    """The settings, with the YAML's own where there is a name."""
+    return {**(described(group, settings["name"]) if settings.get("name") else {}), **settings}
 
 
 def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Settings:
@@ -44,8 +45,8 @@ def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:
     parts = []
     for group, settings in (("drafter", drafter), ("verifier", verifier)):
         arguments = arguments_of(group, settings)
-        weights = getattr(find(group, arguments)[0], "weights", frozenset())
-        kept = {key: value for key, value in arguments.items() if key not in weights}
+        weights = getattr(find(group, arguments).make, "weight_arguments", frozenset())
+        kept = {key: value for key, value in arguments.items() if key not in {"name", *weights}}
         if kind:
             widths = kept.pop("branching", None)
             kept = {key: value for key, value in kept.items() if not _number(value)}
@@ -91,14 +92,23 @@ def find_certificate(
     differs in numbers only. `verifier` may be that of `auto`, which then stands for its choice at `temperature`.
     """
     found: list[tuple[bool, dict[str, Any]]] = []
-    written = [entry for folder in folders or (FOLDER, SHIPPED) for entry in read_certificates(folder)]
-    if written:
-        verifier = resolved(drafter, verifier, temperature)
+    written = [
+        entry for folder in folders or (FOLDER, SHIPPED) for entry in read_certificates(folder)
+    ]
+    if not written:
+        return None
+    verifier = resolved(drafter, verifier, temperature)
+    ours = [_identity(drafter, verifier, kind) for kind in (False, True)]
     for path, content in written:
-        for kind in (False, True):
-            if _identity(content["drafter"], content["verifier"], kind) == _identity(drafter, verifier, kind):
-                found.append((kind, {**content, "file": str(path), "same_settings": not kind}))
-                break
+        try:
+            theirs = [
+                _identity(content["drafter"], content["verifier"], kind) for kind in (False, True)
+            ]
+        except ValueError:  # of a plug-in that is not here
+            continue
+        if ours[1] == theirs[1]:
+            kind = ours[0] != theirs[0]
+            found.append((kind, {**content, "file": str(path), "same_settings": not kind}))
     return min(found, key=lambda entry: entry[0])[1] if found else None
 
 

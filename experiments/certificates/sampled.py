@@ -25,7 +25,9 @@ from specdec.models.language_model import TransformersLM
 from specdec.sampling import Sampling
 
 ROWS = 512  # of a batch
-NEIGHBOURS = 16  # rows beside them that start from a longer prompt, so that batches are ragged; not counted
+NEIGHBOURS = (
+    16  # rows beside them that start from a longer prompt, so that batches are ragged; not counted
+)
 SEQUENCES = 20_000  # at most, whose probabilities are computed
 
 
@@ -35,7 +37,9 @@ class Fatigue:
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         last = ids[:, -1:]
-        scores = scores.scatter(1, last, scores.gather(1, last) - (1.0 if ids.shape[1] % 2 else 0.4))
+        scores = scores.scatter(
+            1, last, scores.gather(1, last) - (1.0 if ids.shape[1] % 2 else 0.4)
+        )
         return torch.cat([scores[:, :-1], scores[:, -1:] - 0.5], 1)
 
 
@@ -105,7 +109,11 @@ def joint_law(
             rows[ended] = torch.nn.functional.one_hot(torch.tensor(eos), vocabulary).double()
         law = (law[:, None] * rows).flatten()
         prefixes = torch.cat(
-            [prefixes.repeat_interleave(vocabulary, 0), torch.arange(vocabulary).repeat(len(prefixes))[:, None]], 1
+            [
+                prefixes.repeat_interleave(vocabulary, 0),
+                torch.arange(vocabulary).repeat(len(prefixes))[:, None],
+            ],
+            1,
         )
     return law.numpy()
 
@@ -184,7 +192,12 @@ def prepare(
         chosen = drafter(target, tiny.draft(vocabulary))
         try:
             specdec.generate(
-                target, [prompt(vocabulary)], drafter=chosen, verifier=verifier, max_new_tokens=4, **setting.sampling
+                target,
+                [prompt(vocabulary)],
+                drafter=chosen,
+                verifier=verifier,
+                max_new_tokens=4,
+                **setting.sampling,
             )
             break
         except specdec.Refused:

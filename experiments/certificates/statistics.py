@@ -21,7 +21,11 @@ ETA = 1e-3  # the upper bound on the total variation holds with probability 1 - 
 def noncentrality(cells: int, size: float = SIZE, power: float = POWER) -> float:
     """lambda at which a chi-square test of this size on m cells has this power."""
     threshold, freedom = chi2.isf(size, cells - 1), cells - 1
-    return float(brentq(lambda value: ncx2.sf(threshold, freedom, value) - power, 1e-3, 100 * (freedom + 100)))
+    return float(
+        brentq(
+            lambda value: ncx2.sf(threshold, freedom, value) - power, 1e-3, 100 * (freedom + 100)
+        )
+    )
 
 
 def sample_size(cells: int, tv: float = TV, strength: float = 1.0) -> int:
@@ -48,7 +52,10 @@ def fit(counts: np.ndarray, law: np.ndarray, seed: int = 0) -> Fit:
     samples = int(counts.sum())
     possible = law > 0
     impossible = int(counts[~possible].sum())
-    observed, expected = counts[possible].astype(float), samples * law[possible] / law[possible].sum()
+    observed, expected = (
+        counts[possible].astype(float),
+        samples * law[possible] / law[possible].sum(),
+    )
     observed, expected = merged(*hashed(observed, expected, seed))
     cells = len(expected)
     statistic = float(((observed - expected) ** 2 / expected).sum()) if cells > 1 else 0.0
@@ -57,7 +64,14 @@ def fit(counts: np.ndarray, law: np.ndarray, seed: int = 0) -> Fit:
     upper = tv + 0.5 * math.sqrt(cells / samples) + math.sqrt(math.log(1 / ETA) / (2 * samples))
     found = math.sqrt(noncentrality(cells) / (4 * samples)) if cells > 1 else 1.0
     return Fit(
-        samples, cells, statistic, 0.0 if impossible else p_value, impossible, tv, min(1.0, upper), min(1.0, found)
+        samples,
+        cells,
+        statistic,
+        0.0 if impossible else p_value,
+        impossible,
+        tv,
+        min(1.0, upper),
+        min(1.0, found),
     )
 
 

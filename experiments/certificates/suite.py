@@ -1,4 +1,8 @@
-"""Every drafter of conf/drafter, in each of its variants, and every rule of conf/verifier: who may judge whom, on small targets."""
+"""Every drafter, in each of its variants, and every rule: which rules take which trees.
+
+A plug-in that is not in order (its YAML, its import, its `tiny`) is left out here, so that it stops
+nobody else's tests; `examine` says what is wrong with it.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -7,28 +11,80 @@ from typing import Any
 from experiments.certificates.tables import Tables, standard
 from specdec import Drafter, Keyed, LanguageModel, Refused, Sampling
 from specdec.pairing import pair
-from specdec.plugins import build, construct, described, find, names
+from specdec.plugins import build, find
+from specdec.registry import names
 
 Settings = Mapping[str, Any]
+AUTO = "auto"  # a table of verifiers, and none itself
+
+
+def plugins() -> list[tuple[str, str]]:
+    """(group, name) of all that there are, in order or not."""
+    return [
+        (group, name) for group in ("drafter", "verifier") for name in names(group) if name != AUTO
+    ]
 
 
 def rules() -> list[str]:
-    """The verifiers of conf/verifier; `auto` is a table, not a rule."""
-    return [name for name in names("verifier") if "_target_" in described("verifier", name)]
+    """The verifiers that can be made."""
+    found = []
+    for group, name in plugins():
+        try:
+            if group == "verifier" and build(group, name).laws:
+                found.append(name)
+        except Exception:  # whatever a plug-in raises: `examine` says it
+            continue
+    return found
 
 
 def drafters() -> list[Settings]:
-    """Every drafter of conf/drafter, in each of its variants."""
-    classes = {name: find("drafter", name)[0] for name in names("drafter")}
-    return [{"name": name, **variant} for name in classes for variant in getattr(classes[name], "variants", [{}])]
+    """Every drafter that can be found, in each of its variants."""
+    found: list[Settings] = []
+    for group, name in plugins():
+        try:
+            found += variants(name) if group == "drafter" else []
+        except Exception:  # whatever a plug-in raises: `examine` says it
+            continue
+    return found
+
+
+def variants(name: str) -> list[Settings]:
+    """The settings of a drafter that deserve tests of their own."""
+    return [
+        {"name": name, **variant}
+        for variant in getattr(find("drafter", name).make, "variants", [{}])
+    ]
+
+
+def examine(group: str, name: str) -> None:
+    """Raise what is wrong with a plug-in; nothing where it can be made and has a partner."""
+    if group == "drafter":
+        for settings in variants(name):
+            for temperature in (1.0, 0.0):
+                begun(settings, temperature)
+    elif not build(group, name).laws:
+        raise ValueError(f"verifier {name} declares no sibling laws, so no tree is for it")
+    met = {(drafter["name"], rule) for at in (1.0, 0.0) for drafter, rule in pairs(at)}
+    if name not in {each[group == "verifier"] for each in met}:
+        raise ValueError(
+            f"{group} {name} has no partner: the contract allows it with none that is here"
+        )
+
+
+def title(value: Any) -> str | None:
+    """What tests call a drafter's settings, a pair of these and a rule, or another value."""
+    if isinstance(value, tuple):
+        return "-".join(filter(None, map(title, value)))
+    if isinstance(value, dict):
+        return "-".join(str(part) for part in value.values()).replace(" ", "")
+    return str(value) if isinstance(value, (str, int, float)) else None
 
 
 def make(settings: Settings, target: LanguageModel, draft: LanguageModel) -> Drafter:
     """The drafter that these settings describe, for a small target: by its `tiny`, where it has one."""
-    described, arguments = find("drafter", settings)
-    tiny = getattr(described, "tiny", None)
-    found = construct(described, arguments) if tiny is None else construct(tiny, arguments, target, draft)
-    assert isinstance(found, Drafter)
+    plugin = find("drafter", settings)
+    tiny = getattr(plugin.make, "tiny", None)
+    found: Drafter = plugin.made() if tiny is None else plugin.made_by(tiny, target, draft)
     return found
 
 
@@ -54,16 +110,22 @@ def pairs(temperature: float = 1.0, allow_lossy: bool = True) -> list[tuple[Sett
     """Drafters and rules that the contract allows together, by asking it."""
     found = []
     for settings in drafters():
-        drafter, tables = begun(settings, temperature)
+        try:
+            drafter, tables = begun(settings, temperature)
+        except Exception:  # whatever a plug-in raises: `examine` says it
+            continue
+        sampling = Sampling(temperature)
         found += [
             (settings, rule)
             for rule in rules()
-            if allows(drafter, rule, Sampling(temperature), tables.vocabulary, allow_lossy)
+            if allows(drafter, rule, sampling, tables.vocabulary, allow_lossy)
         ]
     return found
 
 
-def allows(drafter: Drafter, rule: str, sampling: Sampling, vocabulary: int, allow_lossy: bool) -> bool:
+def allows(
+    drafter: Drafter, rule: str, sampling: Sampling, vocabulary: int, allow_lossy: bool
+) -> bool:
     try:
         pair(drafter, build("verifier", rule), sampling, Keyed(), vocabulary, allow_lossy)
     except Refused:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from specdec.sampling import Sampling
 from specdec.models.table import TableModel
+from specdec.sampling import Sampling
 
 Prefix = tuple[int, ...]
 Rows = Mapping[Prefix, Sequence[float]]
@@ -49,7 +49,9 @@ class Tables:
     def _laws(self) -> dict[Prefix, list[float]]:
         """The target's rows as the run's sampling shapes them; no processor here reads the prefix."""
         prefixes = list(self.p)
-        logits = torch.tensor([list(map(float, self.p[prefix])) for prefix in prefixes], dtype=torch.float64)
+        logits = torch.tensor(
+            [list(map(float, self.p[prefix])) for prefix in prefixes], dtype=torch.float64
+        )
         laws = Sampling(**self.sampling).law((logits / logits.sum(1, keepdim=True)).log(), list)
         return dict(zip(prefixes, laws.tolist(), strict=True))
 
@@ -57,7 +59,9 @@ class Tables:
         """The law of the token that follows `prefix` in plain decoding."""
         return self._laws.get(prefix, self._laws[()])
 
-    def completions(self, prefix: Prefix, probability: float, tokens: int) -> Iterator[tuple[Prefix, float]]:
+    def completions(
+        self, prefix: Prefix, probability: float, tokens: int
+    ) -> Iterator[tuple[Prefix, float]]:
         """Every way in which plain decoding goes on from `prefix` to `tokens` tokens."""
         if len(prefix) == tokens:
             yield prefix, probability
@@ -79,10 +83,16 @@ def distance(one: Law, other: Law) -> float:
 # ----------------------------------------------------------------------------------------------------- the set of tables
 
 
-def _rows(vocabulary: int, depth: int, row: Callable[[random.Random], list[float]], seed: int) -> Rows:
+def _rows(
+    vocabulary: int, depth: int, row: Callable[[random.Random], list[float]], seed: int
+) -> Rows:
     """A row for every prefix up to `depth`."""
     source = random.Random(seed)
-    prefixes = (p for length in range(depth + 1) for p in itertools.product(range(vocabulary), repeat=length))
+    prefixes = (
+        p
+        for length in range(depth + 1)
+        for p in itertools.product(range(vocabulary), repeat=length)
+    )
     return {prefix: row(source) for prefix in prefixes}
 
 
@@ -117,9 +127,18 @@ def standard() -> list[Tables]:
     filtered = {"temperature": 0.7, "top_k": 3, "top_p": 0.8}
     return [
         Tables("two tokens", _rows(2, 4, _dense(2), 1), _rows(2, 4, _dense(2), 2), (0, 1, 0)),
-        Tables("two tokens, zeros", {(): [1, 2], (0,): [0, 1], (1,): [3, 1]}, {(): [2, 1], (0,): [1, 1], (1,): [0, 1]}),
+        Tables(
+            "two tokens, zeros",
+            {(): [1, 2], (0,): [0, 1], (1,): [3, 1]},
+            {(): [2, 1], (0,): [1, 1], (1,): [0, 1]},
+        ),
         Tables("zeros", _rows(3, 3, _with_zeros, 11), _rows(3, 3, _with_zeros, 12), three),
-        Tables("ties", _rows(3, 3, lambda source: [1, 1, source.randint(1, 2)], 21), {(): [2, 2, 1]}, three),
+        Tables(
+            "ties",
+            _rows(3, 3, lambda source: [1, 1, source.randint(1, 2)], 21),
+            {(): [2, 2, 1]},
+            three,
+        ),
         Tables("p = q", equal, equal, three),
         Tables("one-hot p", _rows(3, 3, _one_hot, 41), _rows(3, 3, _dense(3), 42), three),
         Tables("one-hot q", _rows(3, 3, _dense(3), 51), _rows(3, 3, _one_hot, 52), three),
@@ -158,7 +177,9 @@ def read_cases(path: str | Path) -> Iterator[Case | ValueError]:
         raise ValueError(f"{path} is no JSON: {error}") from None
     cases = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(cases, list) or not cases:
-        raise ValueError(f'{path} must hold a list of cases, or {{"cases": [...]}}, with at least one case')
+        raise ValueError(
+            f'{path} must hold a list of cases, or {{"cases": [...]}}, with at least one case'
+        )
     for number, case in enumerate(cases):
         name = case.get("name") if isinstance(case, dict) else None
         title = repr(name) if isinstance(name, str) else f"number {number}"
@@ -171,7 +192,9 @@ def read_cases(path: str | Path) -> Iterator[Case | ValueError]:
 def _case(case: Any, number: int) -> Case:
     if not isinstance(case, dict):
         raise ValueError(f"a case is an object, got {type(case).__name__}")
-    missing = [key for key in ("name", "V", "P", "Q", "branching", "draft", "verifier") if key not in case]
+    missing = [
+        key for key in ("name", "V", "P", "Q", "branching", "draft", "verifier") if key not in case
+    ]
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
     if not isinstance(case["name"], str) or not isinstance(case["verifier"], str):
@@ -180,7 +203,9 @@ def _case(case: Any, number: int) -> Case:
     if not _whole(vocabulary):
         raise ValueError(f"V must be an integer >= 1, got {vocabulary!r}")
     if not isinstance(branching, list) or not branching or not all(map(_whole, branching)):
-        raise ValueError(f"branching must be a list of integers >= 1, one per depth, got {branching!r}")
+        raise ValueError(
+            f"branching must be a list of integers >= 1, one per depth, got {branching!r}"
+        )
     if draft not in DRAWS:
         raise ValueError(f"draft must be one of {', '.join(DRAWS)}, got {draft!r}")
     if draft == "chain" and max(branching) > 1:
@@ -195,23 +220,35 @@ def _whole(value: Any) -> bool:
 
 def _table(content: Any, vocabulary: int, letter: str) -> Rows:
     if not isinstance(content, dict) or "" not in content:
-        raise ValueError(f"{letter} must be an object from prefixes to rows, with a row for the empty prefix ''")
+        raise ValueError(
+            f"{letter} must be an object from prefixes to rows, with a row for the empty prefix ''"
+        )
     table: dict[Prefix, list[float]] = {}
     for key, row in content.items():
         try:
             prefix = tuple(int(token) for token in key.split(",")) if key else ()
         except ValueError:
-            raise ValueError(f"{letter} has the prefix {key!r}; expected comma-joined tokens such as '0,2'") from None
+            raise ValueError(
+                f"{letter} has the prefix {key!r}; expected comma-joined tokens such as '0,2'"
+            ) from None
         if any(not 0 <= token < vocabulary for token in prefix):
-            raise ValueError(f"{letter} has the prefix {key!r}, with a token outside 0 .. V - 1 = {vocabulary - 1}")
+            raise ValueError(
+                f"{letter} has the prefix {key!r}, with a token outside 0 .. V - 1 = {vocabulary - 1}"
+            )
         if not isinstance(row, list) or len(row) != vocabulary:
-            raise ValueError(f"{letter}[{key!r}] must be a list of V = {vocabulary} weights, got {row!r}")
+            raise ValueError(
+                f"{letter}[{key!r}] must be a list of V = {vocabulary} weights, got {row!r}"
+            )
         try:
             weights = [Fraction(str(weight)) for weight in row]
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{letter}[{key!r}] has a weight that is no finite number or fraction: {row!r}") from None
+            raise ValueError(
+                f"{letter}[{key!r}] has a weight that is no finite number or fraction: {row!r}"
+            ) from None
         total = sum(weights)
         if min(weights) < 0 or not total:
-            raise ValueError(f"{letter}[{key!r}] must be weights >= 0 that are not all 0, got {row!r}")
+            raise ValueError(
+                f"{letter}[{key!r}] must be weights >= 0 that are not all 0, got {row!r}"
+            )
         table[prefix] = [float(weight / total) for weight in weights]
     return table

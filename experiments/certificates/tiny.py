@@ -12,7 +12,9 @@ CONTEXT = 64
 
 
 @cache
-def llama(vocabulary: int, seed: int = 0, hidden: int = 16, sharpness: float = 6.0) -> PreTrainedModel:
+def llama(
+    vocabulary: int, seed: int = 0, hidden: int = 16, sharpness: float = 6.0
+) -> PreTrainedModel:
     """float32, two layers, grouped heads. A fresh model's law is nearly uniform; `sharpness` makes it depend on its context."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -11,7 +11,9 @@ from experiments.study.outcome import Divergences, Diverging
 from specdec import TransformersLM
 
 
-def divergences(played: Sequence[Played], target: TransformersLM, baseline: str, judged: bool = True) -> Divergences:
+def divergences(
+    played: Sequence[Played], target: TransformersLM, baseline: str, judged: bool = True
+) -> Divergences:
     """One entry per prompt and turn that differs. What follows a difference, later turns included,
     is not comparable. `judged`: whether the choice is the largest logit, so that a margin means
     something."""
@@ -36,7 +38,9 @@ def divergences(played: Sequence[Played], target: TransformersLM, baseline: str,
     else:
         for number, turn, _, a, b, index in cases:
             tokens = [row[index] if index < len(row) else None for row in (a, b)]
-            found.append(Diverging(turn=turn, **asdict(Divergence(number, index, *tokens, None, "unjudged"))))
+            found.append(
+                Diverging(turn=turn, **asdict(Divergence(number, index, *tokens, None, "unjudged")))
+            )
     return Divergences(
         compared=compared,
         diverging=len(found),

@@ -16,21 +16,29 @@ from specdec.tree import TokenTree
 
 @torch.inference_mode()
 def forward_times(
-    model: specdec.TransformersLM, context: int, nodes: Sequence[int], rows: int = 1, repeats: int = 30
+    model: specdec.TransformersLM,
+    context: int,
+    nodes: Sequence[int],
+    rows: int = 1,
+    repeats: int = 30,
 ) -> dict[int, float]:
     """Median seconds of a pass over binary trees of `nodes` nodes (root included), all after
     `context` committed tokens. The sizes take turns, so that a slow moment of the machine meets
     them all."""
     random = torch.Generator().manual_seed(0)
     widest = max(nodes)
-    tokens = torch.randint(model.vocabulary, (rows, context + widest), generator=random).to(model.device)
+    tokens = torch.randint(model.vocabulary, (rows, context + widest), generator=random).to(
+        model.device
+    )
     session = model.open(rows, context + widest)
     session.read(tokens[:, :context], [context] * rows)
     trees = {}
     for count in nodes:
         parents = (torch.arange(count, device=model.device) - 1) // 2
         parents[0] = -1
-        trees[count] = TokenTree(tokens[:, context : context + count], parents.expand(rows, -1).contiguous())
+        trees[count] = TokenTree(
+            tokens[:, context : context + count], parents.expand(rows, -1).contiguous()
+        )
     seconds: dict[int, list[float]] = {count: [] for count in nodes}
     for turn in range(repeats + 3):
         for count, tree in trees.items():
@@ -64,4 +72,6 @@ def peak_memory(target: str, draft: str, dtype: str | None, new_tokens: int) -> 
     with peak(model.device) as found:
         out = specdec.generate(model, prompt, max_new_tokens=new_tokens, **options)
     kept = sum(out.report.cache_bytes.values()) + len(pickle.dumps(out.steps))
-    return None if found.bytes is None or found.before is None else found.bytes - found.before - kept
+    return (
+        None if found.bytes is None or found.before is None else found.bytes - found.before - kept
+    )

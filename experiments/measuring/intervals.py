@@ -20,26 +20,36 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return _interval(np.median, [values], confidence)
 
 
-def ratio_interval(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval:
+def ratio_interval(
+    above: Sequence[float], below: Sequence[float], confidence: float = 0.95
+) -> Interval:
     """The median of the paired ratios above / below, e.g. of two methods' speed-ups over the
     baseline that they share."""
     return _interval(np.median, [np.divide(*_paired(above, below))], confidence)
 
 
-def difference_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval:
+def difference_interval(
+    first: Sequence[float], second: Sequence[float], confidence: float = 0.95
+) -> Interval:
     """The median of the paired differences first - second."""
     return _interval(np.median, [np.subtract(*_paired(first, second))], confidence)
 
 
-def pooled_interval(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval:
+def pooled_interval(
+    above: Sequence[float], below: Sequence[float], confidence: float = 0.95
+) -> Interval:
     """A ratio of sums, e.g. tau = all kept tokens / all rounds, with its interval over the prompts
     that the sums run over."""
-    return _interval(lambda a, b, axis=-1: a.sum(axis) / b.sum(axis), _paired(above, below), confidence)
+    return _interval(
+        lambda a, b, axis=-1: a.sum(axis) / b.sum(axis), _paired(above, below), confidence
+    )
 
 
 def _paired(first: Sequence[float], second: Sequence[float]) -> list[np.ndarray]:
     if len(first) != len(second):
-        raise ValueError(f"the two sides are paired by prompt: got {len(first)} values and {len(second)}")
+        raise ValueError(
+            f"the two sides are paired by prompt: got {len(first)} values and {len(second)}"
+        )
     return [np.asarray(first, dtype=float), np.asarray(second, dtype=float)]
 
 

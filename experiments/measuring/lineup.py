@@ -1,8 +1,8 @@
 """The ways of a run, made from its settings; and what those settings were in effect."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from experiments.measuring.theirs import Theirs
 from experiments.measuring.ways import AGAIN, COLD, METHOD, Ours, Way, load
 from experiments.study.schema import Prompts, Settings, Target
 from specdec.measuring.report import Report
-from specdec.plugins import build, described, find
+from specdec.plugins import arguments_of, build, find
+from specdec.registry import described
 
 
 def draft_model(name: str, target: Target) -> specdec.TransformersLM:
@@ -38,7 +39,9 @@ def make(settings: Settings) -> dict[str, Way]:
         "allow_lossy": settings.allow_lossy,
     }
     verifier = build("verifier", settings.verifier) if "_target_" in settings.verifier else "auto"
-    method = Ours(target, make_drafter(settings.drafter, settings.target), {**options, "verifier": verifier})
+    method = Ours(
+        target, make_drafter(settings.drafter, settings.target), {**options, "verifier": verifier}
+    )
     theirs = Theirs(target, sampling, settings.seed, settings.ignore_eos)
     ways: dict[str, Way] = {METHOD: method}
     for name in settings.baselines:
@@ -47,7 +50,9 @@ def make(settings: Settings) -> dict[str, Way]:
         elif name == "transformers":
             ways[name] = theirs
         elif name == "prompt_lookup":
-            ways[name] = replace(theirs, lookup=(settings.prompt_lookup.max_ngram, settings.prompt_lookup.length))
+            ways[name] = replace(
+                theirs, lookup=(settings.prompt_lookup.max_ngram, settings.prompt_lookup.length)
+            )
         else:
             ways[name] = replace(
                 theirs,
@@ -58,7 +63,9 @@ def make(settings: Settings) -> dict[str, Way]:
     if settings.noise and settings.baselines:
         ways[AGAIN] = ways[settings.baselines[0]]
     if method.drafter.learns:
-        ways[COLD] = replace(method, drafter=make_drafter(settings.drafter, settings.target), cold=True)
+        ways[COLD] = replace(
+            method, drafter=make_drafter(settings.drafter, settings.target), cold=True
+        )
     return ways
 
 
@@ -79,10 +86,16 @@ def in_effect(settings: Settings, method: Ours, report: Report, chat: bool) -> S
     """The settings with the values that the run had where they left them open: null, auto, a
     default of the code."""
     target = method.target
-    chosen = settings.verifier if "_target_" in settings.verifier else described("verifier", report.verifier)
+    chosen = (
+        settings.verifier
+        if "_target_" in settings.verifier
+        else described("verifier", report.verifier)
+    )
     assisted = settings.assisted
     if "assisted" in settings.baselines:
-        confidence = 0.4 if assisted.confidence is None else assisted.confidence  # transformers' default
+        confidence = (
+            0.4 if assisted.confidence is None else assisted.confidence
+        )  # transformers' default
         assisted = replace(assisted, model=assistant(settings), confidence=confidence)
     return replace(
         settings,
@@ -105,34 +118,14 @@ def _split(prompts: Prompts) -> str | None:
 
 
 def drafter_in_effect(given: Mapping[str, Any], drafter: specdec.Drafter) -> dict[str, Any]:
-    """What the drafter says of itself (`settings_in_effect`), else its arguments, defaults filled
-    in, with those of a shape as the shape resolved them."""
-    ask = getattr(drafter, "settings_in_effect", None)
-    found = dict(ask()) if ask is not None else with_defaults("drafter", given) | _of_shape(drafter)
+    """The drafter's arguments with their defaults, and what it says that they came to."""
+    found = {**with_defaults("drafter", given), **drafter.settings_in_effect()}
     return {"_target_": given["_target_"], **found}
 
 
 def with_defaults(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a plug-in, with its signature's defaults where none was given."""
-    make, arguments = find(group, given)
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(make).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    return {**defaults, **arguments}
-
-
-def _of_shape(drafter: specdec.Drafter) -> dict[str, Any]:
-    """What `drafter.shape` made of depth, branching, draw and nodes; of a static tree without a
-    shape, its nodes."""
-    shape, tree = getattr(drafter, "shape", None), getattr(drafter, "tree", None)
-    if shape is None:
-        return {"nodes": tree.nodes} if tree is not None and hasattr(tree, "nodes") else {}
-    widths = {"ranked": shape.width, "adaptive": None, "static": None}
-    return {
-        "depth": shape.depth,
-        "branching": widths.get(shape.draw, shape.widths),
-        "draw": "wor" if shape.draw == "auto" else shape.draw,
-        "nodes": shape.max_nodes - 1,
-    }
+    plugin = find(group, given)
+    arguments = (arguments_of(plugin.make) or {}).items()
+    defaults = {name: default for name, default in arguments if default is not Parameter.empty}
+    return {**defaults, **plugin.arguments}

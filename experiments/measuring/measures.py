@@ -41,7 +41,9 @@ from specdec.measuring.report import Report, distinct_ngrams
 PERCENTILES = (50, 95, 99)
 
 
-def outcome(played: Sequence[Played], ways: Mapping[str, Way], sampling: Sampling, rounds: pd.DataFrame) -> Outcome:
+def outcome(
+    played: Sequence[Played], ways: Mapping[str, Way], sampling: Sampling, rounds: pd.DataFrame
+) -> Outcome:
     """`rounds`: the frame of rounds.py. The method, and itself in the cold, are set against every
     baseline; the first baseline decoded again against itself."""
     greedy, plain = sampling.temperature == 0, sampling.repetition_penalty == 1
@@ -54,10 +56,14 @@ def outcome(played: Sequence[Played], ways: Mapping[str, Way], sampling: Samplin
         batches=[[prompt.index for prompt in one.prompts] for one in played if one.turn == 0],
         learns=COLD in ways,
         ways={
-            name: replace(way, speedup={other: speedup(way, found[other]) for other in against.get(name, [])})
+            name: replace(
+                way, speedup={other: speedup(way, found[other]) for other in against.get(name, [])}
+            )
             for name, way in found.items()
         },
-        divergence={name: divergences(played, target, name, plain) for name in baselines} if greedy else {},
+        divergence={name: divergences(played, target, name, plain) for name in baselines}
+        if greedy
+        else {},
         **parts(rounds),
     )
 
@@ -120,7 +126,9 @@ def pooled(reports: Sequence[Report]) -> dict[str, Any]:
         "tau_macro": _mean([value for report in reports for value in report.tau_per_row]),
         "tau_with_prefill": tau(kept, row_rounds + prompts),
         "accepted_per_round": accepted / max(1, row_rounds),
-        "accepted_per_round_macro": _mean([value for report in reports for value in report.accepted_per_row]),
+        "accepted_per_round_macro": _mean(
+            [value for report in reports for value in report.accepted_per_row]
+        ),
         "acceptance_rate": acceptance_rate(accepted, reached),
         "nodes_per_round": offered / max(1, row_rounds),
         "nodes_per_accepted": offered / accepted if accepted else None,
@@ -130,7 +138,9 @@ def pooled(reports: Sequence[Report]) -> dict[str, Any]:
         "first_token_seconds": float(np.median([report.first_token_seconds for report in reports])),
         "gaps": gaps(np.concatenate([report.gaps for report in reports])),
         "seconds": dict(seconds),
-        "cache_bytes": {key: max(report.cache_bytes[key] for report in reports) for key in first.cache_bytes},
+        "cache_bytes": {
+            key: max(report.cache_bytes[key] for report in reports) for key in first.cache_bytes
+        },
         "accepted_lengths": dict(sorted(lengths.items())),
         "acceptance": [
             Cell(depth=depth, rank=rank, offered=cell[0], reached=cell[1], accepted=cell[2])
@@ -157,7 +167,9 @@ def gaps(seconds: np.ndarray) -> Gaps | None:
     if not len(seconds):
         return None
     values = np.percentile(seconds, PERCENTILES)
-    return Gaps(**{f"p{percent}": float(value) for percent, value in zip(PERCENTILES, values, strict=True)})
+    return Gaps(
+        **{f"p{percent}": float(value) for percent, value in zip(PERCENTILES, values, strict=True)}
+    )
 
 
 def memory(way: Way, samples: Sequence[Sample]) -> Memory:
@@ -188,7 +200,9 @@ def per_prompt(played: Sequence[Played], way: str) -> list[PromptResult]:
                 "distinct_4grams": distinct_ngrams([tokens]),
                 "wall_seconds": sample.wall_seconds,
             }
-            for prompt, given, tokens in zip(one.prompts, one.given[way], sample.tokens, strict=True)
+            for prompt, given, tokens in zip(
+                one.prompts, one.given[way], sample.tokens, strict=True
+            )
         ]
         report = sample.report
         if report is None:
@@ -246,7 +260,10 @@ def parts(rounds: pd.DataFrame) -> dict[str, Any]:
             OfCategory,
             method.assign(category=method["category"].astype(str)).groupby("category", sort=True),
         ),
-        "by_position": (OfPosition, method.assign(first=method["position"] // BIN * BIN).groupby("first")),
+        "by_position": (
+            OfPosition,
+            method.assign(first=method["position"] // BIN * BIN).groupby("first"),
+        ),
         "offered_depths": (OfDepth, method.groupby("depth")),
     }
     found = {}

@@ -23,7 +23,9 @@ class Played:
     """A batch of prompts in one turn: what each way was given, and what it made of it."""
 
     prompts: Sequence[Prompt]
-    given: Mapping[str, Sequence[Sequence[int]]]  # token ids by way; in later turns its own answers stand in them
+    given: Mapping[
+        str, Sequence[Sequence[int]]
+    ]  # token ids by way; in later turns its own answers stand in them
     samples: Mapping[str, Sample]
     batch: int = 0
     turn: int = 0
@@ -50,15 +52,25 @@ class Play:
             raise ValueError(f"prompts.too_long must be refuse or skip, got {too_long!r}")
         if target.tokenizer is None:
             raise ValueError(f"the target {target.name} has no tokenizer, and prompts are texts")
-        self.target, self.chat, self.max_new_tokens = target, uses_chat(target.tokenizer, chat), max_new_tokens
+        self.target, self.chat, self.max_new_tokens = (
+            target,
+            uses_chat(target.tokenizer, chat),
+            max_new_tokens,
+        )
         self.skipped: list[Skipped] = []
         if too_long == "skip":
             prompts = self._fitting(prompts)
-        self.batches = [list(prompts[first : first + batch_size]) for first in range(0, len(prompts), batch_size)]
+        self.batches = [
+            list(prompts[first : first + batch_size])
+            for first in range(0, len(prompts), batch_size)
+        ]
         self.turns = sum(max(len(prompt.turns) for prompt in batch) for batch in self.batches)
         self._beyond = 1 + max(prompt.index for prompt in prompts)
         check_prompts(
-            [self._begin(prompt).ids for prompt in prompts], target.vocabulary, target.context, max_new_tokens
+            [self._begin(prompt).ids for prompt in prompts],
+            target.vocabulary,
+            target.context,
+            max_new_tokens,
         )
         for prompt in prompts:
             if prompt.later and (longest := self._longest(prompt)) > target.context:
@@ -71,12 +83,17 @@ class Play:
     def _longest(self, prompt: Prompt) -> int:
         """Tokens of the prompt with all its turns and answers, when every answer is as long as it
         may be."""
-        return most_tokens(prompt, self.target.tokenizer, self.chat, self.max_new_tokens) + self.max_new_tokens
+        return (
+            most_tokens(prompt, self.target.tokenizer, self.chat, self.max_new_tokens)
+            + self.max_new_tokens
+        )
 
     def _fitting(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         longest = {prompt.index: self._longest(prompt) for prompt in prompts}
         context = self.target.context
-        self.skipped = [Skipped(prompt=n, tokens=tokens) for n, tokens in longest.items() if tokens > context]
+        self.skipped = [
+            Skipped(prompt=n, tokens=tokens) for n, tokens in longest.items() if tokens > context
+        ]
         fitting = [prompt for prompt in prompts if longest[prompt.index] <= context]
         if not fitting:
             raise ValueError(
@@ -112,7 +129,9 @@ class Play:
                 rows = [row for row, prompt in enumerate(batch) if len(prompt.turns) > turn]
                 given = {name: [talk[row].ids for row in rows] for name, talk in talks.items()}
                 ids = [batch[row].index + turn * self._beyond for row in rows]
-                samples = in_every_way(ways, given, ids, self.max_new_tokens, backwards=rounds % 2 == 1)
+                samples = in_every_way(
+                    ways, given, ids, self.max_new_tokens, backwards=rounds % 2 == 1
+                )
                 yield Played([batch[row] for row in rows], given, samples, number, turn)
                 for name, sample in samples.items():
                     for row, tokens in zip(rows, sample.tokens, strict=True):

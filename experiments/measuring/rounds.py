@@ -12,8 +12,29 @@ from experiments.measuring.ways import COLD, METHOD
 from experiments.system.files import written
 from specdec.measuring.report import PHASES, Report
 
-COUNTS = ["prompt", "category", "turn", "batch", "round", "live_rows", "position", "warm", "depth", "nodes", "reached"]
-COLUMNS = ["study", "run", "label", "way", *COUNTS, "accepted", "kept", *(f"{phase}_seconds" for phase in PHASES)]
+COUNTS = [
+    "prompt",
+    "category",
+    "turn",
+    "batch",
+    "round",
+    "live_rows",
+    "position",
+    "warm",
+    "depth",
+    "nodes",
+    "reached",
+]
+COLUMNS = [
+    "study",
+    "run",
+    "label",
+    "way",
+    *COUNTS,
+    "accepted",
+    "kept",
+    *(f"{phase}_seconds" for phase in PHASES),
+]
 
 
 def rounds(study: str, run: str, label: str, played: Iterable[Played]) -> pd.DataFrame:
@@ -45,7 +66,9 @@ def _rounds(one: Played, way: str, report: Report) -> dict[str, np.ndarray]:
     kept = np.array([step.kept for step in steps])
     number, row = live.nonzero()
     nodes = report.drafted
-    seconds = {phase: np.array([step.seconds.get(phase, 0.0) for step in steps]) for phase in PHASES}
+    seconds = {
+        phase: np.array([step.seconds.get(phase, 0.0) for step in steps]) for phase in PHASES
+    }
 
     def constant(value: Any, kind: Any) -> np.ndarray:
         return np.full(len(number), value, dtype=kind)

@@ -14,9 +14,9 @@ import torch
 from experiments.terminal.progress import bar
 from specdec import Keyed, Laws, Sampling, SiblingLaw, State, TokenTree, Verifier
 from specdec.drafting.by_level import levels
-from specdec.state import Last, OnHost
-from specdec.plugins import build
 from specdec.outcome import Reading
+from specdec.plugins import build
+from specdec.state import Last, OnHost
 
 TREE, CHAIN = [4, 3, 2, 1], [1] * 8  # 4 + 12 + 24 + 24 = 64 nodes
 RULES = {
@@ -35,7 +35,12 @@ RULES = {
 
 
 def case(
-    vocabulary: int, agreement: float, seed: int, law: SiblingLaw, branching: list[int], temperature: float
+    vocabulary: int,
+    agreement: float,
+    seed: int,
+    law: SiblingLaw,
+    branching: list[int],
+    temperature: float,
 ) -> tuple[State, Any, torch.Tensor]:
     """A state, a tree drawn from correlated draft logits, and the target's logits at its nodes."""
     random = torch.Generator().manual_seed(seed)
@@ -47,9 +52,16 @@ def case(
 
     tokens = torch.zeros(1, 300, dtype=torch.long)
     sampling = Sampling(temperature=temperature)
-    state = State(OnHost([200], [True], [100]), tokens, torch.tensor([0]), sampling, Last(None, None, None))
+    state = State(
+        OnHost([200], [True], [100]), tokens, torch.tensor([0]), sampling, Last(None, None, None)
+    )
     tree = levels(
-        logits(1), lambda grown, start: logits(grown.num_nodes - start), state, Keyed(0).round(state), branching, law
+        logits(1),
+        lambda grown, start: logits(grown.num_nodes - start),
+        state,
+        Keyed(0).round(state),
+        branching,
+        law,
     ).tree
     return state, tree, logits(tree.num_nodes)
 
@@ -74,16 +86,28 @@ def measure(vocabulary: int, agreement: float, repeats: int, seed: int) -> pd.Da
             drawn = SiblingLaw.DET if temperature == 0 else law
             state, tree, logits = case(vocabulary, agreement, seed, drawn, branching, temperature)
             wide = torch.cat([logits[0]] * -(-64 // logits.shape[1]))[:64]
-            took = milliseconds(partial(verify, build("verifier", name), tree, logits, state, count()), repeats)
+            took = milliseconds(
+                partial(verify, build("verifier", name), tree, logits, state, count()), repeats
+            )
             laws = milliseconds(lambda wide=wide: (wide.float() / 0.9).softmax(-1), repeats)
             nodes = "chain of 8" if branching == CHAIN else f"{tree.num_nodes - 1} nodes"
             title = name if build("verifier", name).lossless else f"{name} (lossy)"
-            rows.append({"rule": title, "tree": nodes, "ms": took, "64 laws, ms": laws, "ratio": took / laws})
+            rows.append(
+                {
+                    "rule": title,
+                    "tree": nodes,
+                    "ms": took,
+                    "64 laws, ms": laws,
+                    "ratio": took / laws,
+                }
+            )
             advance()
     return pd.DataFrame(rows)
 
 
-def verify(rule: Verifier, tree: TokenTree, logits: torch.Tensor, state: State, seeds: Iterator[int]) -> None:
+def verify(
+    rule: Verifier, tree: TokenTree, logits: torch.Tensor, state: State, seeds: Iterator[int]
+) -> None:
     """One round's verification, with fresh chance at every call."""
     laws = Laws(logits, tree, state)
     Reading(rule.verify(tree, laws, Keyed(next(seeds)).round(state)), tree, laws, state)

@@ -25,7 +25,9 @@ class Theirs:
     confidence: float | None = None
     lookup: tuple[int, int] | None = None  # (longest n-gram, drafted tokens)
 
-    def __call__(self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int) -> Sample:
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int
+    ) -> Sample:
         device, width = self.target.device, max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -53,11 +55,19 @@ class Theirs:
         if sampling.get("temperature", 0.0) > 0:
             sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, **sampling}
         else:
-            sampling = {"do_sample": False, "repetition_penalty": sampling.get("repetition_penalty", 1.0)}
+            sampling = {
+                "do_sample": False,
+                "repetition_penalty": sampling.get("repetition_penalty", 1.0),
+            }
         if self.lookup:
-            sampling |= {"max_matching_ngram_size": self.lookup[0], "prompt_lookup_num_tokens": self.lookup[1]}
+            sampling |= {
+                "max_matching_ngram_size": self.lookup[0],
+                "prompt_lookup_num_tokens": self.lookup[1],
+            }
         eos = None if self.ignore_eos else sorted(self.target.eos_ids) or None
-        return GenerationConfig(max_new_tokens=max_new_tokens, pad_token_id=0, eos_token_id=eos, **sampling)
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens, pad_token_id=0, eos_token_id=eos, **sampling
+        )
 
     @contextmanager
     def _settings(self) -> Iterator[None]:

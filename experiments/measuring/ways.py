@@ -23,7 +23,9 @@ class Sample:
 
     tokens: list[list[int]]  # what was added, per prompt
     wall_seconds: float  # the whole call, prefill and all
-    target_seconds: float | None = None  # inside the target's forward passes; ours only, as are the next two
+    target_seconds: float | None = (
+        None  # inside the target's forward passes; ours only, as are the next two
+    )
     draft_seconds: float | None = None  # inside the drafter's
     report: Report | None = None
     peak: Peak | None = None  # of memory, during the call
@@ -33,7 +35,9 @@ class Way(Protocol):
     @property
     def target(self) -> specdec.TransformersLM: ...
 
-    def __call__(self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int) -> Sample: ...
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int
+    ) -> Sample: ...
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,14 @@ class Ours:
 
     target: specdec.TransformersLM
     drafter: specdec.Drafter
-    options: Mapping[str, Any] = field(default_factory=dict)  # of specdec.generate: verifier, sampling, seed ...
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of specdec.generate: verifier, sampling, seed ...
     cold: bool = False  # the drafter forgets earlier prompts before each call
 
-    def __call__(self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int) -> Sample:
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int
+    ) -> Sample:
         if self.cold:
             self.drafter.forget()
         began = time.perf_counter()

@@ -40,7 +40,9 @@ def read(
     if limit is not None and limit < 1:
         raise ValueError(f"prompts.limit must be >= 1, or null for all, got {limit}")
     if tokens is not None and tokens < 1:
-        raise ValueError(f"prompts.tokens must be >= 1, or null to leave prompts as they are, got {tokens}")
+        raise ValueError(
+            f"prompts.tokens must be >= 1, or null to leave prompts as they are, got {tokens}"
+        )
     options = {"subset": subset, "split": split} if format == "datasets" else {}
     found = [
         Prompt(index, turns[0], kind, tuple(turns[1:]))
@@ -56,7 +58,10 @@ def read(
 
 def _filled(prompt: Prompt, source: list[Prompt], tokens: int) -> Prompt:
     place = source.index(prompt)
-    others = (*source[place + 1 :], *source[:place])  # round the source once, so that no text stands there twice
+    others = (
+        *source[place + 1 :],
+        *source[:place],
+    )  # round the source once, so that no text stands there twice
     return replace(prompt, tokens=tokens, before=tuple(other.text for other in others))
 
 
@@ -67,4 +72,6 @@ def _in_turn(prompts: list[Prompt]) -> list[Prompt]:
     for prompt in prompts:
         turns.append(seen[prompt.category])
         seen[prompt.category] += 1
-    return [prompt for _, prompt in sorted(zip(turns, prompts, strict=True), key=lambda pair: pair[0])]
+    return [
+        prompt for _, prompt in sorted(zip(turns, prompts, strict=True), key=lambda pair: pair[0])
+    ]

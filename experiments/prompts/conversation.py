@@ -13,7 +13,9 @@ def uses_chat(tokenizer: Any, chat: bool | None) -> bool:
     for a template that is not there."""
     has = getattr(tokenizer, "chat_template", None) is not None
     if chat and not has:
-        raise ValueError("prompts.chat=true, and the target's tokenizer has no chat template; set prompts.chat=false")
+        raise ValueError(
+            "prompts.chat=true, and the target's tokenizer has no chat template; set prompts.chat=false"
+        )
     return has if chat is None else chat
 
 
@@ -41,7 +43,9 @@ class Conversation:
     def answer(self, tokens: Sequence[int]) -> None:
         """What the model said in this turn; then the next one begins."""
         kept = list(tokens[:-1] if tokens and tokens[-1] in self.ends else tokens)
-        self._said.append({"role": "assistant", "content": self.tokenizer.decode(kept, skip_special_tokens=True)})
+        self._said.append(
+            {"role": "assistant", "content": self.tokenizer.decode(kept, skip_special_tokens=True)}
+        )
         if not self.chat:
             self.ids = self.ids + kept + self._encode(BETWEEN)
         self._say(self._coming.pop(0))
@@ -50,10 +54,14 @@ class Conversation:
         first = not self._said
         self._said.append({"role": "user", "content": text})
         if self.chat:
-            whole = self.tokenizer.apply_chat_template(self._said, tokenize=False, add_generation_prompt=True)
+            whole = self.tokenizer.apply_chat_template(
+                self._said, tokenize=False, add_generation_prompt=True
+            )
             self.ids = self._encode(whole)  # special tokens stand in the template
         else:
-            self.ids = list(self.tokenizer(text)["input_ids"]) if first else self.ids + self._encode(text)
+            self.ids = (
+                list(self.tokenizer(text)["input_ids"]) if first else self.ids + self._encode(text)
+            )
 
     def _of_length(self, prompt: Prompt, tokens: int) -> list[int]:
         """The opening's last tokens, behind special ones and, where it is short, other texts.

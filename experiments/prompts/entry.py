@@ -14,15 +14,25 @@ def turns_of(entry: Any, field: str | None, where: str) -> list[str]:
     if isinstance(entry, str) and entry:
         return [entry]
     if not isinstance(entry, dict):
-        raise ValueError(f"{where}: expected an object with one of {', '.join(FIELDS)}, or a text, got {_short(entry)}")
+        raise ValueError(
+            f"{where}: expected an object with one of {', '.join(FIELDS)}, or a text, got {_short(entry)}"
+        )
     key = field or next((key for key in FIELDS if key in entry), None)
     if key is None:
-        raise ValueError(f"{where}: none of {', '.join(FIELDS)} (found: {', '.join(entry)}); set prompts.field")
+        raise ValueError(
+            f"{where}: none of {', '.join(FIELDS)} (found: {', '.join(entry)}); set prompts.field"
+        )
     if key not in entry:
-        raise ValueError(f"{where}: {key!r} is not there (found: {', '.join(entry)}); set prompts.field")
+        raise ValueError(
+            f"{where}: {key!r} is not there (found: {', '.join(entry)}); set prompts.field"
+        )
     held = entry[key]
     turns = [held] if isinstance(held, str) else held
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not all(isinstance(turn, str) and turn for turn in turns)
+    ):
         raise ValueError(
             f"{where}: {key!r} must hold a text that is not empty, or a list of such turns, got {_short(held)}; or set prompts.field"
         )

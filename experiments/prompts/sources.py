@@ -47,16 +47,22 @@ def folder(path: str, field: str | None, category: str | None) -> Found:
             yield [text], inside.parts[0] if len(inside.parts) > 1 else "text"
 
 
-def data_set(path: str, field: str | None, category: str | None, subset: str | None, split: str | None) -> Found:
+def data_set(
+    path: str, field: str | None, category: str | None, subset: str | None, split: str | None
+) -> Found:
     """A data set of the Hugging Face hub, or a folder that `datasets` reads."""
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"prompts.format=datasets needs the package `datasets`: {INSTALL}") from None
+        raise ValueError(
+            f"prompts.format=datasets needs the package `datasets`: {INSTALL}"
+        ) from None
     try:
         rows = datasets.load_dataset(path, subset, split=split or "test")
     except (OSError, ValueError) as error:
-        raise ValueError(f"datasets cannot load {path!r} (subset {subset}, split {split or 'test'}): {error}") from None
+        raise ValueError(
+            f"datasets cannot load {path!r} (subset {subset}, split {split or 'test'}): {error}"
+        ) from None
     for number, entry in enumerate(rows):
         yield turns_of(entry, field, f"{path}, row {number}"), category_of(entry, category)
 
@@ -76,7 +82,9 @@ def _lines(place: Path, field: str | None, category: str | None, otherwise: str)
 
 
 def _each_line(content: bytes, place: Path) -> Iterator[tuple[Any, str]]:
-    for number, line in enumerate(content.split(b"\n"), 1):  # JSON may hold the other line ends of Unicode
+    for number, line in enumerate(
+        content.split(b"\n"), 1
+    ):  # JSON may hold the other line ends of Unicode
         if line.strip():
             yield _json(line, f"{place}, line {number}"), f"{place}, line {number}"
 

@@ -28,7 +28,11 @@ class Report:
 
 def main(wanted: Report) -> None:
     study = studies.read(wanted.study, wanted.root, wanted.sweep)
-    page = write(study, Path(wanted.folder) if wanted.folder else study.folder / "report", Path(wanted.profile))
+    page = write(
+        study,
+        Path(wanted.folder) if wanted.folder else study.folder / "report",
+        Path(wanted.profile),
+    )
     print(page)
     for kind in ("figures", "tables"):
         print(f"{page.parent / kind}: {len(list((page.parent / kind).iterdir()))} files")

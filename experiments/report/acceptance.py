@@ -3,13 +3,25 @@
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
-from experiments.report.looks import COLOURS, Drawn, entitle, legend, line_styles, named, panels, span, wrapped
+from experiments.report.looks import (
+    COLOURS,
+    Drawn,
+    entitle,
+    legend,
+    line_styles,
+    named,
+    panels,
+    span,
+    wrapped,
+)
 from experiments.report.marks import Frame
 
 FEW = 10  # below it a rate is drawn hollow, or left out of a heat map's numbers
 NUMBERED = 6  # ranks; wider heat maps have no room for numbers in their cells
 PANELS = 9  # small multiples, at most
-GREYS = LinearSegmentedColormap.from_list("blues", ["#f7fbff", "#6baed6", "#08306b"])  # grows darker in grey, too
+GREYS = LinearSegmentedColormap.from_list(
+    "blues", ["#f7fbff", "#6baed6", "#08306b"]
+)  # grows darker in grey, too
 
 
 def heat_map(acceptance: Frame) -> Drawn:
@@ -83,7 +95,11 @@ def acceptance_per_depth(groups: Frame) -> Drawn:
             part = part.groupby("depth")[["reached", "accepted"]].sum()
             rate, few = part["accepted"] / part["reached"], part["reached"] < FEW
             axis.plot(rate.index, rate, label=str(name), **looks[name])
-            axis.plot(rate.index[few], rate[few], **(looks[name] | {"linestyle": "", "markerfacecolor": "white"}))
+            axis.plot(
+                rate.index[few],
+                rate[few],
+                **(looks[name] | {"linestyle": "", "markerfacecolor": "white"}),
+            )
         axis.set(xlabel="depth (drafted tokens)", ylim=(0, 1.02))
         if len(temperatures) > 1:
             entitle(axis, f"T = {temperature:g}")

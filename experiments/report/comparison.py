@@ -8,14 +8,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.measuring.intervals import FEWEST, difference_interval, holm, ratio_interval, sign_flip
+from experiments.measuring.intervals import (
+    FEWEST,
+    difference_interval,
+    holm,
+    ratio_interval,
+    sign_flip,
+)
 from experiments.report import frames
 from experiments.report.knobs import flat
 from experiments.study.outcome import OurResult
 from experiments.study.result import Result
 
 Pair = tuple[Result, Result]
-SAME = ("target", "drafter", "temperature", "batch")  # what two runs of two studies must share to be paired
+SAME = (
+    "target",
+    "drafter",
+    "temperature",
+    "batch",
+)  # what two runs of two studies must share to be paired
 TOLD_APART = ("verifier", "settings")  # where that is not enough
 DECODED_ALIKE = ("target", "temperature", "batch")  # what two methods of one study must share
 LEGEND = (
@@ -33,7 +44,9 @@ def between(first: Sequence[Result], second: Sequence[Result]) -> tuple[list[Pai
     left = list(second)
     for result in first:
         same = [other for other in left if _key(other, SAME) == _key(result, SAME)]
-        closer = [other for other in same if _key(other, TOLD_APART) == _key(result, TOLD_APART)] or same
+        closer = [
+            other for other in same if _key(other, TOLD_APART) == _key(result, TOLD_APART)
+        ] or same
         if closer:
             found.append((result, closer[0]))
             left.remove(closer[0])
@@ -49,7 +62,11 @@ def within(results: Sequence[Result]) -> list[Pair]:
     def asked(result: Result) -> tuple[Any, ...]:
         return _key(result, DECODED_ALIKE), result.config.prompts, result.config.max_new_tokens
 
-    return [(one, other) for one, other in itertools.combinations(results, 2) if asked(one) == asked(other)]
+    return [
+        (one, other)
+        for one, other in itertools.combinations(results, 2)
+        if asked(one) == asked(other)
+    ]
 
 
 def _key(result: Result, names: tuple[str, ...]) -> tuple[Any, ...]:
@@ -78,8 +95,13 @@ def differences(pairs: Sequence[Pair]) -> pd.DataFrame:
             ours, theirs = (way.speedup[shared[0]] for way in (a, b))
             row |= {"baseline": shared[0], "speedup_a": ours.median, "speedup_b": theirs.median}
             if len(ours.per_batch) == len(theirs.per_batch):
-                row |= {"speedup_ratio": ratio_interval(theirs.per_batch, ours.per_batch), "speedup_p": None}
-                tests.append((row, "speedup_p", np.log(np.divide(theirs.per_batch, ours.per_batch))))
+                row |= {
+                    "speedup_ratio": ratio_interval(theirs.per_batch, ours.per_batch),
+                    "speedup_p": None,
+                }
+                tests.append(
+                    (row, "speedup_p", np.log(np.divide(theirs.per_batch, ours.per_batch)))
+                )
         rows.append(row)
     tests = [test for test in tests if len(test[2]) >= FEWEST]
     for (row, column, _), p_value in zip(
@@ -100,7 +122,9 @@ def _names(first: Result, second: Result) -> dict[str, Any]:
 
 def _taus(a: OurResult, b: OurResult) -> tuple[list[float], list[float]] | None:
     """Of B and of A, paired by prompt and turn, over those that both have."""
-    mine, theirs = ({(entry.prompt, entry.turn): entry.tau for entry in way.per_prompt} for way in (a, b))
+    mine, theirs = (
+        {(entry.prompt, entry.turn): entry.tau for entry in way.per_prompt} for way in (a, b)
+    )
     both = sorted(mine.keys() & theirs.keys())
     return ([theirs[place] for place in both], [mine[place] for place in both]) if both else None
 
@@ -118,15 +142,25 @@ def changes(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _circumstances(result: Result) -> dict[str, Any]:
-    found = {path: value for path, value in flat(result.config).items() if path not in ("study", "progress")}
-    found |= flat(result.versions, "versions") | flat(result.machine, "machine") | {"threads": result.threads}
+    found = {
+        path: value
+        for path, value in flat(result.config).items()
+        if path not in ("study", "progress")
+    }
+    found |= (
+        flat(result.versions, "versions")
+        | flat(result.machine, "machine")
+        | {"threads": result.threads}
+    )
     return found | flat(result.git or {}, "git")
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The same as text. Columns: "T", "tau a", "tau difference" ..."""
     text = {column: [_text(column, value) for value in table[column]] for column in table}
-    return pd.DataFrame(text).rename(columns=lambda name: "T" if name == "temperature" else name.replace("_", " "))
+    return pd.DataFrame(text).rename(
+        columns=lambda name: "T" if name == "temperature" else name.replace("_", " ")
+    )
 
 
 def _text(column: str, value: Any) -> str:

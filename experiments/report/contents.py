@@ -19,10 +19,16 @@ def sections(study: Study, profile: Path | None = None) -> list[Section]:
     """What the study has data for. Raises ValueError where no job has a result."""
     results = study.results
     if not results:
-        raise ValueError(f"no job of {study.folder} has a result; `python -m experiments.collect` lists why")
+        raise ValueError(
+            f"no job of {study.folder} has a result; `python -m experiments.collect` lists why"
+        )
     turned_by = results
     results = knobs.told_apart(results)
-    table, baselines, still = frames.table(results), frames.baselines(results), tables.noise(results)
+    table, baselines, still = (
+        frames.table(results),
+        frames.baselines(results),
+        tables.noise(results),
+    )
     drafting = [result for result in results if result.method.per_depth]
     found = [Section("Results", {"results": tables.headline(results)})]
     if baselines:
@@ -48,10 +54,14 @@ def sections(study: Study, profile: Path | None = None) -> list[Section]:
 def _acceptance(drafting: list[Result], table: Any) -> Section:
     section = Section("Acceptance", {"definitions_of_tau": tables.definitions_of_tau(drafting)})
     section.figures["acceptance_heat_map"] = acceptance.heat_map(frames.acceptance(drafting))
-    section.figures["acceptance_per_depth"] = acceptance.acceptance_per_depth(frames.per_depth(drafting))
+    section.figures["acceptance_per_depth"] = acceptance.acceptance_per_depth(
+        frames.per_depth(drafting)
+    )
     section.figures["accepted_lengths"] = acceptance.accepted_lengths(frames.lengths(drafting))
     if table["temperature"].nunique() > 1:
-        section.figures["tau_against_temperature"] = figures.tau_against_temperature(frames.table(drafting))
+        section.figures["tau_against_temperature"] = figures.tau_against_temperature(
+            frames.table(drafting)
+        )
     positions = frames.by_position(drafting)
     if positions["first"].nunique() > 1:
         section.figures["tau_by_position"] = figures.tau_by_position(positions, BIN)
@@ -62,7 +72,9 @@ def _acceptance(drafting: list[Result], table: Any) -> Section:
 
 
 def _time(results: list[Result], drafting: list[Result], profile: Path | None) -> Section:
-    section = Section("Time and cost", {"latency": tables.latency(results), "cost": tables.cost(results)})
+    section = Section(
+        "Time and cost", {"latency": tables.latency(results), "cost": tables.cost(results)}
+    )
     section.figures["time_by_phase"] = figures.time_by_phase(frames.phases(results))
     predicted = prediction.predictions(drafting, prediction.read_profile(profile, results))
     if len(predicted):
@@ -79,7 +91,8 @@ def _trust(study: Study, results: list[Result]) -> Section:
     notes = []
     if greedy:
         compared, apart, faults = (
-            sum(getattr(one, name) for one in greedy) for name in ("compared", "diverging", "faults")
+            sum(getattr(one, name) for one in greedy)
+            for name in ("compared", "diverging", "faults")
         )
         notes.append(
             f"Greedy outputs against those of the baselines: {compared} compared, {apart} differ, {faults} of them faults."
@@ -111,10 +124,15 @@ def setting(results: list[Result]) -> list[str]:
         for result in results
     )
     versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in result.versions.items() if version) for result in results
+        ", ".join(f"{name} {version}" for name, version in result.versions.items() if version)
+        for result in results
     )
     commits = dict.fromkeys(str(result.git or "not a checkout") for result in results)
-    shown = [f"{name}={value}" for name, value in common.items() if name not in HIDDEN and "._target_" not in name]
+    shown = [
+        f"{name}={value}"
+        for name, value in common.items()
+        if name not in HIDDEN and "._target_" not in name
+    ]
     return [
         f"Machine: {'; '.join(machines)}.",
         f"Versions: {'; '.join(versions)}.",
@@ -126,9 +144,13 @@ def setting(results: list[Result]) -> list[str]:
 def write(study: Study, folder: Path, profile: Path | None = None) -> Path:
     """The page and everything beside it. Returns the page's path."""
     parts = sections(study, profile)
-    drawn: dict[str, Drawn] = {name: figure for part in parts for name, figure in part.figures.items()}
+    drawn: dict[str, Drawn] = {
+        name: figure for part in parts for name, figure in part.figures.items()
+    }
     write_figures(drawn, folder / "figures")
-    write_tables({name: table for part in parts for name, table in part.tables.items()}, folder / "tables")
+    write_tables(
+        {name: table for part in parts for name, table in part.tables.items()}, folder / "tables"
+    )
     prompts = looks.span([result.prompts for result in study.results])
     lead = f"{len(study.results)} runs, {prompts} prompts each. Sweep {', '.join(study.sweeps)}."
     text = render(study.title, lead, parts, f"python -m experiments.report study={study.named}")

@@ -50,7 +50,15 @@ def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
         middle, low, high = ends(table, f"speedup_{name}")
         places = np.arange(len(table)) + (index - (len(baselines) - 1) / 2) * height
         error = [middle - low, high - middle]
-        axis.barh(places, middle, height=0.92 * height, xerr=error, label=f"over {called(name)}", **look, **ERROR)
+        axis.barh(
+            places,
+            middle,
+            height=0.92 * height,
+            xerr=error,
+            label=f"over {called(name)}",
+            **look,
+            **ERROR,
+        )
     no_gain(axis, noise, vertical=True)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
@@ -72,18 +80,39 @@ def pareto(table: Frame, baseline: str, noise: Any = None) -> Drawn:
     looks, fills = line_styles(names), fills_of(table["temperature"])
     middle, low, high = ends(table, f"speedup_{baseline}")
     for name, temperature, *values in zip(
-        names, table["temperature"], table["tau"], middle, low, high, table["tau_low"], table["tau_high"], strict=True
+        names,
+        table["temperature"],
+        table["tau"],
+        middle,
+        low,
+        high,
+        table["tau_low"],
+        table["tau_high"],
+        strict=True,
     ):
         tau, speed, speed_low, speed_high, tau_low, tau_high = values
         look = looks[name]
         across = reach(tau, tau_low, tau_high)
         up = reach(speed, speed_low, speed_high)
-        axis.errorbar(tau, speed, up, across, color=look["color"], elinewidth=0.7, capsize=1.5, linestyle="", zorder=2)
+        axis.errorbar(
+            tau,
+            speed,
+            up,
+            across,
+            color=look["color"],
+            elinewidth=0.7,
+            capsize=1.5,
+            linestyle="",
+            zorder=2,
+        )
         point(axis, tau, speed, look, fills[temperature])
     for name, look in looks.items():
         axis.plot([], [], look["marker"], color=look["color"], label=name)
     no_gain(axis, noise)
-    axis.set(xlabel="block efficiency τ (tokens per round, bonus included)", ylabel=f"speed-up over {called(baseline)}")
+    axis.set(
+        xlabel="block efficiency τ (tokens per round, bonus included)",
+        ylabel=f"speed-up over {called(baseline)}",
+    )
     legend(figure, [axis])
     return Drawn(
         figure,
@@ -102,7 +131,13 @@ def tau_against_temperature(table: Frame) -> Drawn:
         part = part.sort_values("temperature")
         error = [(part["tau"] - part["tau_low"]), (part["tau_high"] - part["tau"])]
         left.errorbar(
-            part["temperature"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name]
+            part["temperature"],
+            part["tau"],
+            error,
+            label=str(name),
+            elinewidth=0.7,
+            capsize=2,
+            **looks[name],
         )
         right.plot(part["temperature"], 100 * part["distinct_4grams"], **looks[name])
     left.set(xlabel="temperature", ylabel="τ (tokens per round)")
@@ -148,7 +183,13 @@ def time_by_phase(phases: Frame) -> Drawn:
     left = pd.Series(0.0, index=wide.index)
     for phase, colour, hatch in zip(PHASES, COLOURS, HATCHES, strict=False):
         if phase in wide:
-            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4, "height": 0.72}
+            look = {
+                "color": colour,
+                "hatch": hatch,
+                "edgecolor": "white",
+                "linewidth": 0.4,
+                "height": 0.72,
+            }
             axis.barh(wide.index, wide[phase], left=left, label=phase, **look)
             left += wide[phase].fillna(0)
     axis.invert_yaxis()
@@ -165,7 +206,10 @@ def time_by_phase(phases: Frame) -> Drawn:
 
 def predicted_and_measured(table: Frame) -> Drawn:
     """Predicted against measured speed-up while decoding; a marker per model of it."""
-    models = {"speedup_formula": "closed form (Leviathan et al.)", "speedup_profile": "from the machine's profile"}
+    models = {
+        "speedup_formula": "closed form (Leviathan et al.)",
+        "speedup_profile": "from the machine's profile",
+    }
     models = {name: label for name, label in models.items() if name in table}
     figure, axes = panels(1, len(models), 3.4, sharex=True, sharey=True)
     names = named(table, without=("temperature",))
@@ -174,7 +218,9 @@ def predicted_and_measured(table: Frame) -> Drawn:
     low, high = 0.92 * np.nanmin(whole), 1.06 * np.nanmax(whole)
     for axis, (model, label) in zip(axes, models.items(), strict=True):
         axis.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=1)
-        for name, temperature, x, y in zip(names, table["temperature"], table["speedup"], table[model], strict=True):
+        for name, temperature, x, y in zip(
+            names, table["temperature"], table["speedup"], table[model], strict=True
+        ):
             point(axis, x, y, looks[name], fills[temperature])
         axis.set(xlim=(low, high), ylim=(low, high), xlabel="measured speed-up")
         entitle(axis, label)
@@ -183,7 +229,10 @@ def predicted_and_measured(table: Frame) -> Drawn:
         axes[0].plot([], [], look["marker"], color=look["color"], label=name)
     axes[0].set_ylabel("predicted speed-up")
     legend(figure, axes)
-    errors = "; ".join(f"{label}: {100 * table[f'{name}_error'].abs().median():.0f}%" for name, label in models.items())
+    errors = "; ".join(
+        f"{label}: {100 * table[f'{name}_error'].abs().median():.0f}%"
+        for name, label in models.items()
+    )
     return Drawn(
         figure,
         "Predicted and measured",

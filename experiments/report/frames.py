@@ -15,7 +15,13 @@ from experiments.measuring.intervals import median_interval
 from experiments.study.outcome import Interval, OurResult, Part
 from experiments.study.result import Result
 
-DEFINITIONS = ("tau", "tau_macro", "tau_with_prefill", "accepted_per_round", "accepted_per_round_macro")
+DEFINITIONS = (
+    "tau",
+    "tau_macro",
+    "tau_with_prefill",
+    "accepted_per_round",
+    "accepted_per_round_macro",
+)
 COSTS = ("nodes_per_round", "nodes_per_accepted", "target_calls_per_token")
 
 
@@ -28,7 +34,9 @@ def key(result: Result) -> dict[str, Any]:
         "run": result.run,
         "target": f"{target} +{extra} layers" if extra else target,
         "drafter": f"{config.label}{lossy}",
-        "settings": " ".join(f"{name}={value}" for name, value in drafter.items() if name != "_target_"),
+        "settings": " ".join(
+            f"{name}={value}" for name, value in drafter.items() if name != "_target_"
+        ),
         "verifier": result.method.verifier,
         "temperature": config.sampling.temperature,
         "batch": config.batch_size,
@@ -42,7 +50,9 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
     rows = []
     for result in results:
         method = result.method
-        row = key(result) | {name: getattr(method, name) for name in (*DEFINITIONS, "acceptance_rate", *COSTS)}
+        row = key(result) | {
+            name: getattr(method, name) for name in (*DEFINITIONS, "acceptance_rate", *COSTS)
+        }
         row |= _ends("tau", method.tau_interval, median=False)
         row |= _speed(method)
         for name, ratio in method.speedup.items():
@@ -74,7 +84,9 @@ def noise(result: Result) -> Iterable[Any]:
 
 def _speed(way: OurResult) -> dict[str, float | None]:
     named = {name: getattr(way, name) for name in ("tokens_per_second", "first_token_seconds")}
-    return named | ({f"gap_{name}": value for name, value in vars(way.gaps).items()} if way.gaps else {})
+    return named | (
+        {f"gap_{name}": value for name, value in vars(way.gaps).items()} if way.gaps else {}
+    )
 
 
 def _ends(name: str, interval: Interval, median: bool = True) -> dict[str, Any]:
@@ -95,19 +107,32 @@ def plain(results: Iterable[Result]) -> pd.DataFrame:
         for name, way in result.ways.items():
             if name != "method":
                 counted = _speed(way) if isinstance(way, OurResult) else {}
-                whole = {"wall_tokens_per_second": way.wall_tokens_per_second, "distinct_4grams": way.distinct_4grams}
-                rows.append({**key(result), "way": name, **counted, **whole, "prompts": result.prompts})
+                whole = {
+                    "wall_tokens_per_second": way.wall_tokens_per_second,
+                    "distinct_4grams": way.distinct_4grams,
+                }
+                rows.append(
+                    {**key(result), "way": name, **counted, **whole, "prompts": result.prompts}
+                )
     return pd.DataFrame(rows)
 
 
 def acceptance(results: Iterable[Result]) -> pd.DataFrame:
     """One row per run, depth and sibling rank: offered, reached, accepted."""
-    return pd.DataFrame([{**key(result), **vars(cell)} for result in results for cell in result.method.acceptance])
+    return pd.DataFrame(
+        [{**key(result), **vars(cell)} for result in results for cell in result.method.acceptance]
+    )
 
 
 def per_depth(results: Iterable[Result]) -> pd.DataFrame:
     """One row per run and depth: groups of siblings reached, groups of which one was accepted."""
-    return pd.DataFrame([{**key(result), **vars(groups)} for result in results for groups in result.method.per_depth])
+    return pd.DataFrame(
+        [
+            {**key(result), **vars(groups)}
+            for result in results
+            for groups in result.method.per_depth
+        ]
+    )
 
 
 def lengths(results: Iterable[Result]) -> pd.DataFrame:
@@ -133,7 +158,13 @@ def phases(results: Iterable[Result]) -> pd.DataFrame:
             for phase, seconds in way.seconds.items():
                 each = 1000 * seconds / max(1, way.tokens)
                 rows.append(
-                    {**own, "phase": phase, "seconds": seconds, "ms_per_token": each, "prompts": result.prompts}
+                    {
+                        **own,
+                        "phase": phase,
+                        "seconds": seconds,
+                        "ms_per_token": each,
+                        "prompts": result.prompts,
+                    }
                 )
     return pd.DataFrame(rows)
 
@@ -160,7 +191,11 @@ def by_category(results: Iterable[Result]) -> pd.DataFrame:
 def by_position(results: Iterable[Result]) -> pd.DataFrame:
     """One row per run and bin of output positions, which begins at `first`: rounds, tau, acceptance
     rate."""
-    rows = [{**key(result), "first": part.first, **_rates(part)} for result in results for part in result.by_position]
+    rows = [
+        {**key(result), "first": part.first, **_rates(part)}
+        for result in results
+        for part in result.by_position
+    ]
     return pd.DataFrame(rows)
 
 
@@ -186,7 +221,12 @@ def warmth(results: Iterable[Result]) -> pd.DataFrame:
     for result in results:
         for state, name in (("warm", "method"), ("cold", "cold")) if result.learns else ():
             way = result.ours(name)
-            row = {**key(result), "state": state, "tau": way.tau, "tokens_per_second": way.tokens_per_second}
+            row = {
+                **key(result),
+                "state": state,
+                "tau": way.tau,
+                "tokens_per_second": way.tokens_per_second,
+            }
             for baseline, ratio in way.speedup.items():
                 row |= _ends(f"speedup_{baseline}", ratio)
             rows.append({**row, "prompts": result.prompts})

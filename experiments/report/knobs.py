@@ -43,8 +43,16 @@ def _context(result: Result) -> float:
 
 
 KNOBS = (
-    Knob("batch size", "batch size (prompts)", ("batch_size",), lambda r: r.config.batch_size, log=True),
-    Knob("draft length", "draft length (tokens)", ("drafter.length", "drafter.depth"), _draft_length),
+    Knob(
+        "batch size",
+        "batch size (prompts)",
+        ("batch_size",),
+        lambda r: r.config.batch_size,
+        log=True,
+    ),
+    Knob(
+        "draft length", "draft length (tokens)", ("drafter.length", "drafter.depth"), _draft_length
+    ),
     Knob(
         "nodes",
         "drafted nodes per round (mean)",
@@ -87,7 +95,15 @@ def flat(settings: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-NAMED = ("label", "drafter", "verifier", "target.name", "target.extra_layers", "sampling.temperature", "batch_size")
+NAMED = (
+    "label",
+    "drafter",
+    "verifier",
+    "target.name",
+    "target.extra_layers",
+    "sampling.temperature",
+    "batch_size",
+)
 
 
 def told_apart(results: list[Result]) -> list[Result]:
@@ -106,7 +122,9 @@ def told_apart(results: list[Result]) -> list[Result]:
     for result, key, settings in zip(results, keys, each, strict=True):
         if keys.count(key) > 1 and varied:
             more = ", ".join(f"{path.rpartition('.')[2]}={settings.get(path)}" for path in varied)
-            result = replace(result, config=replace(result.config, label=f"{result.config.label}, {more}"))
+            result = replace(
+                result, config=replace(result.config, label=f"{result.config.label}, {more}")
+            )
         found.append(result)
     return found
 
@@ -121,9 +139,18 @@ def lines(results: Iterable[Result], knob: Knob) -> pd.DataFrame:
             continue
         whole = flat(result.config)
         turned = {path: value for path, value in whole.items() if _under(path, knob.paths)}
-        settings = {path: value for path, value in whole.items() if path not in {*NAMES_ONLY, *turned}}
+        settings = {
+            path: value for path, value in whole.items() if path not in {*NAMES_ONLY, *turned}
+        }
         base = _without(str(result.config.label), knob.paths)
-        rows.append((x, json.dumps([base, settings], sort_keys=True), json.dumps(turned, sort_keys=True), base))
+        rows.append(
+            (
+                x,
+                json.dumps([base, settings], sort_keys=True),
+                json.dumps(turned, sort_keys=True),
+                base,
+            )
+        )
         kept.append(result)
     if not rows:
         return pd.DataFrame()
@@ -142,7 +169,9 @@ def _under(path: str, above: tuple[str, ...]) -> bool:
 def _without(label: str, paths: tuple[str, ...]) -> str:
     """The label without the settings that the knob turns, which run.py appends as " key=value"."""
     keys = {path.rpartition(".")[2] for path in paths}
-    return " ".join(word for word in label.split(" ") if word.partition("=")[0] not in keys or "=" not in word)
+    return " ".join(
+        word for word in label.split(" ") if word.partition("=")[0] not in keys or "=" not in word
+    )
 
 
 def drawn(results: list[Result], baseline: str, noise: Any = None) -> dict[str, Drawn]:
@@ -159,7 +188,9 @@ def _only_length(table: pd.DataFrame) -> bool:
     """Whether nothing but the draft length differs: then its own figure says it."""
     shapes = table["turned"].map(json.loads)
     others = shapes.map(
-        lambda s: json.dumps({k: v for k, v in s.items() if k not in ("drafter.length", "drafter.depth")})
+        lambda s: json.dumps(
+            {k: v for k, v in s.items() if k not in ("drafter.length", "drafter.depth")}
+        )
     )
     return bool((others.groupby(table["line"]).transform("nunique") < 2).all())
 
@@ -167,16 +198,25 @@ def _only_length(table: pd.DataFrame) -> bool:
 def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
     figure, (left, right) = panels(1, 2, 2.9)
     names = named(
-        table, without=("batch",) if knob.name == "batch size" else ("target",) if knob.name == "cost ratio" else ()
+        table,
+        without=("batch",)
+        if knob.name == "batch size"
+        else ("target",)
+        if knob.name == "cost ratio"
+        else (),
     )
     looks = line_styles(names)
     for _, part in table.groupby("line", sort=False):
         name = names[part.index[0]]
         middle, low, high = ends(part, f"speedup_{baseline}")
         error = [middle - low, high - middle]
-        left.errorbar(part["x"], middle, error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
+        left.errorbar(
+            part["x"], middle, error, label=str(name), elinewidth=0.7, capsize=2, **looks[name]
+        )
         error = [part["tau"] - part["tau_low"], part["tau_high"] - part["tau"]]
-        right.errorbar(part["x"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name])
+        right.errorbar(
+            part["x"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name]
+        )
     no_gain(left, noise)
     left.set_ylabel(f"speed-up over {called(baseline)}")
     right.set_ylabel("τ (tokens per round, bonus included)")

@@ -19,7 +19,9 @@ from experiments.study.studies import Job, Study
 def check(logger: Any) -> None:
     """Before anything runs. Raises ValueError where wandb is wanted and not installed."""
     if logger is not None and find_spec("wandb") is None:
-        raise ValueError("logger=wandb needs wandb, which is not installed: pip install 'specdec[wandb]'")
+        raise ValueError(
+            "logger=wandb needs wandb, which is not installed: pip install 'specdec[wandb]'"
+        )
 
 
 @contextmanager
@@ -46,18 +48,29 @@ def log_result(logger: Logger, folder: Path, result: Result, rounds: pd.DataFram
     from experiments.report.contents import sections
 
     title = f"{result.study} {result.run}: {result.config.label}"
-    with opened(vars(logger), title, folder, asdict(result.config), group=result.study, job_type="run") as run:
+    with opened(
+        vars(logger), title, folder, asdict(result.config), group=result.study, job_type="run"
+    ) as run:
         for step, point in enumerate(curve(rounds)):
             run.log(point, step=step)
         alone = Study(folder, [folder.parent.name], [], [Job(folder, result.overrides, result, "")])
         for section in sections(alone):
-            run.log({f"tables/{name}": wandb.Table(dataframe=told.text) for name, told in section.tables.items()})
+            run.log(
+                {
+                    f"tables/{name}": wandb.Table(dataframe=told.text)
+                    for name, told in section.tables.items()
+                }
+            )
             for name, drawn in section.figures.items():
                 run.log({f"figures/{name}": wandb.Image(drawn.figure, caption=drawn.caption)})
                 pyplot.close(drawn.figure)
         method = result.method
-        run.summary.update({name: value for name, value in vars(method).items() if isinstance(value, int | float)})
-        run.summary.update({f"speedup_{name}": ratio.median for name, ratio in method.speedup.items()})
+        run.summary.update(
+            {name: value for name, value in vars(method).items() if isinstance(value, int | float)}
+        )
+        run.summary.update(
+            {f"speedup_{name}": ratio.median for name, ratio in method.speedup.items()}
+        )
         run.summary["law"] = result.certificate.verdict
 
 
@@ -67,6 +80,11 @@ def curve(rounds: pd.DataFrame) -> Iterator[dict[str, float]]:
     milliseconds = 1e3 * method[[name for name in method if name.endswith("_seconds")]].sum(axis=1)
     tau = method["kept"].cumsum() / np.arange(1, len(method) + 1)
     points = pd.DataFrame(
-        {"kept": method["kept"], "accepted": method["accepted"], "tau": tau, "round_milliseconds": milliseconds}
+        {
+            "kept": method["kept"],
+            "accepted": method["accepted"],
+            "tau": tau,
+            "round_milliseconds": milliseconds,
+        }
     )
     yield from points.to_dict("records")

@@ -102,10 +102,16 @@ def bar_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> None:
     """One legend for all panels, below them."""
-    found = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found = {
+        text: line
+        for axis in axes
+        for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     if found:
         with matplotlib.rc_context(STYLE):
-            columns = columns or (2 if max(map(len, found)) > 26 else 3 if max(map(len, found)) > 14 else 4)
+            columns = columns or (
+                2 if max(map(len, found)) > 26 else 3 if max(map(len, found)) > 14 else 4
+            )
             figure.legend(found.values(), found, ncols=columns, loc="outside lower center")
 
 

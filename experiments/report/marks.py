@@ -23,7 +23,9 @@ def reach(middle: float, low: float | None, high: float | None) -> Any:
 def point(axis: Any, x: float, y: float, look: dict[str, Any], fill: str) -> None:
     """A marker: full, empty, or empty with a dot inside."""
     face = look["color"] if fill == "full" else "white"
-    axis.plot(x, y, look["marker"], color=look["color"], markerfacecolor=face, zorder=3, markersize=6)
+    axis.plot(
+        x, y, look["marker"], color=look["color"], markerfacecolor=face, zorder=3, markersize=6
+    )
     if fill == "dot":
         axis.plot(x, y, ".", color=look["color"], markersize=2.5, zorder=4)
 
@@ -55,5 +57,8 @@ def fill_words(fills: dict[float, str]) -> str:
     if len(fills) < 2:
         return ""
     words = {"full": "Filled", "none": "open", "dot": "dotted"}
-    told = {look: ", ".join(f"{t:g}" for t, own in fills.items() if own == look) for look in fills.values()}
+    told = {
+        look: ", ".join(f"{t:g}" for t, own in fills.items() if own == look)
+        for look in fills.values()
+    }
     return " " + "; ".join(f"{words[look]}: T = {values}" for look, values in told.items()) + "."

@@ -15,7 +15,19 @@ from experiments.report.looks import Drawn, save
 from experiments.report.tables import Told
 from experiments.system.files import write_text
 
-WORDS = ("method", "target", "verifier", "law", "category", "state", "baseline", "kind", "what", "in A", "in B")
+WORDS = (
+    "method",
+    "target",
+    "verifier",
+    "law",
+    "category",
+    "state",
+    "baseline",
+    "kind",
+    "what",
+    "in A",
+    "in B",
+)
 
 
 @dataclass
@@ -33,7 +45,9 @@ class Section:
 
 def render(title: str, lead: str, sections: Sequence[Section], command: str) -> str:
     """The page. Figures are SVG inside it; nothing is fetched from anywhere."""
-    environment = Environment(loader=PackageLoader("experiments.report", "."), autoescape=True, trim_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("experiments.report", "."), autoescape=True, trim_blocks=True
+    )
     tables, figures = iter(range(1, 10_000)), iter(range(1, 10_000))
     told = [
         {
@@ -55,7 +69,9 @@ def render(title: str, lead: str, sections: Sequence[Section], command: str) -> 
         }
         for section in sections
     ]
-    return environment.get_template("page.html.j2").render(study=title, lead=lead, sections=told, command=command)
+    return environment.get_template("page.html.j2").render(
+        study=title, lead=lead, sections=told, command=command
+    )
 
 
 def _table(name: str, told: Told, number: int) -> dict[str, Any]:
@@ -85,7 +101,9 @@ def write_figures(figures: dict[str, Drawn], folder: Path) -> list[Path]:
         for suffix in ("png", "pdf"):
             paths.append(folder / f"{name}.{suffix}")
             save(drawn.figure, paths[-1])
-    captions = "\n\n".join(f"**{name}: {drawn.title}.** {drawn.caption}" for name, drawn in figures.items())
+    captions = "\n\n".join(
+        f"**{name}: {drawn.title}.** {drawn.caption}" for name, drawn in figures.items()
+    )
     write_text(folder / "captions.md", captions + "\n")
     return paths
 
@@ -101,7 +119,15 @@ def write_tables(tables: dict[str, Told], folder: Path) -> list[Path]:
     return paths
 
 
-SYMBOLS = {"τ": r"$\tau$", "α": r"$\alpha$", "γ": r"$\gamma$", "×": r"$\times$", "−": "$-$", "–": "--", "→": r"$\to$"}
+SYMBOLS = {
+    "τ": r"$\tau$",
+    "α": r"$\alpha$",
+    "γ": r"$\gamma$",
+    "×": r"$\times$",
+    "−": "$-$",
+    "–": "--",
+    "→": r"$\to$",
+}
 
 
 def latex(told: Told, name: str) -> str:

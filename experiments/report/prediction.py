@@ -62,13 +62,17 @@ def cost_model(result: Result, profile: pd.DataFrame | None) -> float | None:
         return None
     if draft is None and method.drafter != "ngram":
         return None  # heads, parts of the target: what they cost is not in the profile
-    context = float(np.mean([entry.prompt_tokens + entry.tokens / 2 for entry in method.per_prompt]))
+    context = float(
+        np.mean([entry.prompt_tokens + entry.tokens / 2 for entry in method.per_prompt])
+    )
     batch, plain_batch = (way.row_rounds / way.rounds for way in (method, plain))
     depth = sum(part.depth * part.rounds for part in result.offered_depths) / method.row_rounds
     one = interpolated(profile, target, 1, plain_batch, context)
     per_round = interpolated(profile, target, 1 + method.nodes_per_round, batch, context)
     if draft is not None and depth:
-        per_round += depth * interpolated(profile, draft, max(1.0, method.nodes_per_round / depth), batch, context)
+        per_round += depth * interpolated(
+            profile, draft, max(1.0, method.nodes_per_round / depth), batch, context
+        )
     return (method.tau * batch / per_round) / (plain_batch / one)
 
 
@@ -76,21 +80,34 @@ def target_name(name: str, extra_layers: int) -> str:
     return f"{name} +{extra_layers}" if extra_layers else name
 
 
-def interpolated(profile: pd.DataFrame, model: str, nodes: float, batch: float, context: float) -> float:
+def interpolated(
+    profile: pd.DataFrame, model: str, nodes: float, batch: float, context: float
+) -> float:
     """Seconds of a pass, linear in nodes, batch and context between measured points, the nearest
     edge beyond them."""
     from scipy.interpolate import RegularGridInterpolator
 
     own = profile[profile["model"] == model]
-    grid = own.pivot_table(index=["nodes", "batch", "context"], values="seconds")["seconds"].sort_index()
-    axes = [np.array(sorted(own[name].unique()), dtype=float) for name in ("nodes", "batch", "context")]
+    grid = own.pivot_table(index=["nodes", "batch", "context"], values="seconds")[
+        "seconds"
+    ].sort_index()
+    axes = [
+        np.array(sorted(own[name].unique()), dtype=float) for name in ("nodes", "batch", "context")
+    ]
     values = grid.to_numpy().reshape([len(axis) for axis in axes])
-    point = [float(np.clip(x, axis[0], axis[-1])) for x, axis in zip((nodes, batch, context), axes, strict=True)]
-    kept = [number for number, axis in enumerate(axes) if len(axis) > 1]  # an axis of one point is no axis
+    point = [
+        float(np.clip(x, axis[0], axis[-1]))
+        for x, axis in zip((nodes, batch, context), axes, strict=True)
+    ]
+    kept = [
+        number for number, axis in enumerate(axes) if len(axis) > 1
+    ]  # an axis of one point is no axis
     if not kept:
         return float(values.item())
     squeezed = values.reshape([len(axes[number]) for number in kept])
-    return float(RegularGridInterpolator([axes[n] for n in kept], squeezed)([point[n] for n in kept])[0])
+    return float(
+        RegularGridInterpolator([axes[n] for n in kept], squeezed)([point[n] for n in kept])[0]
+    )
 
 
 def read_profile(folder: Path | None, results: Sequence[Result]) -> pd.DataFrame | None:
@@ -102,7 +119,11 @@ def read_profile(folder: Path | None, results: Sequence[Result]) -> pd.DataFrame
     here = (first.machine.processor, first.threads, first.effective.target.dtype)
     for path in sorted(folder.glob("*.json")):
         profile = read_json(path)
-        if (Machine(**profile["machine"]).processor, profile["threads"], profile.get("dtype")) == here:
+        if (
+            Machine(**profile["machine"]).processor,
+            profile["threads"],
+            profile.get("dtype"),
+        ) == here:
             found.append(pd.DataFrame(profile["times"]))
     return pd.concat(found, ignore_index=True).drop_duplicates(AXES, keep="last") if found else None
 
@@ -116,14 +137,26 @@ def predictions(results: Iterable[Result], profile: pd.DataFrame | None = None) 
         formula = closed_form(result)
         if formula is None:
             continue
-        row = {**frames.key(result), "prompts": result.prompts, "alpha": formula["alpha"], "tau": method.tau}
+        row = {
+            **frames.key(result),
+            "prompts": result.prompts,
+            "alpha": formula["alpha"],
+            "tau": method.tau,
+        }
         row |= {"tau_formula": formula["tau"], "tau_formula_error": formula["tau"] / method.tau - 1}
         if plain is not None and method.tokens_per_second and plain.tokens_per_second:
             measured = method.tokens_per_second / plain.tokens_per_second
-            row |= {"speedup": measured, "cost": formula["cost"], "speedup_formula": formula["speedup"]}
+            row |= {
+                "speedup": measured,
+                "cost": formula["cost"],
+                "speedup_formula": formula["speedup"],
+            }
             row["speedup_formula_error"] = formula["speedup"] / measured - 1
             by_profile = cost_model(result, profile)
             if by_profile is not None:
-                row |= {"speedup_profile": by_profile, "speedup_profile_error": by_profile / measured - 1}
+                row |= {
+                    "speedup_profile": by_profile,
+                    "speedup_profile_error": by_profile / measured - 1,
+                }
         rows.append(row)
     return pd.DataFrame(rows)

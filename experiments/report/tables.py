@@ -30,7 +30,12 @@ def number(form: str) -> Callable[[Any], str]:
     return lambda value: "–" if value is None or pd.isna(value) else form.format(value)
 
 
-PLAIN, RATE, PERCENT, WHOLE = number("{:.2f}"), number("{:.2f}"), number("{:.0%}"), number("{:,.0f}")
+PLAIN, RATE, PERCENT, WHOLE = (
+    number("{:.2f}"),
+    number("{:.2f}"),
+    number("{:.0%}"),
+    number("{:,.0f}"),
+)
 
 
 def milliseconds(seconds: Any) -> str:
@@ -62,14 +67,18 @@ def who(frame: pd.DataFrame, always: tuple[str, ...] = ("temperature",)) -> dict
     titles = {"target": "target", "verifier": "verifier", "temperature": "T", "batch": "batch"}
     for column, title in titles.items():
         if column in always or frame[column].nunique() > 1:
-            shown[title] = [f"{value:g}" if isinstance(value, float) else str(value) for value in frame[column]]
+            shown[title] = [
+                f"{value:g}" if isinstance(value, float) else str(value) for value in frame[column]
+            ]
     return shown
 
 
 def noise(results: Iterable[Result]) -> Interval | None:
     """The first baseline against itself, all runs pooled: how far a ratio strays with nothing
     changed."""
-    ratios = [ratio for result in results for found in frames.noise(result) for ratio in found.per_batch]
+    ratios = [
+        ratio for result in results for found in frames.noise(result) for ratio in found.per_batch
+    ]
     return median_interval(ratios) if ratios else None
 
 
@@ -93,7 +102,9 @@ def headline(results: list[Result]) -> Told:
             "method": f"{called(baselines[0])} against itself"
         }
     last = (
-        " The last row is the machine's noise: a baseline decoded twice, all runs pooled." if still is not None else ""
+        " The last row is the machine's noise: a baseline decoded twice, all runs pooled."
+        if still is not None
+        else ""
     )
     return Told(
         "Results",
@@ -126,9 +137,15 @@ def definitions_of_tau(results: list[Result]) -> Told:
 def latency(results: list[Result]) -> Told:
     table = frames.table(results).assign(way="method")
     plain = frames.plain(results)
-    plain = plain[plain["way"] == "none"].assign(drafter="plain decoding", verifier="") if len(plain) else plain
+    plain = (
+        plain[plain["way"] == "none"].assign(drafter="plain decoding", verifier="")
+        if len(plain)
+        else plain
+    )
     same = [column for column in ("target", "temperature", "batch") if column in plain]
-    once = plain.drop_duplicates(same) if len(plain) else plain  # one row per setting: that of its first run
+    once = (
+        plain.drop_duplicates(same) if len(plain) else plain
+    )  # one row per setting: that of its first run
     both = pd.concat([table, once], ignore_index=True)
     columns = ["first_token_seconds", "gap_p50", "gap_p95", "gap_p99"]
     shown = who(both)
@@ -153,7 +170,9 @@ def cost(results: list[Result]) -> Told:
     shown["nodes / round"] = table["nodes_per_round"].map(number("{:.1f}")).tolist()
     shown["nodes / accepted"] = table["nodes_per_accepted"].map(number("{:.1f}")).tolist()
     for name in ("draft", "target"):
-        shown[f"{name} MFLOP / token"] = (table[f"{name}_flops"].astype(float) / 1e6).map(number("{:,.1f}")).tolist()
+        shown[f"{name} MFLOP / token"] = (
+            (table[f"{name}_flops"].astype(float) / 1e6).map(number("{:,.1f}")).tolist()
+        )
     titles = {
         "target_weights": "target weights",
         "drafter_weights": "drafter weights",
@@ -201,7 +220,9 @@ def prediction(table: pd.DataFrame) -> Told:
 
 def _and_error(table: pd.DataFrame, name: str) -> list[str]:
     pairs = table[[name, f"{name}_error"]].itertuples(index=False)
-    return ["–" if pd.isna(value) else f"{PLAIN(value)} ({signed(error)})" for value, error in pairs]
+    return [
+        "–" if pd.isna(value) else f"{PLAIN(value)} ({signed(error)})" for value, error in pairs
+    ]
 
 
 def category(results: list[Result]) -> Told:
@@ -214,7 +235,10 @@ def category(results: list[Result]) -> Told:
             shown[f"× {called(name)}"] = with_interval(table, f"speedup_{name}")
     shown["n"] = [str(n) for n in table["prompts"]]
     return Told(
-        "By category of prompts", pd.DataFrame(shown), table, "As above, over the prompts of each category. n: prompts."
+        "By category of prompts",
+        pd.DataFrame(shown),
+        table,
+        "As above, over the prompts of each category. n: prompts.",
     )
 
 
@@ -225,7 +249,9 @@ def divergence(results: list[Result]) -> Told | None:
         return None
     shown = {**who(table, ()), "baseline": [called(name) for name in table["baseline"]]}
     shown |= {name: [str(value) for value in table[name]] for name in ("prompt", "index")}
-    shown["tokens"] = [f"{ours} / {plain}" for ours, plain in zip(table["ours"], table["plain"], strict=True)]
+    shown["tokens"] = [
+        f"{ours} / {plain}" for ours, plain in zip(table["ours"], table["plain"], strict=True)
+    ]
     shown["margin"] = table["margin"].astype(float).map(number("{:.2g}")).tolist()
     shown["kind"] = list(table["kind"])
     measured = [found.rounding for result in results for found in result.divergence.values()]

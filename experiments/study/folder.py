@@ -35,7 +35,10 @@ def claimed(folder: Path, again: bool = False) -> Iterator[None]:
                 f"{folder} already belongs to a run ({STARTED} is there); name another folder with hydra.run.dir=FOLDER "
                 "(hydra.sweep.dir for a sweep), or delete this one if its results are not wanted"
             )
-        write_json(folder / STARTED, {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()})
+        write_json(
+            folder / STARTED,
+            {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()},
+        )
         yield
     finally:
         lock.release()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.study.schema import Settings
-from specdec.plugins import described
+from specdec.registry import described
 
 
 def label(settings: Settings, name: str, overrides: Sequence[str]) -> str:
@@ -22,4 +22,6 @@ def label(settings: Settings, name: str, overrides: Sequence[str]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_short, value))
-    return str(value).lower() if isinstance(value, bool) else str(value).rstrip("/").rpartition("/")[2]
+    return (
+        str(value).lower() if isinstance(value, bool) else str(value).rstrip("/").rpartition("/")[2]
+    )

@@ -150,7 +150,9 @@ class OurPromptResult(PromptResult):
 class Memory:
     target_weights: int
     drafter_weights: int  # that the drafter adds
-    peak: int | None  # of the process, or of the GPU's memory, during a call; None where the system does not tell
+    peak: (
+        int | None
+    )  # of the process, or of the GPU's memory, during a call; None where the system does not tell
     before: int | None  # the same before that call
 
 
@@ -192,7 +194,9 @@ class WayResult:
         for entry in self.per_prompt:
             seconds[entry.batch][entry.turn] = entry.wall_seconds
             tokens[entry.batch] += entry.tokens
-        return [sum(turns.values()) / max(1, tokens[batch]) for batch, turns in sorted(seconds.items())]
+        return [
+            sum(turns.values()) / max(1, tokens[batch]) for batch, turns in sorted(seconds.items())
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +263,9 @@ class Outcome:
     prompts: int
     batches: list[list[int]]  # prompts by number
     learns: bool  # the drafter, across prompts
-    ways: dict[str, OurResult | WayResult]  # method, the baselines, again (the first baseline), cold (the method)
+    ways: dict[
+        str, OurResult | WayResult
+    ]  # method, the baselines, again (the first baseline), cold (the method)
     by_category: list[OfCategory]
     by_position: list[OfPosition]
     offered_depths: list[OfDepth]

@@ -103,7 +103,9 @@ def from_json(content: Any, where: str) -> Result | NotApplicable:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where} is no result: {place}: {first['msg']} ({error.error_count()} such errors)") from None
+        raise ValueError(
+            f"{where} is no result: {place}: {first['msg']} ({error.error_count()} such errors)"
+        ) from None
 
 
 @cache

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.system.libraries import check_threads
+from experiments.terminal import search_path
 from experiments.terminal.program import register_help
 
 GROUPS = (
@@ -46,20 +47,26 @@ class Sampling:
 class Prompts:
     format: str = MISSING  # jsonl | text | folder | datasets
     path: str = MISSING  # "demo" for the bundled ones
-    field: str | None = None  # the key of the text or the turns; null finds turns, prompt or question
+    field: str | None = (
+        None  # the key of the text or the turns; null finds turns, prompt or question
+    )
     category: str | None = "category"  # the key of an entry's category, if it has one
     chat: bool | None = None  # through the tokenizer's chat template; null: where it has one
     subset: str | None = None  # of a data set
     split: str | None = None  # of a data set; null: test
     limit: int | None = None  # that many, taken in turn from each category
     seed: int | None = None  # shuffle before the limit; null keeps the file's order
-    tokens: int | None = None  # cut or fill each prompt up to so many (by the source's other texts, put before it)
+    tokens: int | None = (
+        None  # cut or fill each prompt up to so many (by the source's other texts, put before it)
+    )
     too_long: str = "refuse"  # | skip: prompts that do not fit the target's context are left out, counted and reported
 
     @property
     def source(self) -> dict[str, Any]:
         """What `experiments.prompts.read` takes."""
-        return {name: value for name, value in vars(self).items() if name not in ("chat", "too_long")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("chat", "too_long")
+        }
 
 
 @dataclass
@@ -68,7 +75,9 @@ class Assisted:
 
     model: str | None = None  # the draft model; null takes the drafter's own `model`
     num_assistant_tokens: int = 5  # per round, a constant schedule
-    confidence: float | None = None  # drafting stops below it; null leaves transformers' default, 0 never stops
+    confidence: float | None = (
+        None  # drafting stops below it; null leaves transformers' default, 0 never stops
+    )
 
 
 @dataclass
@@ -98,12 +107,16 @@ class Settings:
     batch_size: int = 1
     ignore_eos: bool = False
     allow_lossy: bool = False
-    baselines: list[str] = field(default_factory=lambda: ["none"])  # none | transformers | assisted | prompt_lookup
+    baselines: list[str] = field(
+        default_factory=lambda: ["none"]
+    )  # none | transformers | assisted | prompt_lookup
     noise: bool = True  # decode the first baseline twice: how far a ratio strays on this machine with nothing changed
     warmup: int = 1  # batches that every way decodes first, unrecorded
     threads: int | None = None  # of torch; null leaves its default
     progress: bool = True
-    label: str | None = None  # how tables and figures call the method; null: the drafter's name and settings
+    label: str | None = (
+        None  # how tables and figures call the method; null: the drafter's name and settings
+    )
     target: Target = MISSING
     drafter: dict[str, Any] = MISSING
     verifier: dict[str, Any] = MISSING
@@ -150,12 +163,15 @@ def settings_of(config: DictConfig) -> Settings:
 def check_study(name: str) -> None:
     """A study's name is that of a folder, and stands in pages and commands."""
     if not re.fullmatch(r"[\w+-][\w.+-]*", name):
-        raise ValueError(f"study={name!r} is no name for a folder: use letters, digits, '_', '-', '+' and '.'")
+        raise ValueError(
+            f"study={name!r} is no name for a folder: use letters, digits, '_', '-', '+' and '.'"
+        )
 
 
 def register() -> None:
-    """Make the frame known to Hydra as the first entry of conf/run.yaml's defaults list, and the
-    group `logger`, which training has too."""
+    """Make known to Hydra: the frame, the first entry of conf/run.yaml's defaults list; the group
+    `logger`, which training has too; and the options of other packages."""
+    search_path.register()
     store = ConfigStore.instance().store
     store(name="schema", node=Command)
     store(group="logger", name="none", node={"logger": None}, package="_global_")

@@ -61,7 +61,10 @@ class Study:
     def notes(self) -> list[str]:
         """A line for each job that has no measurement, and for each sweep that cannot be read in full."""
         jobs = [job for job in self.jobs if job.result is None]
-        return [*(f"job {job.name} ({' '.join(job.overrides)}): {job.trouble}" for job in jobs), *self.troubles]
+        return [
+            *(f"job {job.name} ({' '.join(job.overrides)}): {job.trouble}" for job in jobs),
+            *self.troubles,
+        ]
 
     def rounds(self) -> pd.DataFrame:
         """rounds.parquet of every measured job, one below the other, with the name of its sweep."""
@@ -97,7 +100,9 @@ def read(study: str, root: str | None = None, sweep: str = "latest") -> Study:
     if sweep not in ("all", "latest", *sweeps):
         raise ValueError(f"no sweep {sweep!r} in {folder}; there are: {', '.join(sweeps)}")
     wanted = sweeps if sweep == "all" else [sweeps[-1] if sweep == "latest" else sweep]
-    return _study(folder, [folder / name for name in wanted], [name for name in sweeps if name not in wanted])
+    return _study(
+        folder, [folder / name for name in wanted], [name for name in sweeps if name not in wanted]
+    )
 
 
 def _study(folder: Path, sweeps: Sequence[Path], others: list[str]) -> Study:
@@ -121,7 +126,10 @@ def _folder(study: str, root: str | None) -> Path:
 
 
 def _nothing(folder: Path, study: str) -> str:
-    there = ", ".join(sorted(path.name for path in folder.parent.glob("*") if path.is_dir())) or "nothing"
+    there = (
+        ", ".join(sorted(path.name for path in folder.parent.glob("*") if path.is_dir()))
+        or "nothing"
+    )
     return (
         f"no runs in {folder}; start them with `python -m experiments.run -m study={Path(study).name} ...` "
         f"(in {folder.parent}: {there})"
@@ -157,7 +165,9 @@ def _job(folder: Path) -> Job:
     overrides: list[str] = []
     try:
         listed = folder / ".hydra" / "overrides.yaml"
-        overrides = (yaml.safe_load(listed.read_text(encoding="utf-8")) if listed.exists() else None) or []
+        overrides = (
+            yaml.safe_load(listed.read_text(encoding="utf-8")) if listed.exists() else None
+        ) or []
         if (folder / RESULT).exists():
             found = results.read(folder / RESULT)
             if isinstance(found, NotApplicable):
@@ -165,7 +175,14 @@ def _job(folder: Path) -> Job:
             return Job(folder, found.overrides, found, "")
         if (folder / FAILED).exists():
             return Job(folder, overrides, None, f"failed: {read_json(folder / FAILED)['error']}")
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:  # of one job, which makes the others no worse
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        yaml.YAMLError,
+    ) as error:  # of one job, which makes the others no worse
         return Job(folder, overrides, None, str(error))
-    trouble = "no result: killed, or still running" if (folder / STARTED).exists() else "never started"
+    trouble = (
+        "no result: killed, or still running" if (folder / STARTED).exists() else "never started"
+    )
     return Job(folder, overrides, None, trouble)

@@ -28,14 +28,19 @@ PLAN = "plan.json"
 REFUSED = (ValueError, OSError, HydraException, OmegaConfBaseException)
 # How a sweep is run and not what: no part of a plan, and free to differ when it is resumed.
 HOW = ("resume", "launcher", "progress", "logger")
-WHAT_OF_HYDRA = ("hydra/sweeper", "hydra.sweeper")  # of Hydra's own settings, those that decide which jobs there are
+WHAT_OF_HYDRA = (
+    "hydra/sweeper",
+    "hydra.sweeper",
+)  # of Hydra's own settings, those that decide which jobs there are
 
 
 @dataclass(frozen=True)
 class Plan:
     """plan.json in a sweep's folder."""
 
-    jobs: list[list[str]] | None = None  # the overrides of each; None for a sweeper that chooses as it goes
+    jobs: list[list[str]] | None = (
+        None  # the overrides of each; None for a sweeper that chooses as it goes
+    )
     overrides: list[str] | None = None  # of the command
     number: int = 0  # of this sweep in its study, from 1: the order in which they were begun, whatever the clock says
     began: str = ""
@@ -69,7 +74,9 @@ class Planned(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Exits with the names of the jobs that failed, wherever they ran."""
-        failed = sorted(path.parent.name for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"))
+        failed = sorted(
+            path.parent.name for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}")
+        )
         if failed:
             sys.exit(
                 f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)} ({FAILED} in their folders says why)"
@@ -109,7 +116,12 @@ def forget_what_never_began() -> None:
     """A sweep of which no job has begun, because one of them cannot be composed, leaves nothing
     behind."""
     here = Planned.here
-    if here is not None and here.folder is not None and here.fresh and not any(here.folder.glob("*/")):
+    if (
+        here is not None
+        and here.folder is not None
+        and here.fresh
+        and not any(here.folder.glob("*/"))
+    ):
         for name in (PLAN, "multirun.yaml"):  # ours, and Hydra's
             (here.folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # somebody else's files are in it
@@ -126,7 +138,9 @@ def _write(folder: Path, plan: Plan) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / LOCK):  # another sweep of this study may begin at this moment
-        number = 1 + max(read_or_nothing(path).number for path in folder.parent.iterdir() if path.is_dir())
+        number = 1 + max(
+            read_or_nothing(path).number for path in folder.parent.iterdir() if path.is_dir()
+        )
         write_json(folder / PLAN, asdict(replace(plan, number=number)))
 
 
@@ -141,7 +155,9 @@ def _to_resume(config: DictConfig, folder: Path) -> Path:
         return folder
     sweeps = ordered(path.parent for path in folder.parent.glob(f"*/{PLAN}"))
     if not sweeps:
-        raise ValueError(f"resume=true finds no sweep in {folder.parent}; leave it out to start one")
+        raise ValueError(
+            f"resume=true finds no sweep in {folder.parent}; leave it out to start one"
+        )
     return folder.parent / sweeps[-1]
 
 
@@ -171,12 +187,20 @@ def _what(config: DictConfig) -> list[str]:
 
 def of_the_job(overrides: Iterable[str]) -> list[str]:
     """Without those that say how it is run."""
-    return [each for each in overrides if each.lstrip("+").partition("=")[0].partition(".")[0] not in HOW]
+    return [
+        each
+        for each in overrides
+        if each.lstrip("+").partition("=")[0].partition(".")[0] not in HOW
+    ]
 
 
 def _other_jobs(folder: Path, before: Sequence[list[str]], jobs: Sequence[list[str]]) -> str:
-    number = next(n for n in range(max(len(before), len(jobs))) if before[n : n + 1] != jobs[n : n + 1])
-    theirs, ours = (" ".join(each[number]) if number < len(each) else "no job" for each in (before, jobs))
+    number = next(
+        n for n in range(max(len(before), len(jobs))) if before[n : n + 1] != jobs[n : n + 1]
+    )
+    theirs, ours = (
+        " ".join(each[number]) if number < len(each) else "no job" for each in (before, jobs)
+    )
     return (
         f"{folder} holds a sweep of other jobs: its job {number} is `{theirs}`, this command's `{ours}`. "
         "To resume it, leave out what says other jobs; to start a new sweep, leave out resume"
@@ -202,7 +226,10 @@ def in_each_job(arguments: Sequence[str]) -> list[str]:
     sweep, which Hydra composes first; as a choice of one value they are left to the jobs."""
     if not {"-m", "--multirun"} & set(arguments):
         return list(arguments)
-    return [_as_choice(each) if each.lstrip("+").startswith(("drafter.", "verifier.")) else each for each in arguments]
+    return [
+        _as_choice(each) if each.lstrip("+").startswith(("drafter.", "verifier.")) else each
+        for each in arguments
+    ]
 
 
 def _as_choice(argument: str) -> str:

@@ -10,7 +10,16 @@ from pathlib import Path
 import psutil
 
 PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "numpy", "scipy", "hydra-core")
-TUNING = ("OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_", "LD_PRELOAD", "CUDA_", "PYTORCH_")  # of the environment
+TUNING = (
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "MALLOC_",
+    "GLIBC_",
+    "LD_PRELOAD",
+    "CUDA_",
+    "PYTORCH_",
+)  # of the environment
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,7 +61,10 @@ def surroundings() -> Surroundings:
 
     return Surroundings(
         git=git_state(ROOT),
-        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        versions={
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         machine=Machine(
             cpu=_cpu(),
             cores=_cores(),
@@ -60,7 +72,9 @@ def surroundings() -> Surroundings:
             system=platform.platform(),
         ),
         threads=torch.get_num_threads(),
-        environment={name: value for name, value in sorted(os.environ.items()) if name.startswith(TUNING)},
+        environment={
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(TUNING)
+        },
     )
 
 

@@ -25,7 +25,9 @@ def parse(options: type[T], arguments: list[str]) -> T:
     `--help`; raises ValueError, with a line of help, for what it does not know."""
     known = OmegaConf.structured(options)
     usage = "options: " + " ".join(
-        f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}" for key in known if key != "names"
+        f"{key}={'...' if OmegaConf.is_missing(known, key) else known[key]}"
+        for key in known
+        if key != "names"
     )
     if {"-h", "--help"} & set(arguments):
         print(cleandoc(str(options.__doc__)), usage, sep="\n")
@@ -35,9 +37,13 @@ def parse(options: type[T], arguments: list[str]) -> T:
     for argument in keyed:
         key, equals, _ = argument.partition("=")
         if not equals or key not in list(known):
-            raise ValueError(f"unknown option {argument!r}{meant(key, list(known), '{}=...')}\n{usage}")
+            raise ValueError(
+                f"unknown option {argument!r}{meant(key, list(known), '{}=...')}\n{usage}"
+            )
     try:
-        found = OmegaConf.merge(known, OmegaConf.from_dotlist(keyed), {"names": names} if names else {})
+        found = OmegaConf.merge(
+            known, OmegaConf.from_dotlist(keyed), {"names": names} if names else {}
+        )
         if missing := OmegaConf.missing_keys(found):
             raise ValueError(f"{', '.join(sorted(missing))} must be given\n{usage}")
         return OmegaConf.to_object(found)  # type: ignore[return-value]

@@ -7,14 +7,13 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.terminal.refusals import FULL, meant, refusing
-from specdec.plugins import CONF
+from specdec.registry import CONF, described, lost, names
 
 FOOTER = "Powered by Hydra (https://hydra.cc)\nUse --hydra-help to view Hydra specific help"
 EXTRAS = {
@@ -67,12 +66,20 @@ def register_help(program: str, groups: Sequence[str]) -> None:
     store = ConfigStore.instance()
     lines = []
     for group in groups:
-        options = {path.stem for path in (CONF / group).glob("*.yaml")}
+        options = set(names(group))
         with suppress(OSError):  # none of this group is in the store
             options |= {name.removesuffix(".yaml") for name in store.list(group)}
         lines.append(f"{group}: {', '.join(sorted(options))}")
-    node = {"app_name": "${hydra.job.name}", "header": "${hydra.help.app_name} is powered by Hydra.", "footer": FOOTER}
-    store.store(group="hydra/help", name=program, node={**node, "template": HELP.format(groups="\n".join(lines))})
+    node = {
+        "app_name": "${hydra.job.name}",
+        "header": "${hydra.help.app_name} is powered by Hydra.",
+        "footer": FOOTER,
+    }
+    store.store(
+        group="hydra/help",
+        name=program,
+        node={**node, "template": HELP.format(groups="\n".join(lines))},
+    )
 
 
 def explained(error: Exception) -> str | None:
@@ -87,12 +94,21 @@ def explained(error: Exception) -> str | None:
         key, whole = str(cause.key), str(cause.full_key)
         known = [str(each) for each in cause.parent_node if each != "hydra"]
         if key == whole:  # at the top, where groups are named too
-            known += [path.name for path in sorted(CONF.iterdir()) if path.is_dir() and path.name not in known]
+            known += [
+                path.name
+                for path in sorted(CONF.iterdir())
+                if path.is_dir() and path.name not in known
+            ]
         if key not in known:
-            return f"unknown key {whole!r}{meant(key, known)}. There are: {', '.join(known)}" + _of_another(key, whole)
+            return (
+                f"unknown key {whole!r}{meant(key, known)}. There are: {', '.join(known)}"
+                + _of_another(key, whole)
+            )
     said = str(error) if cause is None or cause is error else f"{error}\n{cause}"
     return "\n".join(
-        line for line in said.splitlines() if not line.strip().startswith(("full_key", "reference_type", "object_type"))
+        line
+        for line in said.splitlines()
+        if not line.strip().startswith(("full_key", "reference_type", "object_type"))
     )
 
 
@@ -102,7 +118,8 @@ def _no_option(error: MissingConfigException) -> str:
     if group == "hydra/launcher" and name in EXTRAS:
         return f"this launcher is a plug-in that is not installed: pip install 'specdec[{EXTRAS[name]}]'"
     options = [str(option) for option in error.options or ()]
-    return f"{group} has no option {name!r}{meant(name, options)}. There are: {', '.join(options)}"
+    there = f"There are: {', '.join(options)}{lost()}"
+    return f"{group} has no option {name!r}{meant(name, options)}. {there}"
 
 
 def _of_another(key: str, whole: str) -> str:
@@ -110,9 +127,7 @@ def _of_another(key: str, whole: str) -> str:
     group = whole.partition(".")[0]
     if group not in ("drafter", "verifier") or key == whole:
         return ""
-    owners = [
-        path.stem for path in sorted((CONF / group).glob("*.yaml")) if key in (yaml.safe_load(path.read_text()) or {})
-    ]
+    owners = [name for name in names(group) if key in described(group, name)]
     if not owners:
         return ""
     return f"\n{key} is a setting of {', '.join(owners)}: name the {group} first, e.g. {group}={_usual(owners)} {whole}=..."

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments import progress
-from experiments.training.text import Stream, documents, encode
+from experiments.terminal import progress
+from experiments.training.documents import documents
+from experiments.training.text import Stream, encode
 from specdec.interfaces import Part
 from specdec.models.language_model import TransformersLM
 from specdec.tree import TokenTree
@@ -41,13 +42,22 @@ class Skip:
 class Calibration:
     """Places in a text, what the whole model says there, and what its passes cost."""
 
-    def __init__(self, target: TransformersLM, texts: list[Tensor], context: int, temperature: float) -> None:
-        self.target, self.texts, self.context, self.temperature = target, texts, context, temperature
+    def __init__(
+        self, target: TransformersLM, texts: list[Tensor], context: int, temperature: float
+    ) -> None:
+        self.target, self.texts, self.context, self.temperature = (
+            target,
+            texts,
+            context,
+            temperature,
+        )
         self.depth = texts[0].shape[1] - context
         self.p = [self._law(ids, None) for ids in texts]
         self.costs = self._costs()
 
-    def agreement(self, no_attention: Collection[int], no_mlp: Collection[int]) -> tuple[float, ...]:
+    def agreement(
+        self, no_attention: Collection[int], no_mlp: Collection[int]
+    ) -> tuple[float, ...]:
         part = self.target.without(no_attention, no_mlp)
         laws = [self._law(ids, part) for ids in self.texts]
         shared = [torch.minimum(p, q).sum(-1) for p, q in zip(self.p, laws, strict=True)]
@@ -56,7 +66,9 @@ class Calibration:
     def cost(self, no_attention: Collection[int], no_mlp: Collection[int]) -> float:
         """Of a pass without these sublayers. Sublayers of one kind cost the same; a layer that loses both saves its norms too."""
         both = len(set(no_attention) & set(no_mlp))
-        saved = (len(no_attention) - both) * self.costs["attention"] + (len(no_mlp) - both) * self.costs["mlp"]
+        saved = (len(no_attention) - both) * self.costs["attention"] + (
+            len(no_mlp) - both
+        ) * self.costs["mlp"]
         return 1 - saved - both * self.costs["layer"]
 
     @torch.inference_mode()
@@ -77,7 +89,11 @@ class Calibration:
         ids = self.texts[0][:1]
         session = target.open(1, ids.shape[1] + 1)
         session.read(ids[:, : self.context], [self.context])
-        root, chain, every = TokenTree.root(ids[:, -1]), TokenTree.chain(ids[:, self.context :], None), range(layers)
+        root, chain, every = (
+            TokenTree.root(ids[:, -1]),
+            TokenTree.chain(ids[:, self.context :], None),
+            range(layers),
+        )
         models = {
             "whole": target.without((), ()),
             "attention": target.without(every, ()),
@@ -110,7 +126,9 @@ def search(calibration: Calibration, layers: int) -> list[Skip]:
             tried = []
             for attention, mlp in _next(path[-1], layers):
                 agreement = calibration.agreement(attention, mlp)
-                tried.append(Skip(attention, mlp, agreement, calibration.cost(attention, mlp), node))
+                tried.append(
+                    Skip(attention, mlp, agreement, calibration.cost(attention, mlp), node)
+                )
                 advance()
             if not tried:
                 return path
@@ -121,18 +139,27 @@ def _next(skip: Skip, layers: int) -> Iterator[tuple[frozenset[int], frozenset[i
     """What leaves out one more attention, MLP or layer; some layer stays."""
     for layer in range(layers):
         attention, mlp = skip.attention | {layer}, skip.mlp | {layer}
-        for pair in {(attention, skip.mlp), (skip.attention, mlp), (attention, mlp)} - {(skip.attention, skip.mlp)}:
+        for pair in {(attention, skip.mlp), (skip.attention, mlp), (attention, mlp)} - {
+            (skip.attention, skip.mlp)
+        }:
             if len(pair[0] & pair[1]) < layers:
                 yield pair
 
 
 def read_places(
-    target: TransformersLM, text: str, patterns: list[str], length: int, places: int, batch: int, seed: int
+    target: TransformersLM,
+    text: str,
+    patterns: list[str],
+    length: int,
+    places: int,
+    batch: int,
+    seed: int,
+    field: str = "text",
 ) -> list[Tensor]:
     """Groups of rows (batch, length) from documents that are not held out."""
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer, so no text can be read for it")
-    seen = [one for one in documents(text, patterns) if not one.held_out(0.03)]
+    seen = [one for one in documents(text, patterns, field=field) if not one.held_out(0.03)]
     stream: Stream = encode(seen[:: max(1, len(seen) // 200)], target.tokenizer)
     return [
         torch.from_numpy(stream.windows(length, batch, seed, group)).to(target.device)

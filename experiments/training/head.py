@@ -19,7 +19,12 @@ RANKS = 10  # of the table of accuracies that static trees are built from
 
 
 def loss_of(
-    head: Head, teacher: Teacher, lesson: Lesson, loss: str, depth_weight: float, states_weight: float = 0.0
+    head: Head,
+    teacher: Teacher,
+    lesson: Lesson,
+    loss: str,
+    depth_weight: float,
+    states_weight: float = 0.0,
 ) -> Tensor:
     """Mean over positions and depths of the distance to the target's law, depth i weighted by depth_weight ** i, plus
     `states_weight` times the smooth L1 distance of guessed to real states (EAGLE 2401.15077, section 4.1)."""
@@ -49,7 +54,9 @@ def accuracies(
         with torch.autocast(device, torch.bfloat16):
             guesses = head.guesses(lesson.ids, lesson.taps, teacher.target)
         for index, guess in enumerate(guesses):
-            p = teacher.law(lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]], temperature)
+            p = teacher.law(
+                lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]], temperature
+            )
             if head.token_ids is not None:
                 p = p[..., head.token_ids]
             mass = mass_by_rank(p.flatten(0, 1), guess.logits.flatten(0, 1), RANKS) / len(lessons)
@@ -70,8 +77,14 @@ class Decoding:
     temperature: float
 
     def tau(self, drafter: Drafter) -> float:
-        options = {"temperature": self.temperature, "max_new_tokens": self.new_tokens, "ignore_eos": True}
-        return float(specdec.generate(self.target, self.prompts, drafter=drafter, **options).report.tau)
+        options = {
+            "temperature": self.temperature,
+            "max_new_tokens": self.new_tokens,
+            "ignore_eos": True,
+        }
+        return float(
+            specdec.generate(self.target, self.prompts, drafter=drafter, **options).report.tau
+        )
 
 
 @dataclass(frozen=True)

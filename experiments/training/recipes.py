@@ -8,37 +8,71 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
-from experiments.training import small_model, target
+from experiments.training import checkpoints, small_model, target
+from experiments.training.documents import documents
 from experiments.training.head import Decoding, Validation, accuracies
 from experiments.training.head import loss_of as head_loss
 from experiments.training.loop import fit, optimisers
 from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
-from experiments.training.text import Stream, documents, encode, train_tokenizer
+from experiments.training.text import Stream, encode, train_tokenizer
 from experiments.training.watch import curves, reporting
+from specdec.heads.head import Head
 from specdec.models.language_model import TransformersLM
 from specdec.models.load import load
-from specdec.plugins import build
+from specdec.plugins import build, callable_named, construct
 
 console = Console(stderr=True)
+
+
+HOW = ("output", "device", "logger", "evaluate_every", "checkpoint_minutes")
+
+
+def train(config: DictConfig, folder: Path, device: str) -> None:
+    """What `drafter` says, into `folder`. Raises ValueError, before anything is loaded, where that
+    holds a training of other settings."""
+    described = settings_of(config, device)
+    described.pop("text")  # compared once it is read
+    checkpoints.agree(folder, described)
+    RECIPES.get(config.title, train_head)(config, folder, device)
+
+
+def settings_of(config: DictConfig, device: str, training: Stream | None = None) -> dict[str, Any]:
+    """What decides which weights come out: not where a training runs, and how it is watched."""
+    found: Any = OmegaConf.to_container(config, resolve=True)
+    for key in HOW:
+        found.pop(key, None)
+    found["samples"].pop("folder")
+    found["processes"] = processes(device).num_processes  # each takes batches of its own
+    if training is not None:
+        found["text"] |= {"tokens": len(training.ids), "digest": training.digest}
+    return found
 
 
 def text(
     config: DictConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedTokenizerBase, Stream, Stream]:
     """The tokenizer (trained if there is none), the stream to train on and the one held out."""
-    found = documents(config.text.source, config.text.patterns, config.text.exclude)
+    texts = config.text
+    found = documents(texts.source, texts.patterns, texts.exclude, texts.get("field", "text"))
     seen = [document for document in found if not document.held_out(config.text.held_out)]
     unseen = [document for document in found if document.held_out(config.text.held_out)]
     if not seen or not unseen:
+        sides = f"{len(seen)} to train on and {len(unseen)} held out"
         raise ValueError(
-            f"{len(found)} documents split into {len(seen)} to train on and {len(unseen)} held out; need both"
+            f"{len(found)} documents split into {sides}; need both: change text.held_out, "
+            f"{texts.held_out:g}, or give more documents"
         )
     if tokenizer is None:
         tokenizer = train_tokenizer((document.text for document in seen), config.drafter.vocabulary)
@@ -50,7 +84,9 @@ def text(
     return tokenizer, training, held_out
 
 
-def llama(architecture: DictConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> LlamaForCausalLM:
+def llama(
+    architecture: DictConfig, tokenizer: PreTrainedTokenizerBase, context: int
+) -> LlamaForCausalLM:
     end = tokenizer.eos_token_id
     return LlamaForCausalLM(
         LlamaConfig(
@@ -74,29 +110,41 @@ def train_target(config: DictConfig, folder: Path, device: str) -> None:
     model = llama(recipe.architecture, tokenizer, recipe.context).to(device)
 
     def loss_of(step: int) -> torch.Tensor:
-        ids = torch.from_numpy(training.windows(recipe.context, recipe.batch, config.seed, step)).to(device)
+        ids = torch.from_numpy(
+            training.windows(recipe.context, recipe.batch, config.seed, step)
+        ).to(device)
         random = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         with torch.autocast(device, torch.bfloat16):
             return target.loss(
-                model, ids, random, recipe.layer_dropout, list(recipe.early_exits), recipe.early_exit_weight
+                model,
+                ids,
+                random,
+                recipe.layer_dropout,
+                list(recipe.early_exits),
+                recipe.early_exit_weight,
             )
 
     def evaluate() -> dict[str, float]:
         return target.bits_per_byte(model, held_out, recipe.context, config.evaluate_windows)
 
-    run(config, folder, model, tokenizer, loss_of, evaluate)
+    run(config, folder, model, tokenizer, training, loss_of, evaluate)
 
 
 def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
     """A draft model for `config.target`; `folder`/model is what the drafter small_model takes."""
     if config.target is None:
-        raise ValueError("a drafter is trained for a target: give target=demo, a folder or a hub id")
+        raise ValueError(
+            "a drafter is trained for a target: give target=demo, a folder or a hub id"
+        )
     recipe, teacher = config.drafter, load(config.target, device=device)
     tokenizer, training, held_out = text(config, teacher.tokenizer)
     set_seed(config.seed)
     draft = llama(recipe.architecture, tokenizer, teacher.context).to(device)
     small_model.start_from(draft, teacher.model)
-    windows, validation = mixed(config, teacher, training, folder), decoding(config, teacher, held_out)
+    windows, validation = (
+        mixed(config, teacher, training, folder),
+        decoding(config, teacher, held_out),
+    )
 
     def loss_of(step: int) -> torch.Tensor:
         ids = torch.from_numpy(windows(step)).to(device)
@@ -105,12 +153,14 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
 
     def evaluate() -> dict[str, float]:
         copied = TransformersLM(copy.deepcopy(draft).to(teacher.dtype).eval(), name="draft")
-        tau = validation.tau(build("drafter", {"name": config.title, **settings(recipe), "model": copied}))
+        tau = validation.tau(
+            build("drafter", {"name": config.title, **settings(recipe), "model": copied})
+        )
         return {"tau": tau} | small_model.agreement(
             draft, teacher.model, held_out, recipe.context, config.evaluate_windows
         )
 
-    run(config, folder, draft, tokenizer, loss_of, evaluate)
+    run(config, folder, draft, tokenizer, training, loss_of, evaluate)
 
 
 def train_head(config: DictConfig, folder: Path, device: str) -> None:
@@ -122,10 +172,7 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
         raise ValueError(f"{config.target} has no tokenizer, so there is no text to train on")
     _, training, held_out = text(config, lm.tokenizer)
     set_seed(config.seed)
-    more = {}
-    if "draft_vocabulary" in recipe.head:
-        more["frequency"] = torch.from_numpy(np.bincount(training.ids, minlength=lm.vocabulary))
-    head = instantiate(recipe.head, target=lm, **more).to(device)
+    head = untrained(recipe.head, lm, training).to(device)
     teacher = Teacher(lm, head.taps)
     windows = mixed(config, lm, training, folder)
     with processes(device).main_process_first():  # what one has put on disk, the others only read
@@ -138,7 +185,12 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
     def loss_of(step: int) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16):
             return head_loss(
-                head, teacher, lesson(step), recipe.loss, recipe.depth_weight, recipe.get("states_weight", 0.0)
+                head,
+                teacher,
+                lesson(step),
+                recipe.loss,
+                recipe.depth_weight,
+                recipe.get("states_weight", 0.0),
             )
 
     name = config.title
@@ -150,23 +202,41 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
         lambda head: build("drafter", {"name": name, **settings(recipe), "heads": head}),
         device,
     )
-    if not fit_recipe(config, folder, head, loss_of, lambda: validation(head)):
+    if not fit_recipe(config, folder, head, training, loss_of, lambda: validation(head)):
         return
     # Measured once more on all windows: the table is what static trees are built from.
     lessons = validation.lessons(max(1, config.evaluate_windows // 8))
     table = accuracies(head, teacher, lessons, recipe.temperature, device)
-    head.to(torch.bfloat16).save(folder / "head", accuracies=table, temperature=recipe.temperature, trained_for=lm.name)
+    head.to(torch.bfloat16).save(
+        folder / "head", accuracies=table, temperature=recipe.temperature, trained_for=lm.name
+    )
     console.print(f"written to {folder / 'head'}; drafter={name} drafter.heads={folder / 'head'}")
 
 
-def mixed(config: DictConfig, lm: TransformersLM, training: Stream, folder: Path) -> Callable[[int], np.ndarray]:
+def untrained(described: DictConfig, lm: TransformersLM, training: Stream) -> Head:
+    """The head that a recipe describes: what `_target_` makes of the target and other settings."""
+    arguments: Any = OmegaConf.to_container(described, resolve=True)
+    make = callable_named(arguments.pop("_target_", None), Head)
+    if "draft_vocabulary" in arguments:
+        arguments["frequency"] = torch.from_numpy(
+            np.bincount(training.ids, minlength=lm.vocabulary)
+        )
+    head: Head = construct("this recipe's head", make, arguments, lm)
+    return head
+
+
+def mixed(
+    config: DictConfig, lm: TransformersLM, training: Stream, folder: Path
+) -> Callable[[int], np.ndarray]:
     """A step's ids: windows of text, and for a share of `samples.share` the target's own continuations of it."""
     recipe, chosen = config.drafter, config.samples
     own = round(recipe.batch * chosen.share)
     if not own:
         return lambda step: training.windows(recipe.context, recipe.batch, config.seed + 1, step)
     place = Path(chosen.folder) if chosen.folder else folder / "samples"
-    with processes(lm.device.type).main_process_first():  # what one has put on disk, the others only read
+    with processes(
+        lm.device.type
+    ).main_process_first():  # what one has put on disk, the others only read
         rows = sample(
             lm,
             training,
@@ -182,7 +252,9 @@ def mixed(config: DictConfig, lm: TransformersLM, training: Stream, folder: Path
     def windows(step: int) -> np.ndarray:
         parts = [rows.windows(recipe.context, own, config.seed, step)]
         if own < recipe.batch:
-            parts.append(training.windows(recipe.context, recipe.batch - own, config.seed + 1, step))
+            parts.append(
+                training.windows(recipe.context, recipe.batch - own, config.seed + 1, step)
+            )
         return np.concatenate(parts)
 
     return windows
@@ -203,8 +275,16 @@ def settings(recipe: DictConfig) -> dict[str, Any]:
     return dict(OmegaConf.to_container(recipe.drafter))  # type: ignore[arg-type]
 
 
-def run(config: DictConfig, folder: Path, model: PreTrainedModel, tokenizer: Any, loss_of: Any, evaluate: Any) -> None:
-    if not fit_recipe(config, folder, model, loss_of, evaluate):
+def run(
+    config: DictConfig,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    training: Stream,
+    loss_of: Any,
+    evaluate: Any,
+) -> None:
+    if not fit_recipe(config, folder, model, training, loss_of, evaluate):
         return
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -216,7 +296,14 @@ def processes(device: str) -> PartialState:
     return PartialState(cpu=torch.device(device).type == "cpu")
 
 
-def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any, evaluate: Any) -> bool:
+def fit_recipe(
+    config: DictConfig,
+    folder: Path,
+    model: nn.Module,
+    training: Stream,
+    loss_of: Any,
+    evaluate: Any,
+) -> bool:
     """Train. True in the one process that writes results; others only share its work."""
     recipe, device = config.drafter, next(model.parameters()).device
     writes = processes(device.type).is_main_process
@@ -225,7 +312,13 @@ def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any,
             model,
             loss_of,
             evaluate,
-            optimisers(model, recipe.muon_rate, recipe.adam_rate, recipe.weight_decay, getattr(model, "vocabulary", 0)),
+            optimisers(
+                model,
+                recipe.muon_rate,
+                recipe.adam_rate,
+                recipe.weight_decay,
+                getattr(model, "vocabulary", 0),
+            ),
             folder,
             recipe.steps,
             recipe.warmup,
@@ -233,10 +326,15 @@ def fit_recipe(config: DictConfig, folder: Path, model: nn.Module, loss_of: Any,
             recipe.get("clip", 1.0),
             title=config.title,
             report=report,
+            minutes=config.checkpoint_minutes,
+            settings=settings_of(config, device.type, training),
         )
     if writes:
         curves(log, folder / "training.png", config.title)
     return writes
 
 
-RECIPES = {"target": train_target, "small_model": train_small_model}  # any other recipe says which `head` it trains
+RECIPES = {
+    "target": train_target,
+    "small_model": train_small_model,
+}  # any other recipe says which `head` it trains

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import specdec
+from experiments.training.checkpoints import differences
 from experiments.training.text import Stream
 from specdec.models.language_model import TransformersLM
 
@@ -24,10 +25,7 @@ def _agree(place: Path, settings: dict[str, Any]) -> None:
     """Write the settings that a folder of samples is made with, or compare them with those that it was begun with."""
     if not place.exists():
         place.write_text(json.dumps(settings, indent=1) + "\n")
-    elif (there := json.loads(place.read_text())) != settings:
-        differ = [
-            f"{key} {there.get(key)!r}, now {value!r}" for key, value in settings.items() if there.get(key) != value
-        ]
+    elif differ := differences(json.loads(place.read_text()), settings):
         raise ValueError(
             f"{place.parent} has samples of other settings ({'; '.join(differ)}); give another samples.folder"
         )
@@ -67,12 +65,23 @@ def sample(
     Raises ValueError for a folder whose files were made with other settings.
     """
     if not 0 < prompt < length:
-        raise ValueError(f"samples of {length} tokens cannot open with {prompt} of the text; give a prompt in between")
+        raise ValueError(
+            f"samples of {length} tokens cannot open with {prompt} of the text; give a prompt in between"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     count = -(-rows // batch)
-    console.print(f"samples: {count * batch} of {length} tokens, temperatures {list(temperatures)}, in {folder}")
-    settings = {"target": target.name, "batch": batch, "length": length, "prompt": prompt, "seed": seed}
-    _agree(folder / "samples.json", {**settings, "temperatures": [float(each) for each in temperatures]})
+    console.print(
+        f"samples: {count * batch} of {length} tokens, temperatures {list(temperatures)}, in {folder}"
+    )
+    settings = {
+        "target": target.name,
+        "batch": batch,
+        "length": length,
+        "prompt": prompt,
+        "seed": seed,
+    }
+    settings |= {"temperatures": [float(each) for each in temperatures], "text": stream.digest}
+    _agree(folder / "samples.json", settings)
     files = [folder / f"{number:05d}.npy" for number in range(count)]
     with Progress(console=console) as progress:
         for number in progress.track(range(count), description="samples"):
@@ -89,7 +98,10 @@ def sample(
                 seed=seed * 1_000_003 + number,
             )
             written = np.stack(
-                [np.concatenate([row, new.numpy()]) for row, new in zip(opened, out.tokens, strict=True)]
+                [
+                    np.concatenate([row, new.numpy()])
+                    for row, new in zip(opened, out.tokens, strict=True)
+                ]
             )
             fresh = files[number].with_suffix(".new.npy")
             np.save(fresh, written.astype(np.int32))

@@ -28,15 +28,22 @@ def loss(draft: nn.Module, target: nn.Module, ids: Tensor, kind: str) -> Tensor:
     return distance(p.flatten(0, 1), logits.flatten(0, 1), kind).mean()
 
 
-def agreement(draft: nn.Module, target: nn.Module, stream: Stream, context: int, windows: int) -> dict[str, float]:
+def agreement(
+    draft: nn.Module, target: nn.Module, stream: Stream, context: int, windows: int
+) -> dict[str, float]:
     """On held-out text: the share of positions with one argmax, the overlap sum(min(p, q)), and the KL."""
     windows = min(windows, len(stream.ids) // context)
-    ids = torch.from_numpy(stream.ids[: windows * context].reshape(windows, context).astype("int64"))
+    ids = torch.from_numpy(
+        stream.ids[: windows * context].reshape(windows, context).astype("int64")
+    )
     same = overlap = kl = 0.0
     for rows in ids.split(8):
         rows = rows.to(next(draft.parameters()).device)
         with torch.autocast(rows.device.type, torch.bfloat16):
-            p, q = (model(input_ids=rows, use_cache=False).logits.float().log_softmax(-1) for model in (target, draft))
+            p, q = (
+                model(input_ids=rows, use_cache=False).logits.float().log_softmax(-1)
+                for model in (target, draft)
+            )
         share = len(rows) / windows
         same += float((p.argmax(-1) == q.argmax(-1)).float().mean()) * share
         overlap += float(torch.minimum(p.exp(), q.exp()).sum(-1).mean()) * share

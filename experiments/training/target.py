@@ -17,7 +17,12 @@ def layer_dropout(layer: int, layers: int, largest: float) -> float:
 
 
 def loss(
-    model: LlamaForCausalLM, ids: Tensor, random: torch.Generator, dropout: float, exits: list[int], weight: float
+    model: LlamaForCausalLM,
+    ids: Tensor,
+    random: torch.Generator,
+    dropout: float,
+    exits: list[int],
+    weight: float,
 ) -> Tensor:
     """Next-token cross-entropy of ids (B, T) plus `weight` times that of one early exit, drawn from `exits` (LayerSkip's
     rotational curriculum). Exit e reads the stream after e layers through the final norm and the shared head; half of the
@@ -48,13 +53,26 @@ def _cross_entropy(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def bits_per_byte(model: nn.Module, stream: Stream, context: int, windows: int, batch: int = 8) -> dict[str, float]:
+def bits_per_byte(
+    model: nn.Module, stream: Stream, context: int, windows: int, batch: int = 8
+) -> dict[str, float]:
     """Nats per token over the first `windows` windows of a held-out stream, and bits per byte of the text they stand for."""
     windows = min(windows, len(stream.ids) // context)
-    ids = torch.from_numpy(stream.ids[: windows * context].reshape(windows, context).astype("int64"))
+    ids = torch.from_numpy(
+        stream.ids[: windows * context].reshape(windows, context).astype("int64")
+    )
     device = next(model.parameters()).device
-    total = sum(float(_cross_entropy_of(model, rows.to(device))) * len(rows) for rows in ids.split(batch)) / windows
-    return {"nats_per_token": total, "bits_per_byte": total / math.log(2) * len(stream.ids) / stream.bytes}
+    total = (
+        sum(
+            float(_cross_entropy_of(model, rows.to(device))) * len(rows)
+            for rows in ids.split(batch)
+        )
+        / windows
+    )
+    return {
+        "nats_per_token": total,
+        "bits_per_byte": total / math.log(2) * len(stream.ids) / stream.bytes,
+    }
 
 
 def _cross_entropy_of(model: nn.Module, ids: Tensor) -> Tensor:

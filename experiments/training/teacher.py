@@ -46,7 +46,9 @@ class Teacher:
         and the same whether they are cached or not."""
         decoder = self.target.model.get_decoder()
         with torch.autocast(ids.device.type, enabled=False):
-            hidden = decoder(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+            hidden = decoder(
+                input_ids=ids, use_cache=False, output_hidden_states=True
+            ).hidden_states
         return self.target.tapped(hidden, self.stored)
 
     def lesson(self, ids: Tensor, states: Tensor) -> Lesson:
@@ -78,21 +80,27 @@ class Cached:
         shape = (steps, *first.shape, len(teacher.stored), hidden)
         size = int(np.prod(shape)) * 2 + steps * first.size * 4
         folder.mkdir(parents=True, exist_ok=True)
-        console.print(f"states of {steps} batches of {first.shape} tokens: {size / 1e9:.2f} GB in {folder}")
+        console.print(
+            f"states of {steps} batches of {first.shape} tokens: {size / 1e9:.2f} GB in {folder}"
+        )
         free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
         self.filled = folder / "filled.json"
         described: dict[str, Any] = {
             "shape": list(shape),
             "taps": list(teacher.stored),
             "target": teacher.target.name,
-            "text": zlib.crc32(first.tobytes()),  # of the first batch: another seed or text is seen by it
+            "text": zlib.crc32(
+                first.tobytes()
+            ),  # of the first batch: another seed or text is seen by it
         }
         done = 0
         if self.filled.exists():
             found = json.loads(self.filled.read_text())
             done = found.pop("batches")
             if found != described:
-                raise ValueError(f"{folder} holds states of {found}, this run wants {described}; give another folder")
+                raise ValueError(
+                    f"{folder} holds states of {found}, this run wants {described}; give another folder"
+                )
         elif size > free:
             raise ValueError(
                 f"the states need {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; cache fewer"
@@ -100,9 +108,13 @@ class Cached:
         mode = "r+" if (folder / "states.npy").exists() else "w+"
         # numpy knows no bfloat16: the bits are kept as integers.
         self.states = np.lib.format.open_memmap(folder / "states.npy", mode, np.int16, shape)
-        self.ids = np.lib.format.open_memmap(folder / "ids.npy", mode, np.int32, (steps, *first.shape))
+        self.ids = np.lib.format.open_memmap(
+            folder / "ids.npy", mode, np.int32, (steps, *first.shape)
+        )
         with Progress(console=console) as progress:
-            for step in progress.track(range(done, steps), description="states", total=steps, completed=done):
+            for step in progress.track(
+                range(done, steps), description="states", total=steps, completed=done
+            ):
                 ids = windows(step)
                 states = teacher.states(torch.from_numpy(ids).to(teacher.target.device))
                 self.ids[step] = ids
@@ -117,5 +129,9 @@ class Cached:
     def __call__(self, step: int) -> Lesson:
         device = self.teacher.target.device
         ids = torch.from_numpy(self.ids[step % self.steps].astype(np.int64)).to(device)
-        states = torch.from_numpy(np.array(self.states[step % self.steps])).view(torch.bfloat16).to(device)
+        states = (
+            torch.from_numpy(np.array(self.states[step % self.steps]))
+            .view(torch.bfloat16)
+            .to(device)
+        )
         return self.teacher.lesson(ids, states)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import logger
+from experiments.report import logger
 
 Entry = dict[str, float]
 
@@ -20,7 +20,9 @@ def reporting(config: DictConfig | None) -> Iterator[Callable[[Entry], None]]:
         return
     whole: Any = OmegaConf.to_container(config, resolve=True)
     with logger.opened(whole["logger"], config.title, Path(config.output), whole) as run:
-        yield lambda entry: run.log({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
+        yield lambda entry: run.log(
+            {key: value for key, value in entry.items() if key != "step"}, step=entry["step"]
+        )
 
 
 def curves(log: list[Entry], path: Path, title: str) -> None:
@@ -37,11 +39,19 @@ def curves(log: list[Entry], path: Path, title: str) -> None:
         *([(others[:1], others[0])] if others else []),
         *([(shares, "share")] if shares else []),
     ]
-    figure, axes = plt.subplots(len(panels), 1, figsize=(6, 2.3 * len(panels)), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(6, 2.3 * len(panels)), sharex=True, squeeze=False
+    )
     steps = [entry["step"] for entry in log]
     for axis, (names, label) in zip(axes[:, 0], panels, strict=True):
         for name, style in zip(names, ("-o", "--s", ":^", "-.d", "-v", "--<", ":>"), strict=False):
-            axis.plot(steps, [entry[name] for entry in log], style, markersize=3, label=name.replace("_", " "))
+            axis.plot(
+                steps,
+                [entry[name] for entry in log],
+                style,
+                markersize=3,
+                label=name.replace("_", " "),
+            )
         axis.set_ylabel(label.replace("_", " "))
         if len(names) > 1:
             axis.legend(fontsize=7, ncols=2)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from specdec.errors import integer
+from specdec.tree import MOST_NODES
 
 Path = tuple[int, ...]
 
@@ -65,6 +66,7 @@ class RankTree:
                 raise ValueError(
                     f"a Cartesian tree needs widths >= 1, one per depth; got {list(widths)}"
                 )
+            integer("the nodes of a Cartesian tree", len(paths) + len(level) * width, 1, MOST_NODES)
             level = [(*path, rank) for path in level for rank in range(width)]
             paths += level
         return cls.given(paths)
@@ -73,7 +75,7 @@ class RankTree:
     def greedy(cls, accuracies: Sequence[Sequence[float]], nodes: int) -> "RankTree":
         """accuracies[d][r] in [0, 1], falling in r: how often the token of rank r at depth d + 1 is the right one. A node
         is worth the product along its path; the best neighbour of the tree is added until it has `nodes`."""
-        integer("nodes", nodes, 1)
+        integer("nodes", nodes, 1, MOST_NODES)
         if not accuracies or not all(accuracies):
             raise ValueError("a greedy tree needs a table of accuracies, depths x ranks")
         chosen: list[Path] = []

@@ -7,7 +7,7 @@ takes these settings and grows its tree here; what differs between them is only 
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypedDict
 
@@ -24,7 +24,7 @@ from specdec.errors import integer
 from specdec.interfaces import Drafter, LanguageModel
 from specdec.sampling import Sampling
 from specdec.state import State
-from specdec.tree import SiblingLaw
+from specdec.tree import MOST_NODES, SiblingLaw
 
 LAWS = {
     "wor": SiblingLaw.WOR,
@@ -33,7 +33,6 @@ LAWS = {
     "topk": SiblingLaw.DET,
 }
 BY_VALUE = ("ranked", "adaptive")
-MOST_NODES = 4096  # of a tree; a pass over more is a mistake, not a draft
 VARIANTS: tuple[Mapping[str, Any], ...] = (  # one for each kind of tree, small
     *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),
     *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in LAWS),
@@ -229,9 +228,11 @@ class TreeDrafter(Drafter):
 
     def settings_in_effect(self) -> dict[str, Any]:
         shape = self.shape
-        found = asdict(shape)
-        found["draw"] = {"auto": "wor"}.get(shape.draw, shape.draw)
-        found["branching"] = shape.expand if shape.by_value else shape.widths
-        found["nodes"] = shape.max_nodes - 1
-        found["tree"] = None if shape.tree is None else [list(path) for path in shape.tree.paths]
-        return {**found, "law": self.law.value}
+        static = {} if shape.tree is None else {"tree": [list(path) for path in shape.tree.paths]}
+        return {
+            "depth": shape.depth,
+            "branching": shape.expand if shape.by_value else shape.widths,
+            "draw": {"auto": "wor"}.get(shape.draw, shape.draw),
+            "nodes": shape.max_nodes - 1,
+            **static,
+        }

@@ -178,6 +178,7 @@ def spread(size: int, most: int = 256) -> Tensor:
     return torch.linspace(0, size - 1, min(size, most)).long()
 
 
+@torch.no_grad()
 def check_target(head: Head, target: LendsHead) -> None:
     """Raise ValueError, naming both sides, where a head was made for another target."""
     name = f"the {head.kind} head"

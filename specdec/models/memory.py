@@ -142,10 +142,10 @@ class Memory:
     def _positions(self, first: list[int], depths: Tensor) -> Tensor:
         """(b, n). Padding may be past the context, where a model has no positions, or rotates all
         of them differently."""
-        if min(first) == max(first):
-            positions = depths + first[0]
-        else:
-            positions = depths + torch.tensor(first, device=self.device)[:, None]
+        same = min(first) == max(first)
+        positions = depths + (
+            first[0] if same else torch.tensor(first, device=self.device)[:, None]
+        )
         if max(first) + depths.shape[1] > self.layout.context:
             positions = positions.clamp(max=self.layout.context - 1)
         return positions

@@ -17,8 +17,8 @@ import torch
 import specdec
 from experiments.certificates import suite
 from specdec import Coupled, Keyed
-from specdec.plugins import build
 from specdec.models.table import TableModel
+from specdec.plugins import build
 from tests import models
 from tests.exact import table
 
@@ -45,9 +45,16 @@ def decoded(target: Any, prompts: list[list[int]], **options: Any) -> Record:
     for step in out.steps:
         rows = step.live.nonzero()[0].tolist()
         rounds.append(
-            [[row, unpadded(step.parents[row].tolist()), unpadded(step.path[row].tolist())] for row in rows]
+            [
+                [row, unpadded(step.parents[row].tolist()), unpadded(step.path[row].tolist())]
+                for row in rows
+            ]
         )
-    return {"verifier": out.report.verifier, "tokens": [row.tolist() for row in out.tokens], "rounds": rounds}
+    return {
+        "verifier": out.report.verifier,
+        "tokens": [row.tolist() for row in out.tokens],
+        "rounds": rounds,
+    }
 
 
 def unpadded(numbers: list[int]) -> list[int]:
@@ -60,7 +67,12 @@ def unpadded(numbers: list[int]) -> list[int]:
 def table_cases() -> Iterator[Record]:
     for temperature in (0.0, 1.0):
         for drafter, rule in suite.pairs(temperature):
-            yield {"drafter": dict(drafter), "rule": rule, "temperature": temperature, "chance": "keyed"}
+            yield {
+                "drafter": dict(drafter),
+                "rule": rule,
+                "temperature": temperature,
+                "chance": "keyed",
+            }
     for drafter in suite.drafters():
         yield {"drafter": dict(drafter), "rule": "naive", "temperature": 1.0, "chance": "coupled"}
 
@@ -116,6 +128,9 @@ def recorded(kind: str) -> list[tuple[Record, Record]]:
 def main() -> None:
     torch.set_num_threads(1)
     for kind, (cases, run) in KINDS.items():
-        lines = [json.dumps({"case": case, "found": run(case)}, separators=(",", ":")) for case in cases()]
+        lines = [
+            json.dumps({"case": case, "found": run(case)}, separators=(",", ":"))
+            for case in cases()
+        ]
         (FOLDER / f"{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(kind, len(lines))

@@ -47,7 +47,9 @@ class SortedByQ(Forwarded):
 
     def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
         drawn = super().without_replacement(law, k, at, purpose)
-        return drawn.gather(1, law.gather(1, drawn).sort(dim=-1, descending=True, stable=True).indices)
+        return drawn.gather(
+            1, law.gather(1, drawn).sort(dim=-1, descending=True, stable=True).indices
+        )
 
 
 class BestOfMore(Forwarded):
@@ -55,7 +57,13 @@ class BestOfMore(Forwarded):
 
     def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
         drawn = super().without_replacement(law, k + 1, at, purpose)
-        kept = law.gather(1, drawn).sort(dim=-1, descending=True, stable=True).indices[:, :k].sort(-1).values
+        kept = (
+            law.gather(1, drawn)
+            .sort(dim=-1, descending=True, stable=True)
+            .indices[:, :k]
+            .sort(-1)
+            .values
+        )
         return drawn.gather(1, kept)
 
 
@@ -69,7 +77,9 @@ class WithoutReplacement(Forwarded):
 class Drafting(SmallModel):
     """The small-model drafter with other draws, or with its trees changed afterwards."""
 
-    def __init__(self, draws: type[Forwarded] | None = None, change: Change | None = None, **settings: Any) -> None:
+    def __init__(
+        self, draws: type[Forwarded] | None = None, change: Change | None = None, **settings: Any
+    ) -> None:
         super().__init__(**settings)
         self.draws, self.change = draws, change
 

@@ -35,7 +35,11 @@ class ByPosition(KeyedDraws):
 
     def uniform(self, at: Sites, k: int, purpose: str) -> Tensor:
         position = self.lengths[at.rows] + at.depths
-        key = _mix(self.request_ids[at.rows] + 1) + position * 0x9E3779B97F4A7C1 + _purpose_key(purpose)
+        key = (
+            _mix(self.request_ids[at.rows] + 1)
+            + position * 0x9E3779B97F4A7C1
+            + _purpose_key(purpose)
+        )
         return _unit(_mix(key[:, None] + torch.arange(k)))
 
 

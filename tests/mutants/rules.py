@@ -36,7 +36,9 @@ class Row:
 
     def _at(self, node: int) -> Sites:
         depth = int(self.trees.depths[self.row, node])
-        return Sites(*(torch.tensor([number]) for number in (self.row, node, 0, depth)), torch.tensor([True]))
+        return Sites(
+            *(torch.tensor([number]) for number in (self.row, node, 0, depth)), torch.tensor([True])
+        )
 
     def coin(self, probability: float | Tensor, node: int, purpose: str = "accept") -> bool:
         chance = torch.as_tensor(probability, dtype=torch.float64).clamp(0, 1)[None]
@@ -196,12 +198,16 @@ class Argmax(RowRule):
 class ChangedLaws(Verifier):
     """A right rule with wrong laws of the target."""
 
-    def __init__(self, rule: str, laws: type[Laws] = Laws, sampling: type[Sampling] = Sampling) -> None:
+    def __init__(
+        self, rule: str, laws: type[Laws] = Laws, sampling: type[Sampling] = Sampling
+    ) -> None:
         self.rule, self.changed, self.sampling = build("verifier", rule), laws, sampling
         self.laws = self.rule.laws  # type: ignore[misc]
 
     def verify(self, trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-        options = {name: getattr(laws.sampling, name) for name in laws.sampling.__dataclass_fields__}
+        options = {
+            name: getattr(laws.sampling, name) for name in laws.sampling.__dataclass_fields__
+        }
         state = replace(laws.state, sampling=self.sampling(**options))
         return self.rule.verify(trees, self.changed(laws.scores, trees, state), chance)
 
