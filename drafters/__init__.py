@@ -1,1 +1,2 @@
-"""One file, one drafter, one conf/drafter/NAME.yaml. Drafters import specdec and nothing of each other."""
+"""One file, one drafter, one conf/drafter/NAME.yaml. Drafters import specdec and nothing of each
+other."""

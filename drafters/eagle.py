@@ -1,7 +1,8 @@
 """EAGLE: one decoder layer over (embedding, feature) with the target's own embedding and LM head.
 
-Feature = the LM head's input. EAGLE-1 (Li et al. 2401.15077) drafts a static tree, EAGLE-2 (2406.16858) a dynamic one from the
-same weights: here `draw="static"` and `draw="ranked"`. Chains and trees with sampled siblings come with the other draws.
+Feature = the LM head's input. EAGLE-1 (Li et al. 2401.15077) drafts a static tree, EAGLE-2
+(2406.16858) a dynamic one from the same weights: here `draw="static"` and `draw="ranked"`. Chains
+and trees with sampled siblings come with the other draws.
 """
 
 from pathlib import Path
@@ -19,8 +20,8 @@ from specdec.interfaces import LendsHead
 
 
 class EagleHead(FeatureHead):
-    """fc(embedding, feature) -> one layer without its first norm -> the next feature. Keys are those of the published
-    checkpoints: fc.*, layers.0.*.
+    """fc(embedding, feature) -> one layer without its first norm -> the next feature. Keys are
+    those of the published checkpoints: fc.*, layers.0.*.
 
     layer: the target's config for one layer, from `specdec.heads.decoder_layer.layer_config`.
     """
@@ -45,8 +46,8 @@ class EagleHead(FeatureHead):
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
-        """EAGLE-1 and 2: the config of one layer, `bias` (of fc; true if it is not said), keys that are ours. The target's
-        embedding and LM head may lie beside them."""
+        """EAGLE-1 and 2: the config of one layer, `bias` (of fc; true if it is not said), keys that
+        are ours. The target's embedding and LM head may lie beside them."""
         if not {"hidden_size", "vocab_size"} <= set(config) or {
             "draft_vocab_size",
             "speculators_config",
@@ -80,9 +81,9 @@ class EagleHead(FeatureHead):
 
 
 class Eagle(FeatureDrafter):
-    """heads: a folder, "demo-eagle", or EagleHead. draw: ranked (EAGLE-2, DET), static (EAGLE-1, DET:
-    `tree` as rank paths, or the best `nodes` by the accuracies that training measured), or any of
-    `specdec.drafting.shape.Shape`, which also explains depth, branching, nodes and stop."""
+    """heads: a folder, "demo-eagle", or EagleHead. draw: ranked (EAGLE-2, DET), static (EAGLE-1,
+    DET: `tree` as rank paths, or the best `nodes` by the accuracies that training measured), or any
+    of `specdec.drafting.shape.Shape`, which also explains depth, branching, nodes and stop."""
 
     Kind = EagleHead
     variants = (*FEW_VARIANTS, {"depth": 2, "draw": "static", "tree": [[0], [1], [0, 0]]})

@@ -1,5 +1,6 @@
-"""EAGLE-3: low, middle and high states of the target fused, one decoder layer whose attention sees the embedding beside the
-state, and a head of its own over the most frequent tokens (Li et al. 2503.01840). Trained on its own states.
+"""EAGLE-3: low, middle and high states of the target fused, one decoder layer whose attention sees
+the embedding beside the state, and a head of its own over the most frequent tokens (Li et al.
+2503.01840). Trained on its own states.
 
 Letters: B rows, T tokens, K taps, d hidden size, V' tokens of its own vocabulary.
 """
@@ -29,9 +30,11 @@ RENAMED = {  # ours -> the published checkpoints'
 
 
 class Beside(nn.Module):
-    """The norm before attention, which here puts the embedding beside the state: (B, T, d) -> (B, T, 2d).
+    """The norm before attention, which here puts the embedding beside the state: (B, T, d) -> (B,
+    T, 2d).
 
-    The layer adds its output to what comes in here: the state as it is, or (before_residual) the state that is normed already.
+    The layer adds its output to what comes in here: the state as it is, or (before_residual) the
+    state that is normed already.
     """
 
     def __init__(self, norm: nn.Module, before_residual: bool) -> None:
@@ -55,14 +58,17 @@ class Beside(nn.Module):
 
 
 class Eagle3Head(FeatureHead):
-    """Keys are those of the published checkpoints: midlayer.*, fc.weight, norm.weight, lm_head.weight, d2t (offsets from own
-    to target ids), t2d (which target ids it knows).
+    """Keys are those of the published checkpoints: midlayer.*, fc.weight, norm.weight,
+    lm_head.weight, d2t (offsets from own to target ids), t2d (which target ids it knows).
 
     layer  the target's config for one layer, from `specdec.heads.decoder_layer.layer_config`
-    taps   three layers whose entering states it reads; stored, never worked out again. None in a published file that does not
-           say them: then `default_taps` of the first target that it meets
-    norm_before_residual, norm_before_fc   whether the state is normed before the layer adds to it, and the taps before
-           they are fused (input_norm.weight): no in the paper, often yes in heads trained with `speculators`
+    taps   three layers whose entering states it reads; stored, never worked out again. None in a
+           published file that does not say them: then `default_taps` of the first target that it
+           meets
+    norm_before_residual, norm_before_fc   whether the state is normed before the layer adds to it,
+                                           and the taps before they are fused (input_norm.weight):
+                                           no in the paper, often yes in heads trained with
+                                           `speculators`
     """
 
     kind = "eagle3"
@@ -96,16 +102,16 @@ class Eagle3Head(FeatureHead):
         ]
         if missing:
             raise ValueError(
-                f"{type(self.layer).__name__} has no {' and no '.join(missing)}, so it cannot be made to look at embedding and "
-                "state; eagle3 works for Llama-like families"
+                f"{type(self.layer).__name__} has no {' and no '.join(missing)}, so it cannot be "
+                "made to look at embedding and state; eagle3 works for Llama-like families"
             )
         attention = self.layer.get_submodule("self_attn")
         for name in ("q_proj", "k_proj", "v_proj"):
             narrow = getattr(attention, name, None)
             if not isinstance(narrow, nn.Linear):
                 raise ValueError(
-                    f"{type(attention).__name__} has no {name}, so its attention cannot be widened to look at embedding and "
-                    "state; eagle3 works for Llama-like families"
+                    f"{type(attention).__name__} has no {name}, so its attention cannot be widened "
+                    "to look at embedding and state; eagle3 works for Llama-like families"
                 )
             setattr(
                 attention,
@@ -134,8 +140,8 @@ class Eagle3Head(FeatureHead):
         frequency: Tensor | None = None,
         taps: Sequence[Tap] | None = None,
     ) -> "Eagle3Head":
-        """Untrained. Its vocabulary: the `draft_vocabulary` (default: all) tokens of highest `frequency` (V,). Its head begins
-        as those rows of the target's."""
+        """Untrained. Its vocabulary: the `draft_vocabulary` (default: all) tokens of highest
+        `frequency` (V,). Its head begins as those rows of the target's."""
         size = draft_vocabulary or target.vocabulary
         if not 1 <= size <= target.vocabulary:
             raise ValueError(
@@ -158,7 +164,8 @@ class Eagle3Head(FeatureHead):
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
-        """The native layout (a Llama-style config of one layer with `draft_vocab_size`) and that of `speculators`."""
+        """The native layout (a Llama-style config of one layer with `draft_vocab_size`) and that of
+        `speculators`."""
         if "speculators_model_type" in config or "speculators_config" in config:
             config = speculators.flattened(config)
         elif "draft_vocab_size" not in config:
@@ -170,7 +177,8 @@ class Eagle3Head(FeatureHead):
             raise ValueError("the config lacks vocab_size, the target's vocabulary")
         if config.get("target_hidden_size") not in (None, layer["hidden_size"]):
             raise ValueError(
-                f"the head is {layer['hidden_size']} wide and its target {config['target_hidden_size']}; here both are the same"
+                f"the head is {layer['hidden_size']} wide and its target "
+                f"{config['target_hidden_size']}; here both are the same"
             )
         size = vocabulary if config["draft_vocab_size"] is None else config["draft_vocab_size"]
         if size == vocabulary:  # the tables may be left out
@@ -238,8 +246,9 @@ class Eagle3Head(FeatureHead):
 
 
 def published_taps(config: Mapping[str, Any]) -> list[Tap] | None:
-    """The layers whose entering states a published config names: as such (vLLM's convention), or, under `eagle_config`, the layers
-    whose outputs they are (SGLang's convention). None where it names none. Raises ValueError for any but three."""
+    """The layers whose entering states a published config names: as such (vLLM's convention), or,
+    under `eagle_config`, the layers whose outputs they are (SGLang's convention). None where it
+    names none. Raises ValueError for any but three."""
     named, outputs = (
         config.get("eagle_aux_hidden_state_layer_ids"),
         config.get("eagle_config") or {},
@@ -256,8 +265,8 @@ def published_taps(config: Mapping[str, Any]) -> list[Tap] | None:
 
 
 def check_tables(weights: Mapping[str, Tensor], vocabulary: int, size: int) -> None:
-    """Raise ValueError unless d2t leads to `size` different tokens of the target, those that t2d marks. What is missing or has
-    another shape is told elsewhere."""
+    """Raise ValueError unless d2t leads to `size` different tokens of the target, those that t2d
+    marks. What is missing or has another shape is told elsewhere."""
     d2t, t2d = weights.get("d2t"), weights.get("t2d")
     if d2t is None or d2t.shape != (size,):
         return

@@ -1,8 +1,10 @@
-"""The target's first E layers, its final norm and its LM head draft; the verifying pass resumes at layer E.
+"""The target's first E layers, its final norm and its LM head draft; the verifying pass resumes at
+layer E.
 
-LayerSkip 2404.16710. Every drafted node, leaves included, goes through the lower layers once, into its own slot of the target's
-cache; the stream that leaves them is handed over with the tree, and scoring it runs only the layers from E on. Good only for
-targets that were trained to exit early, as the bundled demo target was.
+LayerSkip 2404.16710. Every drafted node, leaves included, goes through the lower layers once, into
+its own slot of the target's cache; the stream that leaves them is handed over with the tree, and
+scoring it runs only the layers from E on. Good only for targets that were trained to exit early, as
+the bundled demo target was.
 """
 
 from pathlib import Path
@@ -21,8 +23,9 @@ from specdec.interfaces import LendsHead, lends_head, lends_layers
 
 
 class ExitAdapter(Head):
-    """x + W2 SiLU(W1 norm(x)) on the stream that leaves layer E - 1, before the target's own final norm and head. It begins as the
-    identity. (Kangaroo's adapter is an attention layer; without attention there is no cache to keep.)"""
+    """x + W2 SiLU(W1 norm(x)) on the stream that leaves layer E - 1, before the target's own final
+    norm and head. It begins as the identity. (Kangaroo's adapter is an attention layer; without
+    attention there is no cache to keep.)"""
 
     kind = "early_exit"
 
@@ -116,7 +119,8 @@ class EarlyExit(TreeDrafter):
         return scores.logits
 
     def _through(self, grown: Grown) -> TokenTree:
-        """The tree, handed over with the states of all its nodes, which the lower layers have seen."""
+        """The tree, handed over with the states of all its nodes, which the lower layers have
+        seen."""
         tree, scored, source = grown.tree, self._scored.num_nodes, None
         if grown.inner is not None:
             source = self._renumbered(tree, grown.inner)

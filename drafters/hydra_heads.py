@@ -1,5 +1,5 @@
-"""Hydra: Medusa's heads made sequential. Head i also sees the embeddings of the tokens on the path so far (Ankner et al.
-2402.05109), so siblings at different places get different children.
+"""Hydra: Medusa's heads made sequential. Head i also sees the embeddings of the tokens on the path
+so far (Ankner et al. 2402.05109), so siblings at different places get different children.
 
 Letters: B rows, T tokens, m nodes of a level, d hidden size, V vocabulary.
 """
@@ -28,8 +28,8 @@ from specdec.interfaces import LendsHead, lends_head
 
 
 class HydraHeads(Head):
-    """Head i: h + MLP(h, e_1 .. e_{i+1}), read out by the target's own LM head. h is the state before the root, e_1 the
-    root's embedding; head 0 guesses the root's first child.
+    """Head i: h + MLP(h, e_1 .. e_{i+1}), read out by the target's own LM head. h is the state
+    before the root, e_1 the root's embedding; head 0 guesses the root's first child.
     """
 
     kind = "hydra_heads"
@@ -49,7 +49,8 @@ class HydraHeads(Head):
         return cls(target.hidden_size, target.vocabulary, heads)
 
     def guess(self, index: int, states: Tensor, path: Tensor) -> Tensor:
-        """Guessed state (..., d) of head `index`, of states (..., d) and path embeddings (..., (index + 1) d)."""
+        """Guessed state (..., d) of head `index`, of states (..., d) and path embeddings (...,
+        (index + 1) d)."""
         seen = torch.cat([states, path.to(states.dtype)], -1)
         added: Tensor = self.out[index](F.silu(self.into[index](seen)))
         return states + added
@@ -67,9 +68,9 @@ class HydraHeads(Head):
 
 
 class Hydra(TreeDrafter):
-    """heads: a folder, or HydraHeads. draw: static (DET: `tree` as rank paths, or the best `nodes` by the
-    accuracies that training measured), ranked, or any of `specdec.drafting.shape.Shape`; depth is at
-    most the number of heads."""
+    """heads: a folder, or HydraHeads. draw: static (DET: `tree` as rank paths, or the best `nodes`
+    by the accuracies that training measured), ranked, or any of `specdec.drafting.shape.Shape`;
+    depth is at most the number of heads."""
 
     taps = ("head",)
     weight_arguments = frozenset({"heads"})
@@ -89,8 +90,8 @@ class Hydra(TreeDrafter):
         super().__init__(shape_for(self.heads, shape, depth=4, draw="static"))
         if self.shape.depth > self.heads.heads:
             raise ValueError(
-                f"depth is {self.shape.depth}, and there are {self.heads.heads} heads; each guesses "
-                "one token further"
+                f"depth is {self.shape.depth}, and there are {self.heads.heads} heads; each "
+                "guesses one token further"
             )
 
     @classmethod

@@ -1,7 +1,9 @@
-"""The target drafts for itself with some attention and MLP sublayers left out. No training, no second model, no second cache.
+"""The target drafts for itself with some attention and MLP sublayers left out. No training, no
+second model, no second cache.
 
-Draft & Verify 2309.08168, SWIFT 2410.06916. The kept sublayers are the target's own and read the target's own cache; what they
-write behind a row's length is scratch that the verifying pass overwrites, so there is nothing to keep in step.
+Draft & Verify 2309.08168, SWIFT 2410.06916. The kept sublayers are the target's own and read the
+target's own cache; what they write behind a row's length is scratch that the verifying pass
+overwrites, so there is nothing to keep in step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +22,9 @@ from specdec.interfaces import lends_layers
 class LayerSkip(TreeDrafter):
     """Drafts chains and trees (`specdec.drafting.shape.Shape`) with a part of the target.
 
-    skip    {layers: 6, attention: [1, 3], mlp: [2, 3]}: which layers lose their attention, which their
-            MLP, and of how many layers the set speaks; or the YAML file that
-            `python -m experiments.search_layers` has written
+    skip    {layers: 6, attention: [1, 3], mlp: [2, 3]}: which layers lose their attention, which
+            their MLP, and of how many layers the set speaks; or the YAML file that `python -m
+            experiments.search_layers` has written
     """
 
     weight_arguments = frozenset({"skip"})
@@ -45,9 +47,9 @@ class LayerSkip(TreeDrafter):
         lender = lends_layers(target, "layer_skip")
         if lender.layers != self.layers:
             raise ValueError(
-                f"layer_skip's set of sublayers is for a target of {self.layers} layers, {target.name} "
-                f"has {lender.layers}; search one with python -m experiments.search_layers target=... "
-                "and give its file as skip"
+                f"layer_skip's set of sublayers is for a target of {self.layers} layers, "
+                f"{target.name} has {lender.layers}; search one with python -m "
+                "experiments.search_layers target=... and give its file as skip"
             )
         self._part = lender.without(self.attention, self.mlp)
 
@@ -71,18 +73,21 @@ def _read(skip: Mapping[str, Any] | str | Path) -> tuple[int, list[int], list[in
             skip = yaml.safe_load(Path(skip).expanduser().read_text())
         except OSError as error:
             raise ValueError(
-                f"skip names a file that cannot be read ({error}); python -m experiments.search_layers writes one"
+                f"skip names a file that cannot be read ({error}); python -m "
+                "experiments.search_layers writes one"
             ) from error
     if not isinstance(skip, Mapping) or not {"layers", "attention", "mlp"} <= set(skip):
         raise ValueError(
-            f"{where} must give layers (how many the target has), attention and mlp (lists of layer numbers); got {skip!r}"
+            f"{where} must give layers (how many the target has), attention and mlp (lists of "
+            f"layer numbers); got {skip!r}"
         )
     if not all(
         isinstance(skip[part], Sequence) and not isinstance(skip[part], str)
         for part in ("attention", "mlp")
     ):
         raise ValueError(
-            f"{where}: attention and mlp are lists of layer numbers, got {skip['attention']!r} and {skip['mlp']!r}"
+            f"{where}: attention and mlp are lists of layer numbers, got {skip['attention']!r} and "
+            f"{skip['mlp']!r}"
         )
     lists = [list(skip["attention"]), list(skip["mlp"])]
     for number in [skip["layers"], *lists[0], *lists[1]]:

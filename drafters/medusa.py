@@ -1,7 +1,9 @@
-"""Medusa: K heads on the target's last hidden state guess the next tokens independently of one another (Cai et al. 2401.10774).
+"""Medusa: K heads on the target's last hidden state guess the next tokens independently of one
+another (Cai et al. 2401.10774).
 
-Head k sees the state at position t and predicts token t + 2 + k; the target itself predicts t + 1. The tree is static: its
-node at depth d with rank r carries head d's r-th best token, whatever the path above.
+Head k sees the state at position t and predicts token t + 2 + k; the target itself predicts t + 1.
+The tree is static: its node at depth d with rank r carries head d's r-th best token, whatever the
+path above.
 
 Letters: B rows, K heads, R ranks, N nodes, d hidden size, V vocabulary.
 """
@@ -47,8 +49,8 @@ class Residual(nn.Module):
 
 
 class MedusaHeads(Head, nn.ModuleList):
-    """K heads: residual blocks, then a linear map to the vocabulary, which is each head's own or (tied) the target's LM head.
-    Keys are those of the published checkpoints."""
+    """K heads: residual blocks, then a linear map to the vocabulary, which is each head's own or
+    (tied) the target's LM head. Keys are those of the published checkpoints."""
 
     kind = "medusa"
     taps = ("head",)
@@ -87,7 +89,8 @@ class MedusaHeads(Head, nn.ModuleList):
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
-        """Medusa's own layout, whose keys are ours: `medusa_num_heads`, `medusa_num_layers`. Sizes are those of the weights."""
+        """Medusa's own layout, whose keys are ours: `medusa_num_heads`, `medusa_num_layers`. Sizes
+        are those of the weights."""
         if "medusa_num_heads" not in config:
             return None
         heads, blocks = int(config["medusa_num_heads"]), int(config.get("medusa_num_layers", 1))
@@ -151,7 +154,8 @@ class Medusa(Drafter):
     """Siblings are DET: the heads' best tokens.
 
     heads      a folder, "demo-medusa", or MedusaHeads
-    nodes      size of the tree built greedily from the accuracies that training measured, the root not counted
+    nodes      size of the tree built greedily from the accuracies that training measured, the root
+               not counted
     tree       a list of rank paths instead, e.g. [[0], [1], [0, 0]]
     branching  a Cartesian tree instead: children per node at each depth
     """

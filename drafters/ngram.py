@@ -1,7 +1,9 @@
-"""Prompt lookup: the text's own repetitions as drafts. The longest suffix that occurred before says what may follow.
+"""Prompt lookup: the text's own repetitions as drafts. The longest suffix that occurred before says
+what may follow.
 
-Saxena 2023 (prompt lookup decoding); Yang et al. 2304.04487. No model, no training. As a chain, the continuation of the most recent
-occurrence; as a tree, the trie of the continuations of all occurrences, the most frequent first.
+Saxena 2023 (prompt lookup decoding); Yang et al. 2304.04487. No model, no training. As a chain, the
+continuation of the most recent occurrence; as a tree, the trie of the continuations of all
+occurrences, the most frequent first.
 """
 
 from collections import Counter, defaultdict
@@ -22,7 +24,8 @@ class NGram(Drafter):
     """Siblings are DET: nothing is drawn.
 
     max_ngram  longest suffix looked up, in tokens; shorter ones follow down to 1
-    length     drafted tokens: of the chain, or nodes of the tree (its depth is at most `length` too)
+    length     drafted tokens: of the chain, or nodes of the tree (its depth is at most `length`
+               too)
     tree       a trie of all continuations instead of the most recent one
     """
 
@@ -98,14 +101,15 @@ class _Index:
         return drafted, list(range(len(drafted)))
 
     def continuation(self, end: int, length: int) -> list[int]:
-        """The `length` tokens after position `end`. Past the end of the text the copy goes on into itself, so that a text
-        with a period is continued with that period."""
+        """The `length` tokens after position `end`. Past the end of the text the copy goes on into
+        itself, so that a text with a period is continued with that period."""
         period = len(self.tokens) - end
         once = self.tokens[end : end + length]
         return [once[i % period] for i in range(length)]
 
     def trie(self, nodes: int, depth: int) -> Draft:
-        """(tokens, parents) of the most frequent continuations, at most `nodes` of them. Ties go to the most recent."""
+        """(tokens, parents) of the most frequent continuations, at most `nodes` of them. Ties go to
+        the most recent."""
         weights: Counter[tuple[int, ...]] = Counter()
         recent: dict[tuple[int, ...], int] = {}
         for end in self.occurrences():

@@ -132,7 +132,10 @@ def deepened(title: str, found: "Compared", sampled: bool) -> list[Line]:
     ]
     if sampled:
         chain, assisted = found.best(CHAINS, "none"), found.best(["assisted"], "none")
-        what = f"{title}: `small_model` against transformers assisted sampling, each at its best length"
+        what = (
+            f"{title}: `small_model` against transformers assisted sampling, each at its best "
+            "length"
+        )
         detail = f"{chain}, {assisted}; best shape {shape}: {found.times(shape, assisted)}"
         lines.append(line(what, found.times(chain, assisted), detail))
     return lines
@@ -173,9 +176,10 @@ def overheads(bench: "Bench", found: "Compared") -> list[Line]:
         line(
             f"measured speed-up of {chain} / tau x t(1) / (t(nodes) + drafting)",
             str(median_interval(alone)),
-            f"passes alone, {context} tokens of context: t(1) {1000 * target[1]:.2f} ms, t({length + 1}) "
-            f"{1000 * target[length + 1]:.2f} ms, draft {1000 * draft[1]:.2f} ms x {length}; with the passes' times inside "
-            f"the loops instead: {median_interval(in_run)}",
+            f"passes alone, {context} tokens of context: t(1) {1000 * target[1]:.2f} ms, "
+            f"t({length + 1}) {1000 * target[length + 1]:.2f} ms, draft {1000 * draft[1]:.2f} ms x "
+            f"{length}; with the passes' times inside the loops instead: "
+            f"{median_interval(in_run)}",
         ),
     ]
 

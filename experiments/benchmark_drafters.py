@@ -3,7 +3,9 @@ temperatures, all interleaved with plain decoding prompt by prompt in one proces
 every rule at temperature 1.
 
     python -m experiments.benchmark_drafters
-    python -m experiments.benchmark_drafters limit=2 deep_limit=0 rules_limit=1 max_new_tokens=16        a trial
+    python -m experiments.benchmark_drafters limit=2 deep_limit=0 rules_limit=1 max_new_tokens=16
+
+The second is a trial.
 
 Predicted: tau x t(1) / (t(nodes) + drafting), with the passes as timed inside this run's own loops,
 where t(1) is that of plain decoding.

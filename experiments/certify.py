@@ -38,14 +38,15 @@ class Certify:
     summary: str | None = (
         None  # a folder of certificates: run none, judge all their sampled tests as one family
     )
-    again: str | None = (
-        None  # a folder of certificates: certify each of its pairs anew, then judge them as `summary` does
-    )
+    # a folder of certificates: certify each of its pairs anew, then judge them as `summary` does
+    again: str | None = None
     folder: str = "certificates"
     checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
     outcomes: int = 200_000  # an enumeration gives up after as many
-    size: int = 4000  # a table is taken one level deeper where that is estimated to have at most as many outcomes
-    strength: float = 1.0  # samples of the sampled check; 1 finds a total variation of 0.02 with power 0.99 at size 1e-6
+    # a table is taken one level deeper where that is estimated to have at most as many outcomes
+    size: int = 4000
+    # samples of the sampled check; 1 finds a total variation of 0.02 with power 0.99 at size 1e-6
+    strength: float = 1.0
     seed: int = 0
     greedy: Greedy = field(default_factory=Greedy)
     threads: int | None = None  # of torch; null leaves its default
@@ -179,7 +180,8 @@ def read_folder(folder: str) -> list[dict[str, Any]]:
     found = [content for _, content in read_certificates(folder)]
     if not found:
         raise ValueError(
-            f"no certificates in {folder}; expected a folder that `python -m experiments.certify` wrote to"
+            f"no certificates in {folder}; expected a folder that `python -m experiments.certify` "
+            "wrote to"
         )
     return found
 

@@ -46,11 +46,13 @@ DECIMALS = {
 }
 COMMON = ("target", "law", "n", "baseline")
 LEGEND = (
-    "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered at nodes that were reached. "
-    "tokens/s: while decoding. vs X: seconds per token of X / those of the method, whole calls, paired by prompt in one run; "
-    "the median and its 95% bootstrap interval. distinct: share of distinct 4-grams in the method's output; loops flatter every drafter. "
-    "law: certified (the pair has a certificate, named in result.json), not certified, or lossy (not the target's law). "
-    "differ: prompts whose greedy output differs from plain decoding (near-ties of rounding, other kernels). n: prompts."
+    "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered "
+    "at nodes that were reached. tokens/s: while decoding. vs X: seconds per token of X / those of "
+    "the method, whole calls, paired by prompt in one run; the median and its 95% bootstrap "
+    "interval. distinct: share of distinct 4-grams in the method's output; loops flatter every "
+    "drafter. law: certified (the pair has a certificate, named in result.json), not certified, or "
+    "lossy (not the target's law). differ: prompts whose greedy output differs from plain decoding "
+    "(near-ties of rounding, other kernels). n: prompts."
 )
 
 
@@ -142,7 +144,8 @@ def main(wanted: Collect) -> None:
         console.print(note, style="yellow", markup=False)
     if study.others:
         console.print(
-            f"sweeps that were begun before, not in the table: {', '.join(study.others)} (sweep=all takes them in)",
+            f"sweeps that were begun before, not in the table: {', '.join(study.others)} "
+            "(sweep=all takes them in)",
             style="dim",
         )
     console.print(f"written: {study.folder / 'table.md'}, {study.folder / 'table.csv'}")

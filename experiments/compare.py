@@ -3,7 +3,8 @@ intervals, and what changed in the configuration.
 
 python -m experiments.compare STUDY_A STUDY_B
 python -m experiments.compare demo other root=multirun sweep=latest
-python -m experiments.compare STUDY                                     every two methods of one study
+python -m experiments.compare STUDY                                     every two methods of one
+                                                                        study
 """
 
 import sys

@@ -57,7 +57,8 @@ if settings["threads"]:
 import specdec
 from transformers.utils import logging
 logging.set_verbosity_error(); logging.disable_progress_bar()
-models = {name: specdec.load(settings[name], dtype=settings["dtype"]) for name in ("target", "draft")}
+dtype = settings["dtype"]
+models = {name: specdec.load(settings[name], dtype=dtype) for name in ("target", "draft")}
 inside = [0.0, 0]
 def timed(cls):
     forward = cls.forward
@@ -76,8 +77,10 @@ for line in sys.stdin:
         drafter["model"] = models["draft"]
     inside[0] = 0.0
     began = time.perf_counter()
-    out = specdec.generate(models["target"], asked["prompts"], drafter=drafter, temperature=asked["temperature"],
-                           max_new_tokens=asked["tokens"], request_ids=asked["ids"], ignore_eos=True)
+    out = specdec.generate(
+        models["target"], asked["prompts"], drafter=drafter, temperature=asked["temperature"],
+        max_new_tokens=asked["tokens"], request_ids=asked["ids"], ignore_eos=True,
+    )
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "inside": inside[0], "rounds": len(out.steps),
                       "tokens": [row.tolist() for row in out.tokens]}), flush=True)
@@ -153,9 +156,12 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
                     for name in order:
                         first = number * batch
                         done = workers[name](
-                            drafter=drafter, prompts=some, ids=list(range(first, first + len(some))),
-                            temperature=temperature, tokens=wanted.max_new_tokens,
-                        )  # fmt: skip
+                            drafter=drafter,
+                            prompts=some,
+                            ids=list(range(first, first + len(some))),
+                            temperature=temperature,
+                            tokens=wanted.max_new_tokens,
+                        )
                         if repeat:
                             found[name].append(done)
                 advance() if repeat else None
@@ -182,7 +188,8 @@ def compare(wanted: Checkouts) -> list[dict[str, Any]]:
             row = rows[-1]
             print(
                 f"{way:18} T {temperature:g} batch {batch}: {row['before / now']}  outside a round "
-                f"{outside['before']:.2f} -> {outside['now']:.2f} ms, same tokens {row['same tokens']:.0%}",
+                f"{outside['before']:.2f} -> {outside['now']:.2f} ms, same tokens "
+                f"{row['same tokens']:.0%}",
                 flush=True,
             )
     for worker in workers.values():

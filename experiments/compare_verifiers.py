@@ -54,7 +54,8 @@ def rules() -> list[str]:
 
 
 def on_tables() -> pd.DataFrame:
-    """Columns: tables, drafts, rule, accepted. The rule "bound" is what no lossless rule exceeds."""
+    """Columns: tables, drafts, rule, accepted. The rule "bound" is what no lossless rule
+    exceeds."""
     from experiments.certificates.bound import most_accepted
     from experiments.certificates.certificate import Pair
     from experiments.certificates.exact import exact
@@ -155,7 +156,8 @@ def out_of_order(exact: pd.DataFrame) -> list[str]:
             for weaker, stronger in itertools.pairwise(present):
                 if accepted[weaker] > accepted[stronger] + 1e-9 and "top" not in str(drafts):
                     found.append(
-                        f"{tables}, {drafts}: {weaker} {accepted[weaker]:.6f} > {stronger} {accepted[stronger]:.6f}"
+                        f"{tables}, {drafts}: {weaker} {accepted[weaker]:.6f} > {stronger} "
+                        f"{accepted[stronger]:.6f}"
                     )
     return found
 

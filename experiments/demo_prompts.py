@@ -199,8 +199,9 @@ def choose(modules: list[Module]) -> list[Passage]:
             ]
             if not free:
                 raise ValueError(
-                    f"this interpreter's held-out modules give {len(chosen[kind])} prompts of kind {kind!r}, not {PER_KIND}; "
-                    "use one that ships the whole standard library, tests included"
+                    f"this interpreter's held-out modules give {len(chosen[kind])} prompts of kind "
+                    f"{kind!r}, not {PER_KIND}; use one that ships the whole standard library, "
+                    "tests included"
                 )
             best = min(
                 free,
@@ -242,7 +243,8 @@ def main(_: Demo) -> None:
     ]
     write_text(PROMPTS, "\n".join(lines) + "\n")
     print(
-        f"{len(lines)} prompts from {len({passage.source for passage in passages})} modules in {PROMPTS}"
+        f"{len(lines)} prompts from {len({passage.source for passage in passages})} modules in "
+        f"{PROMPTS}"
     )
 
 

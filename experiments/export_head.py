@@ -27,7 +27,8 @@ class Export:
 
     heads: str = MISSING
     output: str = MISSING
-    verifier: str = MISSING  # the target that the head was trained for: a hub id or a folder, as the server will know it
+    # the target that the head was trained for: a hub id or a folder, as the server will know it
+    verifier: str = MISSING
 
 
 def export(heads: str, output: str | Path, verifier: str) -> "Head":
@@ -56,7 +57,8 @@ def architectures(verifier: str, head: "Head") -> list[str]:
     for key, size in {"hidden_size": head.hidden_size, "vocab_size": head.vocabulary}.items():
         if described.get(key) != size:
             raise ValueError(
-                f"the head was trained for a {key} of {size}, the verifier {verifier} has {described.get(key)}"
+                f"the head was trained for a {key} of {size}, the verifier {verifier} has "
+                f"{described.get(key)}"
             )
     return list(described.get("architectures") or [])
 
@@ -67,7 +69,8 @@ def main(wanted: Export) -> None:
     print(f"{wanted.output}: {head.kind} in the speculators layout, for {wanted.verifier}")
     if left:
         print(
-            f"the layout has no place for what training measured, which stays behind: {', '.join(left)}"
+            "the layout has no place for what training measured, which stays behind: "
+            f"{', '.join(left)}"
         )
 
 

@@ -58,8 +58,8 @@ def measure(wanted: Profile) -> list[dict[str, Any]]:
         for (name, model), batch, context in sizes:
             if context + max(wanted.nodes) > model.context:
                 raise ValueError(
-                    f"a context of {context} and {max(wanted.nodes)} nodes pass the {model.context} positions of {name}; give "
-                    "smaller contexts"
+                    f"a context of {context} and {max(wanted.nodes)} nodes pass the "
+                    f"{model.context} positions of {name}; give smaller contexts"
                 )
             found = forward_times(model, context, wanted.nodes, batch, wanted.repeats)
             rows += [

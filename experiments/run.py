@@ -35,7 +35,8 @@ schema.register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def main(config: DictConfig) -> float | None:
-    """The speed-up over the first baseline (tau where there is none), for sweepers that optimise."""
+    """The speed-up over the first baseline (tau where there is none), for sweepers that
+    optimise."""
     from experiments.study import result
 
     job = HydraConfig.get()

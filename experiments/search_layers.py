@@ -56,7 +56,8 @@ def main(wanted: Search) -> None:
         agreement = sum(skip.agreement) / len(skip.agreement)
         names = [",".join(map(str, sorted(part))) or "-" for part in (skip.attention, skip.mlp)]
         print(
-            f"{names[0]:20} {names[1]:20} {agreement:9.3f} {skip.cost:5.2f} {depth:6} {speed_up:19.3f}"
+            f"{names[0]:20} {names[1]:20} {agreement:9.3f} {skip.cost:5.2f} {depth:6} "
+            f"{speed_up:19.3f}"
         )
     chosen = max(path[1:], key=lambda skip: skip.best()[0])
     speed_up, depth = chosen.best()

@@ -1,4 +1,5 @@
-"""Train a target, or a drafter for one: `python -m experiments.train drafter=NAME target=...` (conf/train/)."""
+"""Train a target, or a drafter for one: `python -m experiments.train drafter=NAME target=...`
+(conf/train/)."""
 
 from pathlib import Path
 

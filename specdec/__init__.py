@@ -84,8 +84,8 @@ if TYPE_CHECKING:
 
 
 class _Page(ModuleType):
-    """The public names, resolved when used. Importing the submodule `specdec.generate` must not put a
-    module where the page promises the function `specdec.generate`."""
+    """The public names, resolved when used. Importing the submodule `specdec.generate` must not put
+    a module where the page promises the function `specdec.generate`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

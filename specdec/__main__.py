@@ -1,4 +1,5 @@
-"""`specdec "def read_csv("`: streams the continuation, drafted tokens that were accepted in colour, then one line of numbers."""
+"""`specdec "def read_csv("`: streams the continuation, drafted tokens that were accepted in colour,
+then one line of numbers."""
 
 import argparse
 import os
@@ -133,7 +134,8 @@ def show(options: argparse.Namespace) -> int:
         line += f", {report.tokens_per_second / plain.report.tokens_per_second:.2f}x over none"
     lossy = "" if report.lossless else " (lossy)"
     console.print(
-        f"\n\n{line}  [{report.drafter} + {report.verifier}{lossy}, temperature {options.temperature:g}]",
+        f"\n\n{line}  [{report.drafter} + {report.verifier}{lossy}, temperature "
+        f"{options.temperature:g}]",
         markup=False,
     )
     return 0

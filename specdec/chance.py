@@ -2,9 +2,11 @@
 
 Three kinds of chance answer the same four questions:
 
-    Keyed(seed)     a counter-based generator: the numbers of a place depend on nothing but the place
+    Keyed(seed)     a counter-based generator: the numbers of a place depend on nothing but the
+                    place
     Coupled(seed)   one exponential race per position: the output is the same for every drafter
-    Enumerate()     runs the code once per possible outcome and multiplies the probabilities: the exact law, no noise
+    Enumerate()     runs the code once per possible outcome and multiplies the probabilities: the
+                    exact law, no noise
 
 Letters: B rows, n places, V vocabulary, k siblings.
 """
@@ -36,7 +38,9 @@ class Sites(NamedTuple):
     """Where n draws stand. A site that is not live consumes nothing and answers 0."""
 
     rows: Tensor  # (n,) row of the batch
-    nodes: Tensor  # (n,) node where the law stands: the parent for a draw of children, the node itself for its coin
+    # (n,) node where the law stands: the parent for a draw of children, the node itself for its
+    # coin
+    nodes: Tensor
     ranks: Tensor  # (n,) sibling rank of the (first) draw
     depths: Tensor  # (n,) depth of the node
     live: Tensor  # (n,) bool
@@ -59,11 +63,13 @@ class Draws(ABC):
 
     @abstractmethod
     def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
-        """(n,) tokens from `law` (n, V), non-negative, any positive sum. A token of weight 0 never comes."""
+        """(n,) tokens from `law` (n, V), non-negative, any positive sum. A token of weight 0 never
+        comes."""
 
     @abstractmethod
     def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
-        """(n, k) distinct tokens in sampling order; past the support of `law` the entries mean nothing."""
+        """(n, k) distinct tokens in sampling order; past the support of `law` the entries mean
+        nothing."""
 
     @abstractmethod
     def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
@@ -99,7 +105,7 @@ class Chance(ABC):
         """The draws of the round that starts at `state`."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- Keyed
+# -------------------------------------------------------------------------------------------- Keyed
 
 
 def _signed(value: int) -> int:
@@ -119,7 +125,8 @@ def _purpose_key(purpose: str) -> int:
 
 
 def _mix(key: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64 (which wraps); `& mask` makes the arithmetic shifts logical."""
+    """The finaliser of splitmix64 on int64 (which wraps); `& mask` makes the arithmetic shifts
+    logical."""
     key = (key ^ ((key >> 30) & ((1 << 34) - 1))) * _FIRST
     key = (key ^ ((key >> 27) & ((1 << 37) - 1))) * _SECOND
     return key ^ ((key >> 31) & ((1 << 33) - 1))
@@ -131,9 +138,11 @@ def _unit(bits: Tensor) -> Tensor:
 
 
 def inverse(law: Tensor, u: Tensor) -> Tensor:
-    """(n, k) tokens at quantiles u (n, k) of `law` (n, V): the first token whose cumulative weight exceeds u times the sum.
+    """(n, k) tokens at quantiles u (n, k) of `law` (n, V): the first token whose cumulative weight
+    exceeds u times the sum.
 
-    Weights of 0 leave the cumulative sum as it is and so are never the first to exceed anything, whatever u is.
+    Weights of 0 leave the cumulative sum as it is and so are never the first to exceed anything,
+    whatever u is.
     """
     cumulative = law.double().cumsum(-1)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(
@@ -142,10 +151,12 @@ def inverse(law: Tensor, u: Tensor) -> Tensor:
 
 
 class Keyed(Chance):
-    """Draws keyed by (seed, request id, committed length at the start of the round, node, rank, purpose).
+    """Draws keyed by (seed, request id, committed length at the start of the round, node, rank,
+    purpose).
 
-    Never by position alone: siblings share one, and after a partial acceptance the next round comes back to positions
-    whose coins are already known to have failed. The same values on CPU and GPU (an integer hash).
+    Never by position alone: siblings share one, and after a partial acceptance the next round comes
+    back to positions whose coins are already known to have failed. The same values on CPU and GPU
+    (an integer hash).
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -168,7 +179,8 @@ class KeyedDraws(Draws):
         return _mix(requests + self.lengths * _NODE)
 
     def uniform(self, at: Sites, k: int, purpose: str) -> Tensor:
-        """(n, k) numbers in [0, 1) for ranks at.ranks .. at.ranks + k - 1. The one place where keys become numbers."""
+        """(n, k) numbers in [0, 1) for ranks at.ranks .. at.ranks + k - 1. The one place where keys
+        become numbers."""
         key = self.rows[at.rows] + at.nodes * _NODE + at.ranks * _RANK + _purpose_key(purpose)
         if k == 1:
             return _unit(_mix(key[:, None]))
@@ -220,12 +232,13 @@ def one_after_the_other(law: Tensor, u: Tensor) -> Tensor:
     return torch.cat(drawn, 1)
 
 
-# -------------------------------------------------------------------------------------------------------------- Coupled
+# ------------------------------------------------------------------------------------------ Coupled
 
 
 class Coupled(Chance):
-    """One exponential race per (seed, request id, position): token x wins where E_x / p(x) is smallest (Daliri et al.
-    2408.07978). The winner does not depend on what was drafted, so runs with different drafters agree token by token.
+    """One exponential race per (seed, request id, position): token x wins where E_x / p(x) is
+    smallest (Daliri et al. 2408.07978). The winner does not depend on what was drafted, so runs
+    with different drafters agree token by token.
     """
 
     coupled = True
@@ -246,7 +259,8 @@ class CoupledDraws(Draws):
         self.requests, self.lengths = requests, lengths
 
     def finish(self, law: Tensor, at: Sites) -> Tensor:
-        """(n, V) finishing times E / law of the position that follows each site; infinite where the law is 0."""
+        """(n, V) finishing times E / law of the position that follows each site; infinite where the
+        law is 0."""
         key = _mix(self.requests[at.rows] + (self.lengths[at.rows] + at.depths) * _NODE)
         tokens = torch.arange(law.shape[-1], device=law.device) * _TOKEN
         u = _unit(_mix(key[:, None] + tokens)) + 2.0**-54
@@ -254,7 +268,8 @@ class CoupledDraws(Draws):
 
     def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
         raise ValueError(
-            "coupled chance has races, not coins: use the verifier 'naive' (or 'greedy' at temperature 0)"
+            "coupled chance has races, not coins: use the verifier 'naive' (or 'greedy' at "
+            "temperature 0)"
         )
 
     def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
@@ -264,13 +279,14 @@ class CoupledDraws(Draws):
         return self.finish(law, at).topk(k, largest=False, sorted=True).indices * at.live[:, None]
 
     def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
-        """There is one race per position; its first k finishers, since k copies of the winner would help nobody."""
+        """There is one race per position; its first k finishers, since k copies of the winner would
+        help nobody."""
         ranked = self.without_replacement(law, min(k, law.shape[-1]), at, purpose)
         ranked = torch.where(law.gather(1, ranked) > 0, ranked, ranked[:, :1])
         return torch.cat([ranked, ranked[:, :1].expand(-1, k - ranked.shape[1])], 1)
 
 
-# ------------------------------------------------------------------------------------------------------------ Enumerate
+# ---------------------------------------------------------------------------------------- Enumerate
 
 
 class Enumerate(Chance):
@@ -278,12 +294,13 @@ class Enumerate(Chance):
 
         for probability, out in Enumerate().runs(lambda chance: generate(..., chance=chance)): ...
 
-    calls the function once per possible outcome of its draws, depth first, and says how probable each was. The
-    probabilities of all outcomes sum to 1. One row only.
+    calls the function once per possible outcome of its draws, depth first, and says how probable
+    each was. The probabilities of all outcomes sum to 1. One row only.
     """
 
     def runs(self, program: Callable[["Trace"], Out]) -> Iterator[tuple[float, Out]]:
-        """Every outcome of `program` with its probability. The program must be a function of its draws alone."""
+        """Every outcome of `program` with its probability. The program must be a function of its
+        draws alone."""
         script: list[
             tuple[int, list[tuple[int, float]]]
         ] = []  # per draw: the branch taken, and all (outcome, weight)
@@ -310,7 +327,8 @@ class Enumerate(Chance):
 
 
 class Trace(Chance, Draws):
-    """One run under `Enumerate`: repeats the draws of its script, then takes the first branch of each new one."""
+    """One run under `Enumerate`: repeats the draws of its script, then takes the first branch of
+    each new one."""
 
     def __init__(self, script: list[tuple[int, list[tuple[int, float]]]]) -> None:
         self.script = list(script)

@@ -12,7 +12,8 @@ R = TypeVar("R")
 
 
 class Refused(ValueError):
-    """The contract does not allow this pair: not a failure, a study records it as not applicable."""
+    """The contract does not allow this pair: not a failure, a study records it as not
+    applicable."""
 
 
 class Unsupported(ValueError):

@@ -51,16 +51,16 @@ def generate(
     """Decode prompts speculatively. Lossless verifiers give exactly the law of plain sampling from
     the target.
 
-    target: whatever `load` takes or returns. prompts: str, list of str, token ids, list of token ids
-    (ragged is fine). drafter, verifier: a name, {"name": ..., argument: value}, or an object.
+    target: whatever `load` takes or returns. prompts: str, list of str, token ids, list of token
+    ids (ragged is fine). drafter, verifier: a name, {"name": ..., argument: value}, or an object.
     seats: how many prompts decode side by side (None: all); a seat whose row has ended takes the
     next prompt. seed (None: 0) and request_ids (None: 0, 1, ...) key each prompt's chance: its
     tokens depend on neither its neighbours nor its seat. chance: another kind of chance, with a
     seed of its own. `tokens` end with EOS or with the token that completes a stop string; `texts`
     end before it. Ctrl-C ends the run; what is finished is returned.
 
-    Raises ValueError for bad input before anything is computed, and for a drafter, verifier or model
-    that breaks its contract.
+    Raises ValueError for bad input before anything is computed, and for a drafter, verifier or
+    model that breaks its contract.
     """
     options = dict(locals())
     progress = options.pop("progress")

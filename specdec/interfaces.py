@@ -202,8 +202,8 @@ def lends_layers(target: LanguageModel, borrower: str) -> LendsLayers:
     if target.extra_layers:
         raise Refused(
             f"{borrower} drafts with the target's own layers, and this target has "
-            f"{target.extra_layers} extra layers that change nothing: leaving them out would cost no "
-            "agreement, a speed-up that says nothing. Load it with extra_layers=0"
+            f"{target.extra_layers} extra layers that change nothing: leaving them out would cost "
+            "no agreement, a speed-up that says nothing. Load it with extra_layers=0"
         )
     return target
 
@@ -282,8 +282,8 @@ class Drafter(ABC):
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""
 
     def settings_in_effect(self) -> dict[str, Any]:
-        """Arguments of the constructor whose defaults and `null`s came to something else, as they are
-        in effect: for the record of a run."""
+        """Arguments of the constructor whose defaults and `null`s came to something else, as they
+        are in effect: for the record of a run."""
         return {}
 
 

@@ -68,22 +68,25 @@ class Inspector:
                 )
         if tokens.dtype != torch.long or trees.parents.dtype != torch.long:
             raise self._fault(
-                f"returned tokens of {tokens.dtype} and parents of {trees.parents.dtype}, expected torch.long"
+                f"returned tokens of {tokens.dtype} and parents of {trees.parents.dtype}, expected "
+                "torch.long"
             )
         if trees.num_nodes > drafter.max_nodes:
             raise self._fault(
-                f"returned a tree of {trees.num_nodes} nodes but declares max_nodes={drafter.max_nodes} (root included)"
+                f"returned a tree of {trees.num_nodes} nodes but declares "
+                f"max_nodes={drafter.max_nodes} (root included)"
             )
         if trees.num_nodes == 1:
             return
         if trees.law is not drafter.law:
             raise self._fault(
-                f"declares siblings {drafter.law.name} but returned a {trees.law.name} tree; the rule "
-                "of acceptance was chosen for the former"
+                f"declares siblings {drafter.law.name} but returned a {trees.law.name} tree; the "
+                "rule of acceptance was chosen for the former"
             )
         if trees.q is not None and trees.q.shape[2] != self.vocabulary:
             raise self._fault(
-                f"returned q over {trees.q.shape[2]} tokens, the target's vocabulary has {self.vocabulary}"
+                f"returned q over {trees.q.shape[2]} tokens, the target's vocabulary has "
+                f"{self.vocabulary}"
             )
 
     # ---------------------------------------------------------------------------------- the read
@@ -176,7 +179,8 @@ class Inspector:
             named = [name for name, bad in faults.items() if bad[row]]
             if named:
                 raise ValueError(
-                    f"malformed tree of drafter {self.drafter_name!r} in {self._where(state, row)}: {'; '.join(named)}"
+                    f"malformed tree of drafter {self.drafter_name!r} in "
+                    f"{self._where(state, row)}: {'; '.join(named)}"
                 )
 
     def _promises(
@@ -233,8 +237,8 @@ class Inspector:
         for row in np.flatnonzero(host["no law"] & live).tolist():
             raise ValueError(
                 f"the target's logits in {self._where(state, row)}, after position "
-                f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row of -inf); "
-                "check the model's dtype and the logits processors"
+                f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row of "
+                "-inf); check the model's dtype and the logits processors"
             )
 
     def _check_verdict(self, host: dict[str, np.ndarray], live: np.ndarray) -> None:
@@ -251,7 +255,8 @@ class Inspector:
             what = (
                 f"the bonus token {host['bonus'][row]}, outside the vocabulary of {self.vocabulary}"
                 if whole[row]
-                else f"the path {path[row].tolist()} with num_accepted={accepted[row]}, which is no "
+                else f"the path {path[row].tolist()} with num_accepted={accepted[row]}, which is "
+                "no "
                 f"path from the root of the tree with parents {parents[row].tolist()}"
             )
             raise ValueError(f"verifier {self.verifier_name!r} returned {what} (row {row})")

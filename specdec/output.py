@@ -109,7 +109,8 @@ class _Stream:
 
 
 class _Rereading:
-    """The same for tokenizers that tokenizers does not know: the text is decoded again each time."""
+    """The same for tokenizers that tokenizers does not know: the text is decoded again each
+    time."""
 
     def __init__(self, tokenizer: Any, ids: list[int]) -> None:
         self._tokenizer, self._ids = tokenizer, ids

@@ -1,4 +1,5 @@
-"""Which verifier may judge which drafter's trees. Decided once per generate, after the drafter's `begin`."""
+"""Which verifier may judge which drafter's trees. Decided once per generate, after the drafter's
+`begin`."""
 
 from typing import Any
 
@@ -18,7 +19,8 @@ def name_of(plugin: Drafter | Verifier) -> str:
 
 
 def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
-    """`auto`: the strongest lossless rule for the tree, from the table in conf/verifier/auto.yaml."""
+    """`auto`: the strongest lossless rule for the tree, from the table in
+    conf/verifier/auto.yaml."""
     table = described("verifier", "auto")["table"]
     if sampling.greedy:
         return str(table["zero_temperature"])
@@ -37,7 +39,8 @@ def pair(
     vocabulary: int,
     allow_lossy: bool,
 ) -> Verifier:
-    """The verifier for this drafter. Raises Refused, naming both sides, where the rule would not be exact."""
+    """The verifier for this drafter. Raises Refused, naming both sides, where the rule would not be
+    exact."""
     if isinstance(verifier, Verifier):
         rule = verifier
     else:
@@ -50,11 +53,13 @@ def pair(
 
     if not rule.lossless and not allow_lossy:
         raise Refused(
-            f"verifier {ours!r} is lossy: its output does not have the target's law; pass allow_lossy=True to use it anyway"
+            f"verifier {ours!r} is lossy: its output does not have the target's law; pass "
+            "allow_lossy=True to use it anyway"
         )
     if rule.zero_temperature_only and not sampling.greedy:
         raise Refused(
-            f"verifier {ours!r} is exact at temperature 0 only, got temperature {sampling.temperature}; use 'naive' or 'auto'"
+            f"verifier {ours!r} is exact at temperature 0 only, got temperature "
+            f"{sampling.temperature}; use 'naive' or 'auto'"
         )
     if chance.coupled and not rule.coupled:
         refuse(
@@ -63,16 +68,19 @@ def pair(
     if drafter.law not in rule.laws:
         allowed = ", ".join(sorted(law.name for law in rule.laws))
         refuse(
-            f"its siblings are {drafter.law.name}, the rule is exact for {allowed}; 'naive' takes every tree"
+            f"its siblings are {drafter.law.name}, the rule is exact for {allowed}; 'naive' takes "
+            "every tree"
         )
     if rule.chain_only and not drafter.chain:
         refuse("it is for chains, and the drafter proposes trees")
     if rule.needs_fixed_width and not drafter.fixed_width:
         refuse(
-            "it uses the joint law of all siblings, so their number must be fixed before the first is drawn (fixed_width)"
+            "it uses the joint law of all siblings, so their number must be fixed before the first "
+            "is drawn (fixed_width)"
         )
     if rule.max_vocabulary is not None and vocabulary > rule.max_vocabulary:
         refuse(
-            f"it is an oracle for vocabularies of at most {rule.max_vocabulary} tokens, this one has {vocabulary}"
+            f"it is an oracle for vocabularies of at most {rule.max_vocabulary} tokens, this one "
+            f"has {vocabulary}"
         )
     return rule

@@ -90,7 +90,8 @@ def prepare(
         raise ValueError(f"stop must be non-empty strings, got {stop!r}")
     if stops and model.tokenizer is None:
         raise ValueError(
-            "stop strings need a tokenizer, and this target has none; load (model, tokenizer), or use EOS ids"
+            "stop strings need a tokenizer, and this target has none; load (model, tokenizer), or "
+            "use EOS ids"
         )
     keys = list(range(len(ids))) if request_ids is None else check_keys(request_ids, len(ids))
     return Call(
@@ -114,7 +115,8 @@ def make_chance(seed: int | None, chance: Chance | None) -> Chance:
         return Keyed(0 if seed is None else integer("seed", seed, *INT64))
     if not isinstance(chance, Chance):
         raise ValueError(
-            f"chance must be a specdec.Chance such as Keyed(0) or Coupled(0), or None, got {chance!r}"
+            "chance must be a specdec.Chance such as Keyed(0) or Coupled(0), or None, got "
+            f"{chance!r}"
         )
     if seed is not None:
         raise ValueError(
@@ -142,8 +144,9 @@ def make_drafter(drafter: DrafterChoice) -> Drafter:
         drafter = build("drafter", drafter)
     elif isinstance(drafter, Module):
         raise ValueError(
-            f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got the model {type(drafter).__name__}; to draft "
-            "with it, give {'name': 'small_model', 'model': it}"
+            f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got the model "
+            f"{type(drafter).__name__}; to draft with it, give "
+            f"{{'name': 'small_model', 'model': it}}"
         )
     elif not isinstance(drafter, Drafter) and callable(drafter):
         try:
@@ -154,7 +157,8 @@ def make_drafter(drafter: DrafterChoice) -> Drafter:
             ) from error
     if not isinstance(drafter, Drafter):
         raise ValueError(
-            f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got {type(drafter).__name__}"
+            f"a drafter is a name, {{'name': ..., ...}} or a specdec.Drafter, got "
+            f"{type(drafter).__name__}"
         )
     return drafter
 
@@ -168,14 +172,16 @@ def encode(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
         if prompts.ndim not in (1, 2) or not whole:
             shape = tuple(prompts.shape)
             raise ValueError(
-                f"a tensor of prompts holds integer ids, (tokens,) or (rows, tokens); got {prompts.dtype}, {shape}"
+                "a tensor of prompts holds integer ids, (tokens,) or (rows, tokens); got "
+                f"{prompts.dtype}, {shape}"
             )
         prompts = prompts.tolist()
     if isinstance(prompts, str):
         prompts = [prompts]
     if isinstance(prompts, (Mapping, bytes)) or not isinstance(prompts, Iterable):
         raise ValueError(
-            f"prompts must be a string, a list of strings, token ids, or lists of token ids; got {type(prompts).__name__}"
+            "prompts must be a string, a list of strings, token ids, or lists of token ids; got "
+            f"{type(prompts).__name__}"
             + (
                 ', of which the "input_ids" may be what you mean'
                 if isinstance(prompts, Mapping)
@@ -193,7 +199,8 @@ def encode(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
         tokenizer = model.tokenizer
         if tokenizer is None:
             raise ValueError(
-                "this target has no tokenizer, so prompts must be token ids; or load (model, tokenizer)"
+                "this target has no tokenizer, so prompts must be token ids; or load (model, "
+                "tokenizer)"
             )
         for number, row in enumerate(rows):
             if not row:
@@ -208,7 +215,8 @@ def encode(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
             or not all(isinstance(token, int) and not isinstance(token, bool) for token in row)
         ):
             raise ValueError(
-                f"prompt {number} mixes kinds: give all prompts as strings, or all as lists of integer ids"
+                f"prompt {number} mixes kinds: give all prompts as strings, or all as lists of "
+                "integer ids"
             )
         found.append(list(row))
     return found
@@ -226,7 +234,8 @@ def check_text(text: str, what: str) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{what} holds half of a surrogate pair ({text[error.start]!r} at character "
-            f"{error.start}), which is no text; read the file as UTF-8, or leave such characters out"
+            f"{error.start}), which is no text; read the file as UTF-8, or leave such characters "
+            "out"
         ) from None
 
 
@@ -239,14 +248,17 @@ def check_prompts(ids: list[list[int]], vocabulary: int, context: int, max_new_t
         wrong = [token for token in row if not 0 <= token < vocabulary]
         if wrong:
             raise ValueError(
-                f"prompt {number} has token id {wrong[0]}, outside the target's vocabulary of {vocabulary} tokens"
+                f"prompt {number} has token id {wrong[0]}, outside the target's vocabulary of "
+                f"{vocabulary} tokens"
             )
         if len(row) >= context:
             raise ValueError(
-                f"prompt {number} has {len(row)} tokens, the target's context is {context}; shorten the prompt"
+                f"prompt {number} has {len(row)} tokens, the target's context is {context}; "
+                "shorten the prompt"
             )
         if len(row) + max_new_tokens > context:
             raise ValueError(
-                f"prompt {number} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that is "
-                f"{len(row) + max_new_tokens}, over the target's context of {context}; ask for at most {context - len(row)}"
+                f"prompt {number} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that "
+                f"is {len(row) + max_new_tokens}, over the target's context of {context}; ask for "
+                f"at most {context - len(row)}"
             )

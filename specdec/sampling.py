@@ -20,10 +20,11 @@ COLDEST = 1e-6  # lowest temperature other than 0
 
 @dataclass(frozen=True)
 class Sampling:
-    """How logits become a law. Temperature 0 is a one-hot law on the argmax (ties to the lowest index).
+    """How logits become a law. Temperature 0 is a one-hot law on the argmax (ties to the lowest
+    index).
 
-    Order, as in transformers' generate: repetition penalty, the user's processors, temperature, top-k, top-p, min-p.
-    Raises ValueError for values outside their range.
+    Order, as in transformers' generate: repetition penalty, the user's processors, temperature,
+    top-k, top-p, min-p. Raises ValueError for values outside their range.
     """
 
     temperature: float = 0.0
@@ -37,7 +38,8 @@ class Sampling:
         _number("temperature", self.temperature, lambda t: t >= 0, "a finite number >= 0")
         if 0 < self.temperature < COLDEST:
             raise ValueError(
-                f"temperature must be 0 (greedy) or at least {COLDEST}, got {self.temperature!r}: logits divided by less overflow"
+                f"temperature must be 0 (greedy) or at least {COLDEST}, got {self.temperature!r}: "
+                "logits divided by less overflow"
             )
         if self.top_k is not None:
             integer("top_k (None is off)", self.top_k, 1)
@@ -53,7 +55,8 @@ class Sampling:
         )
         if not all(callable(processor) for processor in self.logits_processors):
             raise ValueError(
-                "logits_processors must be callables (input_ids, scores) -> scores, as in transformers, got "
+                "logits_processors must be callables (input_ids, scores) -> scores, as in "
+                "transformers, got "
                 f"{', '.join(repr(one) for one in self.logits_processors if not callable(one))}"
             )
 
@@ -90,8 +93,9 @@ class Sampling:
         return chosen
 
     def logits(self, logits: Tensor, prefixes: Callable[[], list[Tensor]]) -> Tensor:
-        """(n, V) in float32 or wider, after penalties and user's processors. `prefixes()` gives each place's tokens, and
-        is called only if somebody reads them; places with prefixes of one length share a call."""
+        """(n, V) in float32 or wider, after penalties and user's processors. `prefixes()` gives
+        each place's tokens, and is called only if somebody reads them; places with prefixes of one
+        length share a call."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.penalties:
             return logits
@@ -106,8 +110,9 @@ class Sampling:
                 given = processor(ids, scores)
                 if not isinstance(given, Tensor) or given.shape != scores.shape:
                     raise ValueError(
-                        f"the logits processor {processor!r} must return scores of the shape that it was given, "
-                        f"{tuple(scores.shape)}; it returned {tuple(given.shape) if isinstance(given, Tensor) else given!r}"
+                        f"the logits processor {processor!r} must return scores of the shape that "
+                        f"it was given, {tuple(scores.shape)}; it returned "
+                        f"{tuple(given.shape) if isinstance(given, Tensor) else given!r}"
                     )
                 scores = given
             out[places] = scores

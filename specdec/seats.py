@@ -45,7 +45,8 @@ class Seats:
         return State(host, self.tokens.clone(), self._ids, self.call.sampling, last, self.target)
 
     def fill(self, state: State) -> State:
-        """Free seats take the next prompts: prefilled there, while their neighbours' memory stays."""
+        """Free seats take the next prompts: prefilled there, while their neighbours' memory
+        stays."""
         free = [row for row, live in enumerate(state.on_host.live) if not live]
         rows = free[: len(self.waiting)]
         if not rows:
@@ -124,7 +125,8 @@ class Seats:
 
 
 def on_path(taps: Tensor | None, path: np.ndarray) -> Tensor | None:
-    """(B, D + 1, K, d) of (B, N, K, d): the states of the root and of the nodes of `path` (B, D)."""
+    """(B, D + 1, K, d) of (B, N, K, d): the states of the root and of the nodes of `path` (B,
+    D)."""
     if taps is None:
         return None
     nodes = torch.from_numpy(np.pad(path.clip(0), ((0, 0), (1, 0)))).to(taps.device)

@@ -206,11 +206,13 @@ class TokenTree:
             )
         if law is not SiblingLaw.DET and q is None and self.num_nodes > 1:
             raise ValueError(
-                f"a {law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came from"
+                f"a {law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came "
+                "from"
             )
         if q is not None and (q.ndim != 3 or q.shape[:2] != tokens.shape):
             raise ValueError(
-                f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got {tuple(q.shape)}"
+                f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got "
+                f"{tuple(q.shape)}"
             )
 
     def __repr__(self) -> str:
@@ -331,7 +333,8 @@ class TokenTree:
 
 STRUCTURE = (
     "the root's parent must be -1",
-    "a node's parent must be an earlier node of the same row (no cycles, no parent after its child)",
+    "a node's parent must be an earlier node of the same row (no cycles, no parent after its "
+    "child)",
     "a node hangs below an unused node",
     "the tree is deeper than its `depth`",
 )

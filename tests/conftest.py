@@ -20,7 +20,10 @@ torch.set_num_threads(1)
 settings.register_profile("specdec", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("specdec")
 
-TEXT = "def read ( path ) : return open ( path ) . read ( ) class Stack : def push ( self , item ) : pass"
+TEXT = (
+    "def read ( path ) : return open ( path ) . read ( ) "
+    "class Stack : def push ( self , item ) : pass"
+)
 WORDS = TEXT.split()
 
 

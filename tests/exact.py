@@ -18,7 +18,8 @@ Law = dict[tuple[int, ...], float]
 
 
 def table(vocabulary: int, depth: int, seed: int) -> Table:
-    """Small integer weights for every prefix up to `depth`, about a quarter of them 0, no two rows related."""
+    """Small integer weights for every prefix up to `depth`, about a quarter of them 0, no two rows
+    related."""
     weights = random.Random(seed)
     rows = {}
     for length in range(depth + 1):
@@ -31,7 +32,8 @@ def table(vocabulary: int, depth: int, seed: int) -> Table:
 
 @dataclass(frozen=True)
 class Toy:
-    """A target and a draft model as tables, and the prompt that both continue. Its repetitions give n-grams something."""
+    """A target and a draft model as tables, and the prompt that both continue. Its repetitions give
+    n-grams something."""
 
     p: Table
     q: Table
@@ -66,7 +68,8 @@ class Toy:
 
 TOY = Toy(table(3, 3, 1), table(3, 3, 2), (0, 1, 0, 2, 0))
 COINS = Toy({(): [1, 2]}, {(): [2, 1]})
-# A context-dependent target and draft model over three tokens, for which the expected accepted lengths are known.
+# A context-dependent target and draft model over three tokens, for which the expected accepted
+# lengths are known.
 KNOWN = Toy(
     p={
         (): [5, 3, 2],
@@ -89,7 +92,8 @@ KNOWN = Toy(
 
 @dataclass
 class Result:
-    """What enumeration found: the law of the tokens, the expected accepted length of the first round, how many outcomes."""
+    """What enumeration found: the law of the tokens, the expected accepted length of the first
+    round, how many outcomes."""
 
     law: Law = field(default_factory=lambda: defaultdict(float))
     accepted: float = 0.0
@@ -111,7 +115,8 @@ def exact(
     rounds: int | None = 1,
     **options: Any,
 ) -> Result:
-    """The law of `tokens` tokens when `rounds` rounds are run for real (None: all) and the rest is plain sampling."""
+    """The law of `tokens` tokens when `rounds` rounds are run for real (None: all) and the rest is
+    plain sampling."""
     found, target = Result(), toy.target
     options = {"temperature": 1.0, **options}
 

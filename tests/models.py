@@ -1,6 +1,8 @@
-"""Tiny, randomly initialised transformers models: every architecture that must score trees, and those that must be refused.
+"""Tiny, randomly initialised transformers models: every architecture that must score trees, and
+those that must be refused.
 
-Each is built in well under a second and has no trained weights. V = 97 tokens, 64 positions unless a test says otherwise.
+Each is built in well under a second and has no trained weights. V = 97 tokens, 64 positions unless
+a test says otherwise.
 """
 
 import copy
@@ -117,7 +119,8 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
         )
     ),
     "cohere2": lambda: (
-        hf.Cohere2ForCausalLM(  # attention and MLP side by side, no positions where there is no window
+        # attention and MLP side by side, no positions where there is no window
+        hf.Cohere2ForCausalLM(
             hf.Cohere2Config(
                 **GROUPED, sliding_window=WINDOW, layer_types=HYBRID, tie_word_embeddings=False
             )
@@ -203,7 +206,8 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
 
 
 def sharpened(model: PreTrainedModel, factor: float = 4.0) -> PreTrainedModel:
-    """Larger weight matrices, in place: a fresh model's law is nearly uniform, which no mask or position could bend."""
+    """Larger weight matrices, in place: a fresh model's law is nearly uniform, which no mask or
+    position could bend."""
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -233,7 +237,8 @@ def long_llama(context: int = 1024, **settings: Any) -> PreTrainedModel:
 
 
 def similar(model: PreTrainedModel, noise: float = 0.1, seed: int = 1) -> PreTrainedModel:
-    """A copy with noise on its weights: a draft model that is right about as often as it is wrong."""
+    """A copy with noise on its weights: a draft model that is right about as often as it is
+    wrong."""
     other, random = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in other.parameters():

@@ -60,7 +60,8 @@ IN_ORDER = {
     "drafter/echo_far.yaml": "_target_: {package}.plugins.chains.Repeat\nlength: 3\n",
     "drafter/echo_made.yaml": "_target_: {package}.plugins.chains.factory\nlength: 1\n",
     "verifier/mine.yaml": "_target_: {package}.plugins.rules.Mine\n",
-    "train/drafter/their_head.yaml": "head: {{_target_: {package}.heads.H.for_target}}\ntrains: medusa\n",
+    "train/drafter/their_head.yaml": "head: {{_target_: {package}.heads.H.for_target}}\ntrains: "
+    "medusa\n",
     "experiment/echoes.yaml": "# @package _global_\ndefaults:\n  - override /drafter: echo\n",
 }
 BROKEN = {

@@ -123,7 +123,7 @@ def test_the_tables_have_what_hides_faults():
     assert any(0 in sets["filtered"].law(prefix) for prefix in sets["filtered"].p)
 
 
-# -------------------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 
 
 @pytest.mark.parametrize(("cells", "expected"), [(27, 94), (64, 122), (256, 203), (1000, 360)])
@@ -164,7 +164,7 @@ def test_holm():
     assert statistics.holm([0.5, 6e-7, 4e-7], 1e-6) == [True, True, True]
 
 
-# ------------------------------------------------------------------------------------------- certificates, written and found
+# ------------------------------------------------------------------ certificates, written and found
 
 
 def test_certificates_are_found_by_the_pair(tmp_path):
@@ -228,7 +228,7 @@ def test_a_folder_of_certificates_is_one_family(tmp_path, capsys):
         certify_command.read_folder(str(tmp_path / "empty"))
 
 
-# -------------------------------------------------------------------------------------------------------------- case files
+# --------------------------------------------------------------------------------------- case files
 
 
 def test_cases_from_a_file(tmp_path):

@@ -1,4 +1,5 @@
-"""Chance: draws follow their laws, no key is used twice, rows do not know their neighbours, outcomes are complete."""
+"""Chance: draws follow their laws, no key is used twice, rows do not know their neighbours,
+outcomes are complete."""
 
 import itertools
 import math
@@ -62,7 +63,7 @@ def fits(counts: Counter, law: dict, total: int) -> None:
     assert stats.chisquare([counts[cell] for cell in cells], expected).pvalue > ALMOST_NEVER
 
 
-# ------------------------------------------------------------------------------------------------------------------ Keyed
+# -------------------------------------------------------------------------------------------- Keyed
 
 N = 40_000
 
@@ -182,11 +183,12 @@ def test_numbers_are_fixed_for_good():
     assert numbers.flatten().tolist() == golden
 
 
-# ------------------------------------------------------------------------------------------------------- no number twice
+# ---------------------------------------------------------------------------------- no number twice
 
 
 def recording(chance: Keyed) -> tuple[Keyed, list[float]]:
-    """The same chance, and every number that it gives to a live site. 53 bits: two alike are one key used twice."""
+    """The same chance, and every number that it gives to a live site. 53 bits: two alike are one
+    key used twice."""
     seen: list[float] = []
     start = chance.round
 
@@ -211,9 +213,15 @@ def test_no_key_is_used_twice(drafter, rule):
     chance, seen = recording(Keyed(3))
     rows = [[0], [0, 1, 0, 1], [2, 2]]
     specdec.generate(
-        KNOWN.target, rows, drafter=make(drafter, KNOWN)(), verifier=rule, temperature=1.0, max_new_tokens=25, chance=chance,
+        KNOWN.target,
+        rows,
+        drafter=make(drafter, KNOWN)(),
+        verifier=rule,
+        temperature=1.0,
+        max_new_tokens=25,
+        chance=chance,
         allow_lossy=True,
-    )  # fmt: skip
+    )
     assert len(seen) >= 3
     assert len(set(seen)) == len(seen)
 
@@ -225,9 +233,16 @@ def test_a_rows_numbers_and_tokens_do_not_depend_on_its_neighbours(drafter, rule
 
     def tokens(*requests: int) -> dict[int, list[int]]:
         out = specdec.generate(
-            toy.target, [rows[request] for request in requests], drafter=make(drafter, toy)(), verifier=rule,
-            temperature=1.0, max_new_tokens=12, seed=11, request_ids=requests, allow_lossy=True,
-        )  # fmt: skip
+            toy.target,
+            [rows[request] for request in requests],
+            drafter=make(drafter, toy)(),
+            verifier=rule,
+            temperature=1.0,
+            max_new_tokens=12,
+            seed=11,
+            request_ids=requests,
+            allow_lossy=True,
+        )
         return {request: row.tolist() for request, row in zip(requests, out.tokens, strict=True)}
 
     alone = {**tokens(5), **tokens(8), **tokens(6)}
@@ -246,12 +261,13 @@ def test_copies_of_one_prompt_are_independent():
     fits(Counter(tuple(row.tolist()) for row in out.tokens), KNOWN.plain(2), 400)
 
 
-# ---------------------------------------------------------------------------------------------------------------- Coupled
+# ------------------------------------------------------------------------------------------ Coupled
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_coupled_marginals(rank):
-    """The winner of a race has the law; the second one is drawn without replacement from the rest."""
+    """The winner of a race has the law; the second one is drawn without replacement from the
+    rest."""
     drawn = draws_of(Coupled(1), N).without_replacement(
         torch.tensor([LAW] * N), 2, sites(N), "draft"
     )
@@ -299,7 +315,7 @@ def test_coupled_draft_and_target_agree_more_often_than_independent_ones():
     assert agree > (1 - distance) / (1 + distance) - 0.01
 
 
-# -------------------------------------------------------------------------------------------------------------- Enumerate
+# ---------------------------------------------------------------------------------------- Enumerate
 
 
 @pytest.mark.parametrize(

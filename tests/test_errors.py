@@ -1,4 +1,5 @@
-"""Bad input gets an error that names what came, what was expected and what to do; and nothing is half done."""
+"""Bad input gets an error that names what came, what was expected and what to do; and nothing is
+half done."""
 
 import json
 import re
@@ -41,7 +42,7 @@ def refused(
     return message
 
 
-# ---------------------------------------------------------------------------------------------------------------- prompts
+# ------------------------------------------------------------------------------------------ prompts
 
 
 @pytest.mark.parametrize("empty", [[[]], [[1], []], torch.zeros(1, 0, dtype=torch.long)])
@@ -64,9 +65,13 @@ def test_a_prompt_longer_than_the_context():
 
 def test_prompt_and_new_tokens_longer_than_the_context():
     refused(
-        f"prompt 0 has {CONTEXT - 5} tokens", "max_new_tokens=8", f"{CONTEXT + 3}", f"context of {CONTEXT}", "at most 5",
+        f"prompt 0 has {CONTEXT - 5} tokens",
+        "max_new_tokens=8",
+        f"{CONTEXT + 3}",
+        f"context of {CONTEXT}",
+        "at most 5",
         prompts=[1] * (CONTEXT - 5),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("token", [-1, VOCABULARY, 10**6])
@@ -91,7 +96,7 @@ def test_a_tensor_of_floats():
     refused("float32", "integer ids", prompts=torch.ones(1, 3))
 
 
-# ---------------------------------------------------------------------------------------------------------------- options
+# ------------------------------------------------------------------------------------------ options
 
 
 @pytest.mark.parametrize(
@@ -259,7 +264,7 @@ def test_seats_that_are_none(seats):
     refused("seats must be an integer >= 1", repr(seats), seats=seats)
 
 
-# --------------------------------------------------------------------------------------------------------------- plug-ins
+# ----------------------------------------------------------------------------------------- plug-ins
 
 
 @pytest.mark.parametrize(
@@ -493,9 +498,16 @@ def test_coupled_chance_with_another_rule(rule):
     assert drafter is not None, f"no drafter's trees are judged by {rule}"
     for chance in (Coupled(0),):
         message = refused(
-            repr(rule), error=Refused, target=KNOWN.target, prompts=[0], drafter=make(drafter, KNOWN)(), verifier=rule,
-            temperature=1.0, chance=chance, allow_lossy=True,
-        )  # fmt: skip
+            repr(rule),
+            error=Refused,
+            target=KNOWN.target,
+            prompts=[0],
+            drafter=make(drafter, KNOWN)(),
+            verifier=rule,
+            temperature=1.0,
+            chance=chance,
+            allow_lossy=True,
+        )
         assert "coupled" in message
         assert "'naive'" in message
 
@@ -534,7 +546,7 @@ def test_a_refused_pair_leaves_nothing_behind():
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- broken drafters
+# ---------------------------------------------------------------------------------- broken drafters
 
 
 class Broken(Drafter):
@@ -754,7 +766,7 @@ def test_a_verifier_that_breaks_its_contract(path, accepted, bonus, words):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ broken targets
+# ----------------------------------------------------------------------------------- broken targets
 
 
 class Sick(TableModel):
@@ -783,9 +795,19 @@ class SickSession(TableSession):
 )
 def test_logits_that_are_no_law(value, temperature, drafter):
     refused(
-        "logits in row 1", "request 6", "after position 4", "NaN", "-inf", "dtype", "processors",
-        target=Sick(value, 1, 5), prompts=[[0, 1], [1, 2, 0, 1, 2]], drafter=drafter, temperature=temperature, request_ids=[5, 6],
-    )  # fmt: skip
+        "logits in row 1",
+        "request 6",
+        "after position 4",
+        "NaN",
+        "-inf",
+        "dtype",
+        "processors",
+        target=Sick(value, 1, 5),
+        prompts=[[0, 1], [1, 2, 0, 1, 2]],
+        drafter=drafter,
+        temperature=temperature,
+        request_ids=[5, 6],
+    )
 
 
 def test_a_processor_that_leaves_no_token():
@@ -802,7 +824,7 @@ def test_a_processor_that_leaves_no_token():
         )
 
 
-# ----------------------------------------------------------------------------------------------------------- model folders
+# ------------------------------------------------------------------------------------ model folders
 
 
 def test_a_folder_without_weights(tmp_path):

@@ -234,9 +234,11 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
         "hydra/hydra_logging=disabled",
     ]
     script = (  # as -c, __main__ has no file: the configuration is found by --config-dir
-        "import os, signal\nfrom experiments import run\nfrom experiments.study import result\nwrite = result.write_json\n"
+        "import os, signal\nfrom experiments import run\nfrom experiments.study import "
+        "result\nwrite = result.write_json\n"
         "def killed(path, content):\n"
-        "    if path.name == 'result.json' and path.parent.name == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if path.name == 'result.json' and path.parent.name == '1': os.kill(os.getpid(), "
+        "signal.SIGKILL)\n"
         "    write(path, content)\n"
         "result.write_json = killed\nrun.program()\n"
     )

@@ -1,4 +1,5 @@
-"""What sets model families apart and must not be missed: heads over scaled logits, layers that cannot be widened."""
+"""What sets model families apart and must not be missed: heads over scaled logits, layers that
+cannot be widened."""
 
 import pytest
 import torch
@@ -66,10 +67,14 @@ def test_families_that_do_not_run_in_two_parts_are_refused(family, config):
 def test_sublayers_that_a_family_needs():
     model = models.hf.Gemma3nForCausalLM(
         models.hf.Gemma3nTextConfig(
-            **models.SIZED, num_kv_shared_layers=0, layer_types=models.HYBRID, vocab_size_per_layer_input=97,
-            hidden_size_per_layer_input=8, laurel_rank=4,
+            **models.SIZED,
+            num_kv_shared_layers=0,
+            layer_types=models.HYBRID,
+            vocab_size_per_layer_input=97,
+            hidden_size_per_layer_input=8,
+            laurel_rank=4,
         )
-    )  # fmt: skip
+    )
     target = TransformersLM(models.sharpened(model))
     with pytest.raises(
         ValueError,
@@ -98,14 +103,38 @@ def test_heads_see_scaled_logits_as_the_target_does(key):
 SIZES = {  # of what a config has, under the names that families give it
     **models.SIZED,
     **models.MOE,
-    "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": models.CONTEXT, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4,
-    "ffn_hidden_size": 48, "rotary_dim": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "moe_k": 2,
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12,
-    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "shared_expert_intermediate_size": 16, "first_k_dense_replace": 1,
-    "sliding_window": models.WINDOW, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8, "use_sliding_window": True,
-    "max_window_layers": 1, "original_max_position_embeddings": models.CONTEXT, "new_decoder_architecture": True,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": models.CONTEXT,
+    "ffn_dim": 48,
+    "num_layers": 3,
+    "attention_heads": 4,
+    "ffn_hidden_size": 48,
+    "rotary_dim": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "shared_expert_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "sliding_window": models.WINDOW,
+    "sliding_window_pattern": 2,
+    "query_pre_attn_scalar": 8,
+    "use_sliding_window": True,
+    "max_window_layers": 1,
+    "original_max_position_embeddings": models.CONTEXT,
+    "new_decoder_architecture": True,
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 DECODERS = [
     "apertus",
     "arcee",
@@ -180,7 +209,8 @@ def shrunk(family: str) -> models.PreTrainedModel:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", DECODERS)
 def test_trees_of_other_families_give_the_models_own_greedy_tokens(family):
-    """Each token is the largest logit of one plain pass of the model, without cache or mask, over what is before it."""
+    """Each token is the largest logit of one plain pass of the model, without cache or mask, over
+    what is before it."""
     model, rows = shrunk(family), models.prompts(9, 17, 1)
     drafter = {
         "name": "small_model",

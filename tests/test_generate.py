@@ -1,4 +1,5 @@
-"""The loop end to end on real (tiny) models: greedy output is transformers' own, chance is coupled, rows end where they should."""
+"""The loop end to end on real (tiny) models: greedy output is transformers' own, chance is coupled,
+rows end where they should."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ def tokens_of(out: specdec.Output) -> list[list[int]]:
     return [row.tolist() for row in out.tokens]
 
 
-# ----------------------------------------------------------------------------------------------------------------- greedy
+# ------------------------------------------------------------------------------------------- greedy
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
@@ -134,7 +135,8 @@ def until(row: list[int], ends: frozenset[int]) -> list[int]:
 
 @pytest.mark.parametrize("drafter", DRAFTERS[1:], ids=title)
 def test_in_bfloat16_every_first_divergence_is_a_near_tie(drafter):
-    """Kernels depend on shapes, so a tree pass may flip an argmax where two logits nearly agree; nowhere else."""
+    """Kernels depend on shapes, so a tree pass may flip an argmax where two logits nearly agree;
+    nowhere else."""
     model, exactly, rows = (
         build("llama_gqa", torch.bfloat16),
         build("llama_gqa", torch.float64),
@@ -184,7 +186,7 @@ def test_greedy_tokens_of_a_trained_model(drafter):
         assert tokens[: len(plain)] == plain
 
 
-# ---------------------------------------------------------------------------------------------------------------- coupled
+# ------------------------------------------------------------------------------------------ coupled
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +210,15 @@ def test_coupled_output_is_the_same_for_every_drafter_and_batch(drafter, coupled
 
     def run(*requests: int) -> list[list[int]]:
         out = specdec.generate(
-            model, [rows[request] for request in requests], drafter=with_draft(drafter, similar(model), model), temperature=1.0,
-            top_p=0.9, max_new_tokens=24, request_ids=requests, chance=Coupled(4),
-        )  # fmt: skip
+            model,
+            [rows[request] for request in requests],
+            drafter=with_draft(drafter, similar(model), model),
+            temperature=1.0,
+            top_p=0.9,
+            max_new_tokens=24,
+            request_ids=requests,
+            chance=Coupled(4),
+        )
         return tokens_of(out)
 
     assert run(0, 1, 2) == coupled_plain
@@ -219,7 +227,7 @@ def test_coupled_output_is_the_same_for_every_drafter_and_batch(drafter, coupled
     assert len({tuple(row) for row in coupled_plain}) == 3
 
 
-# -------------------------------------------------------------------------------------------------------------- neighbours
+# --------------------------------------------------------------------------------------- neighbours
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
@@ -228,9 +236,14 @@ def test_float64_tokens_do_not_depend_on_neighbours(drafter):
 
     def run(*requests: int) -> list[list[int]]:
         out = specdec.generate(
-            model, [rows[request] for request in requests], drafter=with_draft(drafter, similar(model), model), temperature=1.0,
-            max_new_tokens=20, request_ids=requests, seed=6,
-        )  # fmt: skip
+            model,
+            [rows[request] for request in requests],
+            drafter=with_draft(drafter, similar(model), model),
+            temperature=1.0,
+            max_new_tokens=20,
+            request_ids=requests,
+            seed=6,
+        )
         return tokens_of(out)
 
     together = run(0, 1, 2)
@@ -278,7 +291,7 @@ def test_golden_tokens(shape, rule):
     assert "".join(map(str, out.tokens[0].tolist())) == GOLDEN[shape, rule]
 
 
-# ------------------------------------------------------------------------------------------------------------ the last slot
+# ------------------------------------------------------------------------------------ the last slot
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -357,7 +370,7 @@ def test_one_token_and_one_token_prompts():
         assert tokens_of(out) == [greedy(model, row, 1) for row in ([5], [6, 7])]
 
 
-# ------------------------------------------------------------------------------------------- ends inside an accepted path
+# --------------------------------------------------------------------- ends inside an accepted path
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -470,7 +483,7 @@ def test_events_come_per_live_row_and_add_up():
     assert list(found.values()) == tokens_of(specdec.generate(model, rows, **options))
 
 
-# -------------------------------------------------------------------------------------------------------- prompts and report
+# ------------------------------------------------------------------------------- prompts and report
 
 
 def test_prompts_in_every_form():

@@ -1,6 +1,8 @@
-"""Drafters with trained heads, here with random ones: they read the right states at the right places, whatever was accepted.
+"""Drafters with trained heads, here with random ones: they read the right states at the right
+places, whatever was accepted.
 
-What a drafter keeps from round to round is compared with what the whole committed text gives when it is read afresh.
+What a drafter keeps from round to round is compared with what the whole committed text gives when
+it is read afresh.
 """
 
 import copy
@@ -60,13 +62,13 @@ def tokens_of(out: specdec.Output) -> list[list[int]]:
     return [row.tolist() for row in out.tokens]
 
 
-# ------------------------------------------------------------------------------------------------------ features and tokens
+# ------------------------------------------------------------------------------ features and tokens
 
 
 @torch.no_grad()
 def reread(head: FeatureHead, target: TransformersLM, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (T, d) and logits (T, V') of every pair of a text (T + 1,), without cache and in one pass; the target's states
-    come from transformers itself."""
+    """Features (T, d) and logits (T, V') of every pair of a text (T + 1,), without cache and in one
+    pass; the target's states come from transformers itself."""
     hidden = target.model(
         input_ids=text[None, :-1], output_hidden_states=True, use_cache=False
     ).hidden_states
@@ -85,7 +87,8 @@ def reread(head: FeatureHead, target: TransformersLM, text: Tensor) -> tuple[Ten
 
 
 def watched(kind: str, head: Head, **settings: Any) -> Any:
-    """The drafter, which also keeps what it says after every round's root: (row's text, logits (V,)) in `seen`."""
+    """The drafter, which also keeps what it says after every round's root: (row's text, logits
+    (V,)) in `seen`."""
 
     class Watched(FEATURES[kind]):  # type: ignore[misc]
         seen: list[tuple[Tensor, Tensor]]
@@ -184,11 +187,12 @@ def test_the_memory_is_in_step_after_200_rounds(kind, monkeypatch):
     torch.testing.assert_close(logits, again.seen[0][1], rtol=0, atol=1e-4)
 
 
-# --------------------------------------------------------------------------------------------------- training and drafting
+# ---------------------------------------------------------------------------- training and drafting
 
 
 def standing(made: Any, target: TransformersLM, text: Tensor) -> State:
-    """As in the first round after the prefill of a text (T,), which the drafter has begun and entered."""
+    """As in the first round after the prefill of a text (T,), which the drafter has begun and
+    entered."""
     made.begin(target, 1, Sampling(0.0))
     memory = target.open(1, 2 * len(text))
     states = memory.read(text[None, :-1], [len(text) - 1], taps=made.taps).taps
@@ -212,7 +216,8 @@ def lessons(head: Head, target: TransformersLM, text: Tensor) -> list[Any]:
 @pytest.mark.parametrize("name", ["llama_gqa", "mistral_window", "gemma2"])
 @pytest.mark.parametrize("kind", FEATURES)
 def test_three_steps_of_training_are_three_levels_of_drafting(kind, name, at):
-    """At index t: pairs read up to t, then the chain of the text's next tokens scored level by level."""
+    """At index t: pairs read up to t, then the chain of the text's next tokens scored level by
+    level."""
     target, text = lm(name, torch.float64), torch.tensor(prompts(16)[0])
     made: Any = drafter(kind, target, CHAINS[kind])
     made.heads.steps = 3
@@ -250,7 +255,7 @@ def test_what_is_drafted_is_what_training_says(kind):
     assert [int(token) for token in said] == tree.tokens[0, 1:].tolist()
 
 
-# --------------------------------------------------------------------------------------------------------- rows and targets
+# --------------------------------------------------------------------------------- rows and targets
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
@@ -260,9 +265,14 @@ def test_float64_tokens_do_not_depend_on_neighbours(kind, temperature):
 
     def run(settings: dict[str, Any], *requests: int) -> list[list[int]]:
         out = specdec.generate(
-            target, [rows[request] for request in requests], drafter=drafter(kind, target, settings), temperature=temperature,
-            max_new_tokens=16, request_ids=requests, seed=6,
-        )  # fmt: skip
+            target,
+            [rows[request] for request in requests],
+            drafter=drafter(kind, target, settings),
+            temperature=temperature,
+            max_new_tokens=16,
+            request_ids=requests,
+            seed=6,
+        )
         return tokens_of(out)
 
     for settings in (TREE[kind], SAMPLED.get(kind, CHAINS[kind])):
@@ -319,7 +329,8 @@ def test_a_head_of_another_target_is_refused(kind):
 
 
 def test_layers_that_the_target_lacks_are_named():
-    """What leaves the last layer enters none: transformers hands it out with the final norm only."""
+    """What leaves the last layer enters none: transformers hands it out with the final norm
+    only."""
     session = lm("llama_gqa").open(1, 8)
     for tap in (3, -1, "tail"):
         with (
@@ -333,7 +344,7 @@ def test_layers_that_the_target_lacks_are_named():
         specdec.generate(target, prompts(5), drafter=made, max_new_tokens=4)
 
 
-# -------------------------------------------------------------------------------------------------------------------- room
+# --------------------------------------------------------------------------------------------- room
 
 
 class Recorded(Drafter):
@@ -370,7 +381,8 @@ class Recorded(Drafter):
 
 @pytest.mark.parametrize(("kind", "settings"), [*TREE.items(), *CHAINS.items()], ids=str)
 def test_no_tree_is_deeper_than_the_room_of_its_row(kind, settings):
-    """Rows come near their wanted length at different rounds; until then they get the whole depth."""
+    """Rows come near their wanted length at different rounds; until then they get the whole
+    depth."""
     target = lm("llama_gqa")
     made = Recorded(drafter(kind, target, settings))
     out = specdec.generate(
@@ -388,7 +400,7 @@ def test_no_tree_is_deeper_than_the_room_of_its_row(kind, settings):
     assert {depth for depth, *_ in made.seen} >= {0, 1, 2}
 
 
-# ------------------------------------------------------------------------------------------------------------------- medusa
+# ------------------------------------------------------------------------------------------- medusa
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -429,11 +441,12 @@ def test_untrained_medusa_heads_say_what_the_target_says():
             torch.testing.assert_close(head(states), target.head(states))
 
 
-# ------------------------------------------------------------------------------------------------------------- static trees
+# ------------------------------------------------------------------------------------- static trees
 
 
 def best_by_force(accuracies: list[list[float]], nodes: int) -> float:
-    """The largest worth of any tree of `nodes` nodes: sum over nodes of the product along the path."""
+    """The largest worth of any tree of `nodes` nodes: sum over nodes of the product along the
+    path."""
     every = [
         path
         for depth in range(1, len(accuracies) + 1)
@@ -578,7 +591,8 @@ def test_a_static_tree_takes_each_rank_at_its_parent():
 
 @pytest.mark.parametrize("kind", ["hydra_heads", "eagle", "eagle3"])
 def test_a_static_tree_is_cut_from_the_tree_of_its_best_tokens(kind):
-    """Each rank is taken among its parent's best: the nodes are those of a full tree of the best tokens."""
+    """Each rank is taken among its parent's best: the nodes are those of a full tree of the best
+    tokens."""
     target, text = lm("llama_gqa", torch.float64), torch.tensor(prompts(7)[0])
     paths = [[0], [1], [1, 1], [1, 0], [0, 1], [1, 1, 0]]
 
@@ -599,12 +613,13 @@ def test_a_static_tree_is_cut_from_the_tree_of_its_best_tokens(kind):
 
     full = proposed({"draw": "topk", "branching": [2, 2, 2]})
     static = proposed({"draw": "static", "tree": paths})
-    # Siblings are sorted by rank, but [1, 1] has a sibling [1, 0] and [0, 1] has none, so ranks are the tree's own.
+    # Siblings are sorted by rank, but [1, 1] has a sibling [1, 0] and [0, 1] has none, so ranks are
+    # the tree's own.
     wanted = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
     assert list(static.values()) == [full[path] for path in wanted]
 
 
-# ----------------------------------------------------------------------------------------------------- a vocabulary of its own
+# -------------------------------------------------------------------------- a vocabulary of its own
 
 
 def test_a_reduced_vocabulary_proposes_only_its_own_tokens():
@@ -639,7 +654,7 @@ def test_the_reduced_vocabulary_is_the_most_frequent_tokens():
         Eagle3Head.for_target(target, draft_vocabulary=VOCABULARY + 1)
 
 
-# -------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -97,7 +97,8 @@ def test_one_level_after_the_other_gives_the_same_logits(name):
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["mistral_window", "gemma2", "gemma3"])
 def test_windows_count_positions_not_slots(name):
-    """A path longer than the window, behind siblings that put its nodes in later slots than their positions."""
+    """A path longer than the window, behind siblings that put its nodes in later slots than their
+    positions."""
     model, rows = shared(name), prompts(*LENGTHS)
     session = TransformersLM(model).open(3, 40)
     session.read(padded(rows), LENGTHS)
@@ -156,7 +157,8 @@ def test_an_error_inside_a_foreign_forward_is_a_refusal():
 
 
 def test_what_is_not_plain_attention_may_not_pass_for_it():
-    """A term that only the model's own attention adds is missed by all passes of ours alike; its own pass tells."""
+    """A term that only the model's own attention adds is missed by all passes of ours alike; its
+    own pass tells."""
     model = build("llama_gqa")
     attend = model.model.layers[0].self_attn
     forward = attend.forward
@@ -197,7 +199,7 @@ def test_the_users_model_is_left_as_it_was(attention):
     assert not model.training
 
 
-# -------------------------------------------------------------------------------------------------------------- the cache
+# ---------------------------------------------------------------------------------------- the cache
 
 
 def test_the_memory_is_allocated_once_and_says_how_large_it_is(monkeypatch):
@@ -257,7 +259,7 @@ def test_a_closed_session_says_so():
         session.score(TokenTree.root(torch.tensor([1])))
 
 
-# ------------------------------------------------------------------------------------------------- extra layers and dtypes
+# -------------------------------------------------------------------------- extra layers and dtypes
 
 
 @torch.inference_mode()

@@ -34,7 +34,9 @@ CASES = [  # draw, depth, branching, rule, expected accepted drafted tokens of t
     ("hub", 1, 2, "hub", "19/20"),
     ("hub", 1, 2, "naive", "29/40"),
 ]
-COIN_CASES = [  # p = (1/3, 2/3), q = (2/3, 1/3), everywhere: depth of the chain, rule, expected accepted drafted tokens
+# p = (1/3, 2/3), q = (2/3, 1/3), everywhere: depth of the chain, rule, expected accepted drafted
+# tokens
+COIN_CASES = [
     *((1, rule, "2/3") for rule in ("token", "block", "traversal")),
     (1, "naive", "4/9"),
     *((2, rule, "11/9") for rule in ("block", "traversal")),

@@ -1,6 +1,8 @@
-"""Certificates must be able to fail: planted faults are refused, rules that only look wrong are not (docs/mutants.md).
+"""Certificates must be able to fail: planted faults are refused, rules that only look wrong are not
+(docs/mutants.md).
 
-Faults are numbered as in that page. The known total variations are exact ones, computed apart from this code.
+Faults are numbered as in that page. The known total variations are exact ones, computed apart from
+this code.
 """
 
 from collections.abc import Callable
@@ -167,7 +169,7 @@ def test_no_false_alarm(tables, drafter, rule, tv):
     assert found.lossless, found
 
 
-# ---------------------------------------------------------------------------------------------------------------- sampled
+# ------------------------------------------------------------------------------------------ sampled
 
 TEMPERATURE, PROCESSOR = sampled.SETTINGS
 
@@ -223,8 +225,8 @@ def test_the_sampled_certificate_refuses_engines(lm, setting):
     ids=["sound", "16-positions"],
 )
 def test_logits_after_a_rollback_are_those_of_plain_decoding(lm, sound):
-    """16: positions that run on as if rejected nodes were still there. The laws of a model this small hardly feel it, so the
-    logits themselves are compared."""
+    """16: positions that run on as if rejected nodes were still there. The laws of a model this
+    small hardly feel it, so the logits themselves are compared."""
     model = lm(tiny.llama(8))
     prompt, root, drafted, following = (
         torch.tensor([[1, 2, 3, 4, 5, 6]]),
@@ -270,7 +272,7 @@ def test_the_same_engine_without_faults_passes():
     assert not refused(sample(TEMPERATURE, {"depth": 2, "branching": [2, 1]}, "rrs_wor", 0.1))
 
 
-# ----------------------------------------------------------------------------------------------------------------- greedy
+# ------------------------------------------------------------------------------------------- greedy
 
 
 def decode(lm: type[TransformersLM], rule: Any) -> greedy.Greedy:

@@ -1,6 +1,8 @@
-"""Deliberately broken variants of faults that published decoders have had, each caught by the check that guards the real code.
+"""Deliberately broken variants of faults that published decoders have had, each caught by the check
+that guards the real code.
 
-Every test first runs the sound rule through the same check. The exact effects are known from the faults' rules as written.
+Every test first runs the sound rule through the same check. The exact effects are known from the
+faults' rules as written.
 """
 
 from collections import Counter
@@ -66,7 +68,7 @@ def first_token(law) -> dict[int, float]:
     return dict(found)
 
 
-# -------------------------------------------------------------------------------------------------- 1: a bonus unprocessed
+# --------------------------------------------------------------------------- 1: a bonus unprocessed
 
 
 class BonusFromRawLogits(Naive):
@@ -87,7 +89,7 @@ def test_fault_1_bonus_without_temperature():
     assert dict(wrong.law) == pytest.approx({(0,): 0.7, (1,): 0.3})
 
 
-# -------------------------------------------------------------------------------------------- 2: no residual on rejection
+# ---------------------------------------------------------------------- 2: no residual on rejection
 
 
 def test_fault_2_rejection_samples_p(monkeypatch):
@@ -102,7 +104,7 @@ def test_fault_2_rejection_samples_p(monkeypatch):
     )  # the accepted length is as it should be
 
 
-# ---------------------------------------------------------------------------------- 3: the target's draw is thrown away
+# -------------------------------------------------------------- 3: the target's draw is thrown away
 
 
 class DrawsAgain(Naive):
@@ -131,7 +133,7 @@ def test_fault_3_token_matching_draws_again():
     assert first_token(wrong.law) == pytest.approx({0: 3 / 4, 1: 1 / 4})
 
 
-# --------------------------------------------------------------------------- 5: argmax drafts verified against softmax q
+# ------------------------------------------------------ 5: argmax drafts verified against softmax q
 
 
 def test_fault_5_argmax_drafts_claim_to_be_samples():
@@ -152,7 +154,7 @@ def test_fault_5_top_k_siblings_claim_to_be_samples(monkeypatch):
     assert wrong.distance(FOUR.plain(3)) > 0.2
 
 
-# -------------------------------------------------------------------- 14: temperature 0 judged by an unsharpened softmax
+# ----------------------------------------------- 14: temperature 0 judged by an unsharpened softmax
 
 
 class UnsharpenedAtZero(Naive):
@@ -179,11 +181,12 @@ def test_fault_14_temperature_0_with_an_unsharpened_test():
     assert first_token(wrong.law) == {0: 1.0}
 
 
-# ------------------------------------------------------------------------------------------------- 15: edited in place
+# ------------------------------------------------------------------------------ 15: edited in place
 
 
 def test_fault_15_p_edited_in_place_by_a_sibling(monkeypatch):
-    """Right in what it returns; but a node with fewer siblings than another never had that residual taken."""
+    """Right in what it returns; but a node with fewer siblings than another never had that residual
+    taken."""
 
     def drafter() -> Drafter:
         return Fixed([0, 0, 1], [0, 1, 2])
@@ -259,7 +262,7 @@ def test_fault_15_q_edited_in_place_by_the_rule():
         exact(toy, drafter, ShrinksSharedQ(), 3)
 
 
-# --------------------------------------------------------------------------------------------- 11: correlated numbers
+# --------------------------------------------------------------------------- 11: correlated numbers
 
 
 class OnePurpose(KeyedDraws):
@@ -279,7 +282,8 @@ class NoRank(KeyedDraws):
 
 
 class ByPosition(KeyedDraws):
-    """Keyed by the position alone, which the next round comes back to after a partial acceptance."""
+    """Keyed by the position alone, which the next round comes back to after a partial
+    acceptance."""
 
     @property
     def rows(self):
@@ -334,26 +338,33 @@ def test_fault_11_reused_keys_are_seen_by_the_recording(draws, drafter, rule):
 
 
 def distance_over_rounds(source: Keyed, tokens: int, copies: int) -> float:
-    """Total variation of sampled token counts (how many 1s) from plain sampling, over several rounds of block verification."""
+    """Total variation of sampled token counts (how many 1s) from plain sampling, over several
+    rounds of block verification."""
     target = TableModel(COINS.p)
     out = specdec.generate(
-        target, [[0]] * copies, drafter=make({"name": "small_model", "depth": 2}, COINS)(), verifier=Block(), temperature=1.0,
-        max_new_tokens=tokens, chance=source,
-    )  # fmt: skip
+        target,
+        [[0]] * copies,
+        drafter=make({"name": "small_model", "depth": 2}, COINS)(),
+        verifier=Block(),
+        temperature=1.0,
+        max_new_tokens=tokens,
+        chance=source,
+    )
     found = Counter(tuple(row.tolist()) for row in out.tokens)
     plain = COINS.plain(tokens)
     return sum(abs(found[key] / copies - plain[key]) for key in plain) / 2
 
 
 def test_keys_by_position_alone_bend_the_law_of_several_rounds():
-    """One round would not show it: the coins of a position are known to have failed when the next round meets them."""
+    """One round would not show it: the coins of a position are known to have failed when the next
+    round meets them."""
     tokens, copies = 4, 3000
     noise = distance_over_rounds(Keyed(1), tokens, copies)
     assert noise < 0.035
     assert distance_over_rounds(Mutant(ByPosition, 1), tokens, copies) > 0.05
 
 
-# ------------------------------------------------------------------------------- 12: the ends of the unit interval
+# ---------------------------------------------------------------- 12: the ends of the unit interval
 
 
 class ConstantChance(Keyed):
@@ -414,7 +425,7 @@ def test_fault_12_a_coin_of_exactly_1():
     )  # 64 bits of 1: the largest number there is
 
 
-# ------------------------------------------------------------------------------------------- 13: nothing left of p
+# ---------------------------------------------------------------------------- 13: nothing left of p
 
 
 class Rejecting(Keyed):
@@ -476,7 +487,7 @@ def test_p_equal_to_q_is_accepted_whatever_u_is(rule, u):
     assert out.report.counts["zero_residuals"] == 0
 
 
-# --------------------------------------------------------------------------------------------------- 17: past the end
+# --------------------------------------------------------------------------------- 17: past the end
 
 
 class WithEnd(TableModel):

@@ -226,8 +226,8 @@ def test_data_sets(tmp_path, monkeypatch):
 
 WORDS = ["<end>", "<user>", "<model>", *"abcdefgh"]
 TEMPLATE = (
-    "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<model> ' }}{{ m.content }} {% endfor %}"
-    "{% if add_generation_prompt %}<model>{% endif %}"
+    "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<model> ' }}{{ m.content }} {% "
+    "endfor %}{% if add_generation_prompt %}<model>{% endif %}"
 )
 
 
@@ -239,9 +239,16 @@ def target():
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, eos_token_id=0, bos_token_id=None, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.5,
+    )
     return load(
         (
             LlamaForCausalLM(config).eval(),

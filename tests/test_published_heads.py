@@ -1,4 +1,5 @@
-"""Heads in the layouts that others publish, made of random tensors: every key lands where it belongs, and what is exported comes back."""
+"""Heads in the layouts that others publish, made of random tensors: every key lands where it
+belongs, and what is exported comes back."""
 
 import json
 
@@ -209,7 +210,8 @@ def test_drafts_for_a_target_of_its_size(layout, tmp_path):
 @pytest.mark.parametrize("layout", ["eagle", "eagle3", "speculators"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_rounded_head_turns_by_the_same_angles(layout, dtype, tmp_path):
-    """Files hold 16 bits and targets run in them; positions are as exact in the head as they are in the target."""
+    """Files hold 16 bits and targets run in them; positions are as exact in the head as they are in
+    the target."""
     folder_of(tmp_path, layout)
     head = LAYOUTS[layout][0].load(tmp_path).to(dtype)
     rotary = head.decoder.get_submodule("rotary_emb")
@@ -255,7 +257,8 @@ def test_layers_that_the_target_does_not_have(tmp_path):
 
 
 def test_residual_norms_are_two_functions():
-    """norm_before_residual changes what the layer adds to, and nothing else: with a norm that changes nothing they agree."""
+    """norm_before_residual changes what the layer adds to, and nothing else: with a norm that
+    changes nothing they agree."""
     target = load(shared("llama_gqa"))
     plain = random_head(lambda: Eagle3Head.for_target(target), torch.float64)
     settings = {**plain.settings, "norm_before_residual": True}
@@ -289,7 +292,7 @@ def test_what_is_the_targets_must_be_the_targets(key, tmp_path):
         EagleHead.load(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------------ export
+# ------------------------------------------------------------------------------------------- export
 
 
 def logits_of(head):
@@ -357,13 +360,17 @@ def test_what_the_layout_has_no_place_for(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ unusable files
+# ----------------------------------------------------------------------------------- unusable files
 
 
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
-        ("speculators", {"speculators_model_type": "eagle"}, "of type 'eagle'; of this layout, 'eagle3'"),
+        (
+            "speculators",
+            {"speculators_model_type": "eagle"},
+            "of type 'eagle'; of this layout, 'eagle3'",
+        ),
         ("speculators", {"norm_before_residual": None}, "lacks norm_before_residual"),
         ("speculators", {"fc_norm": True}, "norms each tap"),
         ("speculators", {"target_hidden_size": 64}, "32 wide and its target 64"),

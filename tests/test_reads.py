@@ -1,4 +1,5 @@
-"""One read of the device a round: whatever drafts and whatever verifies, numbers cross to the host once."""
+"""One read of the device a round: whatever drafts and whatever verifies, numbers cross to the host
+once."""
 
 from collections import Counter
 from typing import Any
@@ -31,7 +32,8 @@ READS = (
 
 
 class Reads(TorchFunctionMode):
-    """Counts calls that bring values of tensors to the host, as an accelerator would have to wait for them."""
+    """Counts calls that bring values of tensors to the host, as an accelerator would have to wait
+    for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,11 +64,18 @@ SHAPES = [
 
 
 def counted(drafter: Drafter, rule: Any, temperature: float) -> list[tuple[int, Counter[str]]]:
-    """Per round of a run in which rows end and begin: how many rows were new in it, and what was read."""
+    """Per round of a run in which rows end and begin: how many rows were new in it, and what was
+    read."""
     call = prepare(
-        specdec.load(shared("llama_gqa")), prompts(9, 4, 6), drafter=drafter, verifier=rule, temperature=temperature,
-        max_new_tokens=16, allow_lossy=True, seats=2,
-    )  # fmt: skip
+        specdec.load(shared("llama_gqa")),
+        prompts(9, 4, 6),
+        drafter=drafter,
+        verifier=rule,
+        temperature=temperature,
+        max_new_tokens=16,
+        allow_lossy=True,
+        seats=2,
+    )
     rounds, found, known = Run(call).rounds(), [], {-1}
     while True:
         with Reads() as reads:

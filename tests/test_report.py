@@ -206,7 +206,8 @@ def test_comparison_pairs_runs_and_names_what_changed(study):
 
 
 def test_methods_of_one_study_are_paired(study, monkeypatch, tmp_path, capsys):
-    """Those that decode the same prompts alike; p is adjusted for all tests of the table together."""
+    """Those that decode the same prompts alike; p is adjusted for all tests of the table
+    together."""
     pairs = comparison.within(study.results)
     assert [(a.config.label, b.config.label) for a, b in pairs] == [("none", "ngram")] * 2
     assert [a.config.sampling.temperature for a, _ in pairs] == [
@@ -277,9 +278,14 @@ def test_page_in_a_browser(study, tmp_path, width):
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     page = pages.write(study, tmp_path / "report")
     probe = """<script>addEventListener("load", () => {
-      const found = {wide: document.documentElement.scrollWidth, sections: [...document.querySelectorAll("h2")].map(h => h.textContent),
-        broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, images: document.images.length};
-      const note = document.createElement("pre"); note.id = "found"; note.textContent = JSON.stringify(found);
+      const found = {
+        wide: document.documentElement.scrollWidth,
+        sections: [...document.querySelectorAll("h2")].map(h => h.textContent),
+        broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length,
+        images: document.images.length};
+      const note = document.createElement("pre");
+      note.id = "found";
+      note.textContent = JSON.stringify(found);
       document.body.append(note); });</script>"""
     watched = tmp_path / "watched.html"
     watched.write_text(page.read_text().replace("</body>", probe + "</body>"))

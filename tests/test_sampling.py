@@ -45,7 +45,8 @@ def state_of(tokens: torch.Tensor, lengths: list[int], sampling: Sampling) -> St
 def scored(
     sampling: Sampling, dtype: torch.dtype = torch.float64
 ) -> tuple[Laws, torch.Tensor, list[list[list[int]]]]:
-    """Laws over two ragged rows of few tokens (so that n-grams repeat), their logits, and every node's prefix."""
+    """Laws over two ragged rows of few tokens (so that n-grams repeat), their logits, and every
+    node's prefix."""
     random = torch.Generator().manual_seed(3)
     tokens = torch.randint(4, (2, 12), generator=random)
     drafted = torch.randint(4, PARENTS.shape, generator=random)
@@ -152,7 +153,7 @@ def test_laws_that_are_none_are_counted():
             assert (laws.faulty > 0).tolist() == [False, True]
 
 
-# ------------------------------------------------------------------------------------------------------------------- ties
+# --------------------------------------------------------------------------------------------- ties
 
 
 def test_ties_go_to_the_lowest_index():
@@ -176,7 +177,7 @@ def test_ties_at_temperature_0():
     assert int(laws.argmax[0, 0]) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------ whole outputs
+# ------------------------------------------------------------------------------------ whole outputs
 
 
 @pytest.mark.parametrize("drafter", ["none", {"name": "ngram", "tree": True}])
@@ -188,7 +189,12 @@ def test_penalised_greedy_output_is_that_of_transformers(drafter):
     )  # fmt: skip
     for row, tokens in zip(rows, out.tokens, strict=True):
         reference = model.generate(
-            torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long), do_sample=False,
-            max_new_tokens=20, repetition_penalty=1.4, no_repeat_ngram_size=2, pad_token_id=0,
-        )  # fmt: skip
+            torch.tensor([row]),
+            attention_mask=torch.ones(1, len(row), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=20,
+            repetition_penalty=1.4,
+            no_repeat_ngram_size=2,
+            pad_token_id=0,
+        )
         assert tokens.tolist() == reference[0, len(row) :].tolist()

@@ -1,4 +1,5 @@
-"""Drafters made of the target's own layers: parts that share them, slots that stay right, and targets that must be refused."""
+"""Drafters made of the target's own layers: parts that share them, slots that stay right, and
+targets that must be refused."""
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ RESUMES = sorted(set(models.ARCHITECTURES) - {"gpt2", "opt"})
 @pytest.mark.parametrize("kind", DRAFTERS)
 @pytest.mark.parametrize("shape", ["chain", "tree", "ranked"])
 def test_greedy_output_is_the_targets_own(name, kind, shape):
-    """Grouped heads, windows, hybrids, mixtures of experts; ragged prompts, longer than the window."""
+    """Grouped heads, windows, hybrids, mixtures of experts; ragged prompts, longer than the
+    window."""
     target, prompts = specdec.load(models.shared(name)), models.prompts(7, 3, 5)
     plain = specdec.generate(target, prompts, drafter="none", max_new_tokens=16)
     ours = specdec.generate(
@@ -62,7 +64,8 @@ def test_a_row_is_the_same_alone_and_in_a_batch(name, kind, shape):
     "shape", [{"depth": 1}, {"depth": 1, "branching": 2}, {"depth": 2, "stop": {"threshold": 0.45}}]
 )
 def test_two_rounds_on_a_transformers_model_have_the_law_of_plain_sampling(kind, shape):
-    """Three tokens, float64, every outcome: what tables cannot show is that the part reads and writes the right slots."""
+    """Three tokens, float64, every outcome: what tables cannot show is that the part reads and
+    writes the right slots."""
     model = tiny.llama(3, seed=2).double()
     target, prompt = specdec.TransformersLM(model), [[0, 2, 1]]
 
@@ -254,6 +257,7 @@ def test_the_search_finds_the_layer_that_does_nothing():
 
 
 def test_predicted_speed_up_of_a_set():
-    """Agreement 0.5 at half the cost: depth 1 gives 1.5 / 1.5; at no cost depth 2 gives 1 + 0.5 + 0.25."""
+    """Agreement 0.5 at half the cost: depth 1 gives 1.5 / 1.5; at no cost depth 2 gives 1 + 0.5 +
+    0.25."""
     assert Skip(agreement=(0.5, 0.5), cost=0.25).best() == (pytest.approx(1.2), 1)
     assert Skip(agreement=(0.5, 0.5), cost=0.0).best() == (pytest.approx(1.75), 2)

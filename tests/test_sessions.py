@@ -1,5 +1,5 @@
-"""Weights and memory are apart: runs that share a model, or a drafter, do not notice one another; prompts that share seats
-do not either; and memory is freed."""
+"""Weights and memory are apart: runs that share a model, or a drafter, do not notice one another;
+prompts that share seats do not either; and memory is freed."""
 
 import gc
 import threading
@@ -55,7 +55,7 @@ def collected(events: Iterator[specdec.Event]) -> list[int]:
     return [token for event in events for token in event.tokens]
 
 
-# ------------------------------------------------------------------------------------------------------------ side by side
+# ------------------------------------------------------------------------------------- side by side
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
@@ -131,13 +131,14 @@ def test_two_streams_on_other_families(name):
 
 
 def test_the_target_drafts_for_itself_in_a_session_of_its_own(target):
-    """One object as target and as draft model: two memories, one set of weights, every draft accepted."""
+    """One object as target and as draft model: two memories, one set of weights, every draft
+    accepted."""
     drafter = {"name": "small_model", "model": target, "depth": 4}
     out = specdec.generate(target, [ROWS[0]], drafter=drafter, max_new_tokens=10)
     assert out.report.tau == 5
 
 
-# ------------------------------------------------------------------------------------------------------------------- seats
+# -------------------------------------------------------------------------------------------- seats
 
 
 @pytest.mark.parametrize("chance", [Keyed, Coupled])
@@ -147,9 +148,15 @@ def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(
 ):
     def run(order: list[int], seats: int | None) -> dict[int, list[int]]:
         out = specdec.generate(
-            target, [ROWS[number] for number in order], drafter=suite.make(drafter, target, draft), temperature=1.0,
-            max_new_tokens=NEW, request_ids=order, chance=chance(3), seats=seats,
-        )  # fmt: skip
+            target,
+            [ROWS[number] for number in order],
+            drafter=suite.make(drafter, target, draft),
+            temperature=1.0,
+            max_new_tokens=NEW,
+            request_ids=order,
+            chance=chance(3),
+            seats=seats,
+        )
         assert out.finish_reasons == ["length"] * len(order)
         return {number: row.tolist() for number, row in zip(order, out.tokens, strict=True)}
 
@@ -160,7 +167,8 @@ def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(
 
 
 def test_a_seat_is_taken_as_soon_as_it_is_free(target):
-    """Texts of different lengths: rounds are those of the seats' own loads, not of whole batches."""
+    """Texts of different lengths: rounds are those of the seats' own loads, not of whole
+    batches."""
     model = shared("llama_gqa", torch.float64)
     plain = [
         specdec.generate(target, [row], max_new_tokens=30, drafter="none").tokens[0].tolist()
@@ -312,7 +320,7 @@ def test_an_earlier_state_stays_what_it_was(target):
         assert state.on_host.lengths == lengths
 
 
-# ------------------------------------------------------------------------------------------------------------------ memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 class Books:
@@ -402,7 +410,7 @@ def test_a_broken_up_run_leaves_the_target_usable(target):
     assert [len(row) for row in again.tokens] == [5] * 5
 
 
-# ----------------------------------------------------------------------------------------------------- the user's own model
+# ----------------------------------------------------------------------------- the user's own model
 
 
 def everything(model: torch.nn.Module) -> list[tuple[str, int]]:
@@ -461,12 +469,13 @@ def test_a_transformers_that_moved_what_we_lean_on_is_named(monkeypatch):
         specdec.load(shared("llama_gqa"))
 
 
-# --------------------------------------------------------------------------------------------------------- the random schedule
+# ------------------------------------------------------------------------------ the random schedule
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_session_under_a_random_schedule_is_what_its_texts_say(seed):
-    """Rows are read, scored, kept, left and filled anew in any order; logits are those of the plain text."""
+    """Rows are read, scored, kept, left and filled anew in any order; logits are those of the plain
+    text."""
     model, random = shared("llama_gqa", torch.float64), np.random.default_rng(seed)
     session = specdec.load(model).open(3, 4)
     texts: list[list[int]] = [[], [], []]

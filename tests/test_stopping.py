@@ -1,4 +1,5 @@
-"""When chains stop: the rule sees q before anything is drawn, each row on its own, and the law survives."""
+"""When chains stop: the rule sees q before anything is drawn, each row on its own, and the law
+survives."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,7 +25,8 @@ STOPS = [{"length": 1}, {"threshold": 0.55}, {"acceptance": 0.5, "threshold": 0.
 @pytest.mark.parametrize("stop", STOPS, ids=str)
 @pytest.mark.parametrize("rule", ["token", "block", "naive"])
 def test_the_law_survives(stop, rule):
-    """Every outcome of whole generations. Some roots of this q pass a threshold of 0.55, some nodes do not."""
+    """Every outcome of whole generations. Some roots of this q pass a threshold of 0.55, some nodes
+    do not."""
     found = exact(
         KNOWN,
         make({"name": "small_model", "depth": 2, "stop": stop}, KNOWN),
@@ -147,7 +149,8 @@ def _begun(stop, rows):
 
 
 def test_an_adaptive_threshold_moves_towards_the_wanted_acceptance():
-    """Too little is accepted: draft less (the threshold rises). Too much: draft more. Rows don't know each other."""
+    """Too little is accepted: draft less (the threshold rises). Too much: draft more. Rows don't
+    know each other."""
     stop = _begun(AdaptiveThreshold(acceptance=0.5, threshold=0.4), 2)
     for _ in range(50):
         stop.round(_after([4, 4], [0, 4]))
@@ -164,8 +167,8 @@ def test_an_adaptive_threshold_comes_back_from_drafting_nothing():
 
 
 def test_where_a_threshold_starts_is_forgotten():
-    """Tokens of top probability c are accepted with probability c. From both sides the threshold comes to one place, which is
-    higher where more is wanted."""
+    """Tokens of top probability c are accepted with probability c. From both sides the threshold
+    comes to one place, which is higher where more is wanted."""
 
     def settled(wanted, start):
         stop, random = _begun(AdaptiveThreshold(wanted, start), 1), torch.Generator().manual_seed(0)

@@ -1,4 +1,5 @@
-"""Training recipes in miniature: from a folder of text to models that load, and resuming to the same losses."""
+"""Training recipes in miniature: from a folder of text to models that load, and resuming to the
+same losses."""
 
 import json
 import shutil

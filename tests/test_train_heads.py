@@ -1,4 +1,5 @@
-"""Training of heads: losses by hand, the states and samples that it learns from, and runs in miniature that survive a kill."""
+"""Training of heads: losses by hand, the states and samples that it learns from, and runs in
+miniature that survive a kill."""
 
 import json
 import os
@@ -40,7 +41,7 @@ RECIPES = sorted(
     if OmegaConf.load(path).get("head")
 )
 
-# ------------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 
 P, Q = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.5, 0.3]])
 KL = float((P * (P / Q).log()).sum())
@@ -68,7 +69,8 @@ def test_the_share_of_the_hybrid_loss_has_no_slope():
 
 
 def test_losses_over_a_part_of_the_vocabulary():
-    """The target's mass on tokens that the head lacks is never accepted; the best head shares out the rest."""
+    """The target's mass on tokens that the head lacks is never accepted; the best head shares out
+    the rest."""
     part = P[:, :2]  # 0.8 of the mass
     best = (part / part.sum()).log()
     torch.testing.assert_close(distance(part, best, "tv"), torch.tensor([0.2]))
@@ -170,7 +172,7 @@ def test_a_head_with_its_own_vocabulary_is_compared_on_that():
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------- the teacher
+# -------------------------------------------------------------------------------------- the teacher
 
 
 def windows(step: int) -> np.ndarray:
@@ -215,7 +217,8 @@ def test_a_fill_that_was_interrupted_goes_on(tmp_path):
 
 
 def test_states_that_do_not_fit_are_refused_before_anything_is_computed(tmp_path, capsys):
-    """The size is told first: 10^9 batches of 2 x 8 tokens, 32 numbers of 2 bytes each, and ids of 4."""
+    """The size is told first: 10^9 batches of 2 x 8 tokens, 32 numbers of 2 bytes each, and ids of
+    4."""
     teacher = Teacher(lm("llama_gqa"), ("head",))
     with pytest.raises(ValueError, match=r"need 1088\.0 GB .* cache fewer"):
         Cached(teacher, windows, 10**9, tmp_path / "states")
@@ -235,7 +238,7 @@ def test_a_folder_with_other_states_is_refused(tmp_path):
             Cached(Teacher(target, taps), other, steps, tmp_path)
 
 
-# -------------------------------------------------------------------------------------------------------------------- samples
+# ------------------------------------------------------------------------------------------ samples
 
 STREAM = Stream(
     np.random.default_rng(0).integers(models.VOCABULARY, size=400).astype(np.int32), 400
@@ -291,7 +294,7 @@ def test_rows_of_a_pass_are_all_different_and_a_step_is_its_own():
         rows.windows(11, 2, 0, 0)
 
 
-# --------------------------------------------------------------------------------------------------------- runs in miniature
+# -------------------------------------------------------------------------------- runs in miniature
 
 TINY = [
     "text=files",
@@ -384,7 +387,8 @@ def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(
 def test_interrupted_training_resumes_to_the_same_losses(
     recipe, texts, target, tmp_path, monkeypatch
 ):
-    """Killed in the fourth step, two after the checkpoint; half of each batch are samples, kept from the first time."""
+    """Killed in the fourth step, two after the checkpoint; half of each batch are samples, kept
+    from the first time."""
     more = ("samples.share=0.5",)
     recipes.train_head(
         settings(recipe, texts, target, tmp_path / "whole", *more), tmp_path / "whole", "cpu"
@@ -444,7 +448,8 @@ def test_a_share_of_each_batch_is_samples(texts, target, tmp_path):
 
 
 def test_states_on_disk_train_to_the_same_losses(texts, target, tmp_path):
-    """As many batches as steps: nothing is read twice. The target's float32 states are rounded to bfloat16 on disk."""
+    """As many batches as steps: nothing is read twice. The target's float32 states are rounded to
+    bfloat16 on disk."""
     for name, more in (("live", ()), ("cached", ("cache_batches=4",))):
         recipes.train_head(
             settings("eagle", texts, target, tmp_path / name, *more), tmp_path / name, "cpu"
@@ -486,14 +491,14 @@ def test_what_makes_a_head_is_checked_before_it_is_called(
     assert not mark.exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- overfitting
+# -------------------------------------------------------------------------------------- overfitting
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADS)
 def test_ten_sequences_are_learnt_by_heart(kind, tmp_path):
-    """The greedy continuations of ten prompts by a random target: what was trained on is what decoding meets, so nearly every
-    draft of its own greedy chain is accepted."""
+    """The greedy continuations of ten prompts by a random target: what was trained on is what
+    decoding meets, so nearly every draft of its own greedy chain is accepted."""
     target, openings = lm("llama_gqa"), prompts(*[4] * 10)
     written = specdec.generate(target, openings, drafter="none", max_new_tokens=28).tokens
     texts = np.array(
@@ -526,7 +531,7 @@ def test_ten_sequences_are_learnt_by_heart(kind, tmp_path):
     assert out.report.tau > 3.3  # of 4
 
 
-# -------------------------------------------------------------------------------------------------- kills, and several processes
+# --------------------------------------------------------------------- kills, and several processes
 
 
 class Point(nn.Module):
@@ -580,9 +585,10 @@ def finished(process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_a_kill_loses_at_most_the_last_interval(tmp_path):
-    """kill -9 somewhere after the twelfth step. The checkpoint is at most five steps old, and the run that goes on from it ends
-    as one that was never killed."""
-    call = f"from pathlib import Path; from tests.test_train_heads import rehearse; rehearse(Path({str(tmp_path / 'killed')!r})"
+    """kill -9 somewhere after the twelfth step. The checkpoint is at most five steps old, and the
+    run that goes on from it ends as one that was never killed."""
+    imports = "from pathlib import Path; from tests.test_train_heads import rehearse"
+    call = f"{imports}; rehearse(Path({str(tmp_path / 'killed')!r})"
     process, notes = python("-c", f"{call}, pause=0.05)"), tmp_path / "killed" / "steps0.txt"
     deadline = time.monotonic() + 500
     while not (notes.exists() and len(notes.read_text().split()) > 12):
@@ -682,7 +688,8 @@ def test_a_kill_after_ten_minutes_loses_little(tmp_path, monkeypatch):
 
 
 def launch(*arguments: str, **options: Any) -> subprocess.Popen:
-    """Two processes on the CPU. (`accelerate launch` itself starts several CPU processes only through MPI.)"""
+    """Two processes on the CPU. (`accelerate launch` itself starts several CPU processes only
+    through MPI.)"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -692,7 +699,8 @@ def launch(*arguments: str, **options: Any) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_two_processes_average_their_gradients(tmp_path):
-    """Each takes its own batches, both end at the same weights, which are those of one process that averages itself."""
+    """Each takes its own batches, both end at the same weights, which are those of one process that
+    averages itself."""
     script = tmp_path / "together.py"
     script.write_text(
         "import os\nfrom pathlib import Path\nfrom tests.test_train_heads import rehearse\n"

@@ -1,9 +1,11 @@
-"""Lossless on chains, and optimal for one independently drawn chain: the whole block is judged, longest prefix first.
+"""Lossless on chains, and optimal for one independently drawn chain: the whole block is judged,
+longest prefix first.
 
-Sun et al. 2403.10444, block verification (not its "greedy" variant, which changes the target of later rounds). Exact for DET,
-WOR and WR (one child per node). pi_0 = 1, pi_i = min(1, pi_{i-1} r_i); S_i = sum((pi_i p - q)+) at prefix i;
-h_i = S_i / (S_i + 1 - pi_i), h at the leaf = pi. The longest i whose coin shows u < h_i is accepted; the extra token comes
-from norm((pi_i p - q)+), at the leaf from p. Expected accepted length: sum_i E_q[pi_i]. Cost: O(V) per node of the chain.
+Sun et al. 2403.10444, block verification (not its "greedy" variant, which changes the target of
+later rounds). Exact for DET, WOR and WR (one child per node). pi_0 = 1, pi_i = min(1, pi_{i-1}
+r_i); S_i = sum((pi_i p - q)+) at prefix i; h_i = S_i / (S_i + 1 - pi_i), h at the leaf = pi. The
+longest i whose coin shows u < h_i is accepted; the extra token comes from norm((pi_i p - q)+), at
+the leaf from p. Expected accepted length: sum_i E_q[pi_i]. Cost: O(V) per node of the chain.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Lossless at temperature 0, any tree: the output is the target's own greedy continuation.
 
 Accepts the longest path whose every token is the argmax of its parent's logits (ties to the lowest
-index). Stern et al. 1811.03115; Leviathan et al. 2211.17192. Exact for DET, WOR, WR and HUB siblings.
-Cost: one argmax over the scored nodes.
+index). Stern et al. 1811.03115; Leviathan et al. 2211.17192. Exact for DET, WOR, WR and HUB
+siblings. Cost: one argmax over the scored nodes.
 """
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier

@@ -1,8 +1,10 @@
-"""Lossless on HUB siblings, and the best any rule can do with that draft: the sampled child is tested first.
+"""Lossless on HUB siblings, and the best any rule can do with that draft: the sampled child is
+tested first.
 
-SpecHub 2411.05289 at two children; Hu et al. 2502.18779 (greedy draft) for more. T = the k - 1 fixed children, z drawn from
-q without T. Accept z if u < p(z) / q_{-T}(z); else draw y from norm((p - q_{-T})+) and descend if y is in T. Exact for HUB with
-fixed width. Expected: p(T) + sum_{x not in T} min(p, q_{-T}). Cost: O(V) per visited node.
+SpecHub 2411.05289 at two children; Hu et al. 2502.18779 (greedy draft) for more. T = the k - 1
+fixed children, z drawn from q without T. Accept z if u < p(z) / q_{-T}(z); else draw y from norm((p
+- q_{-T})+) and descend if y is in T. Exact for HUB with fixed width. Expected: p(T) + sum_{x not in
+T} min(p, q_{-T}). Cost: O(V) per visited node.
 """
 
 import torch

@@ -1,9 +1,11 @@
-"""Lossless on independently drawn siblings, an oracle for small vocabularies: importance-weighted choice, then one exact test.
+"""Lossless on independently drawn siblings, an oracle for small vocabularies: importance-weighted
+choice, then one exact test.
 
-Khisti et al. 2410.18234. One of the k drafted slots is picked with weights w = p / q per slot (ties and zeros: evenly); the marginal p_I of
-the picked token is computed exactly over all V^k tuples; then the single-draft rule with proposal p_I: accept if
-u < p / p_I, else emit from norm((p - p_I)+). Exact for WR with fixed width, whatever the weights. Expected at one node:
-sum(min(p, p_I)). Cost: O(k V^k) per visited node, hence the limit on the vocabulary.
+Khisti et al. 2410.18234. One of the k drafted slots is picked with weights w = p / q per slot (ties
+and zeros: evenly); the marginal p_I of the picked token is computed exactly over all V^k tuples;
+then the single-draft rule with proposal p_I: accept if u < p / p_I, else emit from norm((p -
+p_I)+). Exact for WR with fixed width, whatever the weights. Expected at one node: sum(min(p, p_I)).
+Cost: O(k V^k) per visited node, hence the limit on the vocabulary.
 """
 
 import torch

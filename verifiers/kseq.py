@@ -1,9 +1,11 @@
-"""Lossless on independently drawn siblings: k-sequential selection, each child tested against p / (gamma q).
+"""Lossless on independently drawn siblings: k-sequential selection, each child tested against p /
+(gamma q).
 
 SpecTr 2310.15141, algorithm 3. beta(gamma) = sum(min(p / gamma, q)); gamma is the root in [1, k] of
-1 - (1 - beta)^k = gamma beta, rounded up (any larger gamma is exact too). The first child with u < p / (gamma q) is accepted; else
-emit from norm(p - min(p / gamma, q) (1 - (1 - beta)^k) / beta). Exact for WR with fixed width. Expected at one node:
-1 - (1 - beta)^k. Cost: O(V) times about 22 bisections per visited node.
+1 - (1 - beta)^k = gamma beta, rounded up (any larger gamma is exact too). The first child with u <
+p / (gamma q) is accepted; else emit from norm(p - min(p / gamma, q) (1 - (1 - beta)^k) / beta).
+Exact for WR with fixed width. Expected at one node: 1 - (1 - beta)^k. Cost: O(V) times about 22
+bisections per visited node.
 """
 
 import torch
@@ -49,7 +51,8 @@ def judge(walk: Walk, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
 
 
 def smallest_gamma(p: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """(n,) the smallest multiple of STEP at or above the root, for p, q (n, V) and k (n,) siblings."""
+    """(n,) the smallest multiple of STEP at or above the root, for p, q (n, V) and k (n,)
+    siblings."""
     low = torch.full_like(k, round(1 / STEP))
     high = k * round(1 / STEP)
     for _ in range(int(round(1 / STEP) * 64).bit_length()):

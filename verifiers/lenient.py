@@ -1,8 +1,10 @@
-"""Lossy: recursive acceptance of chains that takes a token where p / q reaches a share l of what exactness asks.
+"""Lossy: recursive acceptance of chains that takes a token where p / q reaches a share l of what
+exactness asks.
 
-Leviathan et al. 2211.17192, appendix A.5 (lenience): accept if u < p / (l q), 0 < l <= 1; on rejection emit from
-norm((p - min(q, p / l))+). l = 1 is the lossless token-wise rule. For DET, WOR and WR chains. Per judged node the law of what is
-emitted, averaged over the draft, is known: its total variation and KL from p are reported. Cost: O(V) per visited node.
+Leviathan et al. 2211.17192, appendix A.5 (lenience): accept if u < p / (l q), 0 < l <= 1; on
+rejection emit from norm((p - min(q, p / l))+). l = 1 is the lossless token-wise rule. For DET, WOR
+and WR chains. Per judged node the law of what is emitted, averaged over the draft, is known: its
+total variation and KL from p are reported. Cost: O(V) per visited node.
 """
 
 from dataclasses import replace

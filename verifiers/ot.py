@@ -1,9 +1,12 @@
-"""Lossless on sampled siblings, an oracle for small vocabularies: the optimal transport plan between drafts and target.
+"""Lossless on sampled siblings, an oracle for small vocabularies: the optimal transport plan
+between drafts and target.
 
-SpecTr 2310.15141, Sun et al.; no rule accepts more often at a single node (over several levels it is a rule, not a bound). The plan
-f(set, x) maximises sum(f) with sum_x f(set, x) <= Pr(set is drafted) and sum_set f(set, x) <= p(x), x in set (scipy's HiGHS);
-then x is accepted with f / Pr(set), else norm(p - sum f) is emitted. f is clipped to both marginals before use, so that the
-solver's tolerance cannot bend the law. Exact for WR and WOR with fixed width. Cost: a linear programme per visited node.
+SpecTr 2310.15141, Sun et al.; no rule accepts more often at a single node (over several levels it
+is a rule, not a bound). The plan f(set, x) maximises sum(f) with sum_x f(set, x) <= Pr(set is
+drafted) and sum_set f(set, x) <= p(x), x in set (scipy's HiGHS); then x is accepted with f /
+Pr(set), else norm(p - sum f) is emitted. f is clipped to both marginals before use, so that the
+solver's tolerance cannot bend the law. Exact for WR and WOR with fixed width. Cost: a linear
+programme per visited node.
 """
 
 from functools import lru_cache
@@ -47,7 +50,8 @@ def judge(walk: Walk, p: Tensor, q: Tensor | None, chance: Draws) -> Judged:
 
 
 def plans(walk: Walk, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row: acceptance of each token, and in column V of none (B, V + 1); what is left of p (B, V); rows with children."""
+    """Per row: acceptance of each token, and in column V of none (B, V + 1); what is left of p (B,
+    V); rows with children."""
     trees, (rows, vocabulary) = walk.trees, p.shape
     accept = torch.zeros(rows, vocabulary + 1, dtype=torch.float64)
     left, parent = p.cpu().clone(), torch.zeros(rows, dtype=torch.bool)
@@ -76,7 +80,8 @@ Flow = dict[tuple[frozenset[int], int], float]
 
 @lru_cache(maxsize=4096)
 def plan(q: tuple[float, ...], p: tuple[float, ...], k: int, replace: bool) -> tuple[Sets, Flow]:
-    """What k draws from q can show, and the flow to p. Remembered: rows of a batch often stand at the same laws."""
+    """What k draws from q can show, and the flow to p. Remembered: rows of a batch often stand at
+    the same laws."""
     sets = drafted_sets(np.array(q), k, replace)
     return sets, transport(sets, np.array(p))
 
@@ -88,7 +93,8 @@ def drafted_sets(q: np.ndarray, k: int, replace: bool) -> Sets:
     for draws in product(support, repeat=k) if replace else permutations(support, k):
         chance = 1.0
         for place, x in enumerate(draws):
-            # Summed anew: what is subtracted from 1 leaves only rounding behind where q is almost one-hot.
+            # Summed anew: what is subtracted from 1 leaves only rounding behind where q is almost
+            # one-hot.
             gone = () if replace else draws[:place]
             chance *= q[x] / sum(q[y] for y in support if y not in gone)
         members = frozenset(draws)

@@ -1,7 +1,8 @@
-"""Lossless on trees drawn without replacement: recursive rejection, q shrinking with every rejected sibling.
+"""Lossless on trees drawn without replacement: recursive rejection, q shrinking with every rejected
+sibling.
 
-RSD 2402.14160, Sequoia 2402.12374, EAGLE-1. Exact for WOR and (with q certain of the token) DET siblings, adaptive width
-included. Cost: O(V) per tried child.
+RSD 2402.14160, Sequoia 2402.12374, EAGLE-1. Exact for WOR and (with q certain of the token) DET
+siblings, adaptive width included. Cost: O(V) per tried child.
 """
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier

@@ -1,7 +1,8 @@
 """Lossless on trees drawn independently: recursive rejection against the same q for every sibling.
 
-SpecInfer 2305.09781, multi-step speculative sampling. Exact for WR and DET siblings, adaptive width included; a duplicate
-sibling is processed like any other (merging duplicates first would bend the law). Cost: O(V) per tried child.
+SpecInfer 2305.09781, multi-step speculative sampling. Exact for WR and DET siblings, adaptive width
+included; a duplicate sibling is processed like any other (merging duplicates first would bend the
+law). Cost: O(V) per tried child.
 """
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier

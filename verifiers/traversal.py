@@ -1,5 +1,5 @@
-"""Lossless on trees: leaves are judged before their ancestors, so that a rejected branch still leaves
-its prefix a chance.
+"""Lossless on trees: leaves are judged before their ancestors, so that a rejected branch still
+leaves its prefix a chance.
 
 Weng et al. 2505.12398 (traversal verification). Exact for DET, WOR and WR siblings, adaptive width
 included; on a chain it is block verification. Not worse than recursive rejection in any case known

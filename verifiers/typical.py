@@ -1,8 +1,10 @@
-"""Lossy: accepts what the target finds typical enough, without a draw: p(x) > min(epsilon, delta exp(-entropy(p))).
+"""Lossy: accepts what the target finds typical enough, without a draw: p(x) > min(epsilon, delta
+exp(-entropy(p))).
 
-Medusa 2401.10774, section 2.3.1. The longest path whose every token passes is accepted (of equally long ones the most likely),
-then the target adds a token of its own. For every sibling law. Given the tree, a node with a passing child on the path emits
-that child with certainty: its total variation from p is 1 - p(x), its KL -log p(x). Cost: one law per node with children.
+Medusa 2401.10774, section 2.3.1. The longest path whose every token passes is accepted (of equally
+long ones the most likely), then the target adds a token of its own. For every sibling law. Given
+the tree, a node with a passing child on the path emits that child with certainty: its total
+variation from p is 1 - p(x), its KL -log p(x). Cost: one law per node with children.
 """
 
 import torch
@@ -33,7 +35,8 @@ class Typical(Verifier):
         threshold = (self.delta * (-entropy).exp()).clamp(max=self.epsilon).gather(1, parents)
         chances = law[rows[:, None], parents, trees.tokens]
         passes = (chances > threshold) | ~drafted
-        # A node stands if all its ancestors pass; the deepest wins, of equally deep ones the most likely.
+        # A node stands if all its ancestors pass; the deepest wins, of equally deep ones the most
+        # likely.
         stands = ~(trees.ancestors & ~passes[:, None, :]).any(2) & trees.used
         certain = chances.double()
         logs = torch.where(drafted, certain.clamp(min=1e-300).log(), 0.0)

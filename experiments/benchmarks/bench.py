@@ -115,9 +115,10 @@ class Bench:
             else ""
         )
         note = (
-            f"Medians over {len(self.prompts)} prompts{deep} with 95% bootstrap intervals of paired ratios, {wanted.dtype}, batch 1, "
-            f"{wanted.max_new_tokens} new tokens, {where.threads} threads, {where.machine.processor}. "
-            f"Distinct 4-grams of plain decoding: {distinct}. `python -m experiments.{program}`, {minutes:.0f} minutes."
+            f"Medians over {len(self.prompts)} prompts{deep} with 95% bootstrap intervals of "
+            f"paired ratios, {wanted.dtype}, batch 1, {wanted.max_new_tokens} new tokens, "
+            f"{where.threads} threads, {where.machine.processor}. Distinct 4-grams of plain "
+            f"decoding: {distinct}. `python -m experiments.{program}`, {minutes:.0f} minutes."
         )
         text = "\n".join([*map(markdown, tables), note]) + "\n"
         print(text)

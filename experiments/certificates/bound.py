@@ -1,7 +1,8 @@
 """How many drafted tokens any lossless rule can accept in a round, on table models.
 
-The length of the longest tree prefix of the output is a sum over depths d of "the output's first d tokens were drafted". Each
-probability is at most the transport optimum between the law of the target's length-d prefixes and the sets of drafted ones.
+The length of the longest tree prefix of the output is a sum over depths d of "the output's first d
+tokens were drafted". Each probability is at most the transport optimum between the law of the
+target's length-d prefixes and the sets of drafted ones.
 """
 
 from collections import defaultdict

@@ -35,7 +35,8 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. `size`: outcomes that a deeper round on a table may have; `outcomes`: where an enumeration gives up."""
+    """What to run. `size`: outcomes that a deeper round on a table may have; `outcomes`: where an
+    enumeration gives up."""
 
     checks: Sequence[str] = CHECKS
     outcomes: int = exact.OUTCOMES
@@ -65,8 +66,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pair:
-    """A drafter and a verifier by their settings (`_target_` or `name`, and arguments). Where a check brings its own target the
-    drafter comes from its `tiny`."""
+    """A drafter and a verifier by their settings (`_target_` or `name`, and arguments). Where a
+    check brings its own target the drafter comes from its `tiny`."""
 
     drafter: Settings
     verifier: Settings
@@ -135,7 +136,8 @@ def certify(
 def _exact(
     pair: Pair, plan: Plan, zero: bool, reasons: list[str], bar: Bar, say: Callable[[str], None]
 ) -> tuple[Any, bool]:
-    """At a temperature above 0 where the pair allows one, and at 0 where the contract allows that."""
+    """At a temperature above 0 where the pair allows one, and at 0 where the contract allows
+    that."""
     results: list[exact.Exact] = []
     left_out: list[str] = []
     at_zero = [
@@ -167,7 +169,8 @@ def _exact(
     distances = [one.tv for one in results if one.tv is not None]
     total = sum(one.outcomes for one in results)
     say(
-        f"exact: {len(results)} cases, {total} outcomes, largest TV {max(distances, default=float('nan')):.2e}"
+        f"exact: {len(results)} cases, {total} outcomes, largest TV "
+        f"{max(distances, default=float('nan')):.2e}"
     )
     return {
         "lossless": all(one.lossless for one in results),

@@ -1,7 +1,7 @@
 """`specdec.Enumerate`, many outcomes side by side: each row of a batch follows a script of its own.
 
-Rows of a batch do not touch one another, so the law of a row is the law of the code; a batch only saves time. Each row's branches
-are those of `specdec.chance.Trace`.
+Rows of a batch do not touch one another, so the law of a row is the law of the code; a batch only
+saves time. Each row's branches are those of `specdec.chance.Trace`.
 """
 
 import random
@@ -57,7 +57,8 @@ class Traces(Chance, Draws):
 def outcomes(
     program: Callable[[Chance, int], Sequence[Out]], rows: int = 256
 ) -> Iterator[tuple[float, Out]]:
-    """Every outcome of `program` with its probability; `program(chance, n)` runs n rows and returns what came of each."""
+    """Every outcome of `program` with its probability; `program(chance, n)` runs n rows and returns
+    what came of each."""
     waiting: list[Script] = [[]]
     while waiting:
         scripts, waiting = waiting[-rows:], waiting[:-rows]
@@ -87,7 +88,8 @@ class _Dive(Trace):
 
 
 def estimate(program: Callable[[Chance, int], Sequence[Any]], dives: int = 64) -> float:
-    """About how many outcomes `program` has: the mean product of branch counts over random dives (Knuth 1975)."""
+    """About how many outcomes `program` has: the mean product of branch counts over random dives
+    (Knuth 1975)."""
     source = random.Random(0)
     traces = [_Dive(source) for _ in range(dives)]
     program(Traces(traces), dives)

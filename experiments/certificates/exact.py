@@ -1,7 +1,8 @@
 """The exact certificate: the real drafter and the real verifier, outcome by outcome, in float64.
 
-The first round (or two) runs for real and what is missing to `tokens` tokens is plain decoding, so that the joint law of a round and
-of what follows it is compared with the target's. The total variation has to be below 1e-12.
+The first round (or two) runs for real and what is missing to `tokens` tokens is plain decoding, so
+that the joint law of a round and of what follows it is compared with the target's. The total
+variation has to be below 1e-12.
 """
 
 import math
@@ -46,10 +47,14 @@ class Exact:
     def __str__(self) -> str:
         if not self.complete:
             return (
-                f"{self.tables}: gave up after {self.outcomes} outcomes, which cover {self.covered:.1%} of the "
-                "probability; nothing is certified (outcomes=N raises the limit)"
+                f"{self.tables}: gave up after {self.outcomes} outcomes, which cover "
+                f"{self.covered:.1%} of the probability; nothing is certified (outcomes=N raises "
+                "the limit)"
             )
-        return f"{self.tables}: {self.rounds} round(s), {self.outcomes} outcomes, TV {self.tv:.2e}, accepted {self.accepted:.4f}"
+        return (
+            f"{self.tables}: {self.rounds} round(s), {self.outcomes} outcomes, TV {self.tv:.2e}, "
+            f"accepted {self.accepted:.4f}"
+        )
 
 
 def program(
@@ -126,8 +131,9 @@ def suite(
 ) -> tuple[list[Exact], list[str]]:
     """A pair on a set of tables, and what was left out and why.
 
-    On each, one round at every depth whose outcomes are estimated beforehand at `size` or fewer, depth 1 always; two rounds where
-    one has at most 100. Raises specdec.Refused for a pair that the contract does not allow.
+    On each, one round at every depth whose outcomes are estimated beforehand at `size` or fewer,
+    depth 1 always; two rounds where one has at most 100. Raises specdec.Refused for a pair that the
+    contract does not allow.
     """
     found: list[Exact] = []
     left_out: list[str] = []

@@ -1,7 +1,9 @@
-"""The greedy certificate: tokens of a real model at temperature 0, against transformers' own greedy decoding.
+"""The greedy certificate: tokens of a real model at temperature 0, against transformers' own greedy
+decoding.
 
-Passes of different shapes round differently, so a near-tie may flip. At the first divergence both tokens are scored again in float32:
-a margin within twice the measured rounding is a tie, anything else a fault. Nothing after a divergence is comparable.
+Passes of different shapes round differently, so a near-tie may flip. At the first divergence both
+tokens are scored again in float32: a margin within twice the measured rounding is a tie, anything
+else a fault. Nothing after a divergence is comparable.
 """
 
 import copy
@@ -64,8 +66,8 @@ class Greedy:
     def __str__(self) -> str:
         faults = sum(one.kind == "fault" for one in self.divergences)
         return (
-            f"{self.target} in {self.dtype}: {self.prompts} prompts, {self.tokens} tokens, tau {self.tau:.2f}, "
-            f"{faults} faults, tie rate {self.tie_rate:.2f}"
+            f"{self.target} in {self.dtype}: {self.prompts} prompts, {self.tokens} tokens, tau "
+            f"{self.tau:.2f}, {faults} faults, tie rate {self.tie_rate:.2f}"
         )
 
 
@@ -111,7 +113,8 @@ def _plain(target: TransformersLM, prompt: list[int], max_new_tokens: int) -> li
 def _rounding(
     model: PreTrainedModel, exact: PreTrainedModel, sequences: Sequence[list[int]]
 ) -> float:
-    """How far logits of the stock model move between passes: token by token with a cache, the whole text at once, in float32."""
+    """How far logits of the stock model move between passes: token by token with a cache, the whole
+    text at once, in float32."""
     worst = 0.0
     for sequence in sequences:
         ids = torch.tensor([sequence], device=model.device)
@@ -128,7 +131,8 @@ def _rounding(
 
 
 def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int | None:
-    """The index at which two outputs part; where one ends, if it is the beginning of the other; None for the same tokens."""
+    """The index at which two outputs part; where one ends, if it is the beginning of the other;
+    None for the same tokens."""
     for index, (a, b) in enumerate(zip(ours, plain, strict=False)):
         if a != b:
             return index
@@ -136,7 +140,8 @@ def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int | None:
 
 
 class Judge:
-    """Tells a tie from a fault, by the target in float32 and by how far its passes round (measured on a few of `texts`)."""
+    """Tells a tie from a fault, by the target in float32 and by how far its passes round (measured
+    on a few of `texts`)."""
 
     def __init__(self, target: TransformersLM, texts: Sequence[list[int]]) -> None:
         with torch.inference_mode():

@@ -1,4 +1,5 @@
-"""Certificates on disk: written, and found again by the settings of their pair. What a run needs of them, without the checks."""
+"""Certificates on disk: written, and found again by the settings of their pair. What a run needs of
+them, without the checks."""
 
 import hashlib
 import json
@@ -40,8 +41,8 @@ def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Setti
 
 
 def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:
-    """What a pair is; of its `kind`, numbers do not matter: they size the tree and choose no law (one child per node or several
-    does: a chain and a tree are two kinds)."""
+    """What a pair is; of its `kind`, numbers do not matter: they size the tree and choose no law
+    (one child per node or several does: a chain and a tree are two kinds)."""
     parts = []
     for group, settings in (("drafter", drafter), ("verifier", verifier)):
         arguments = arguments_of(group, settings)
@@ -72,7 +73,8 @@ def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
 
 
 def read_certificates(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The certificates that lie in a folder, in the order of their names; what is no certificate is passed over."""
+    """The certificates that lie in a folder, in the order of their names; what is no certificate is
+    passed over."""
     for path in sorted(Path(folder).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,11 +87,13 @@ def read_certificates(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]
 def find_certificate(
     drafter: Settings, verifier: Settings, *folders: str | Path, temperature: float = 1.0
 ) -> dict[str, Any] | None:
-    """The certificate of a pair given by its settings (`_target_` or `name`, and arguments), with `same_settings`; None where
-    there is none. `folders`: where to look, the first match wins; the working folder's and the shipped ones by default.
+    """The certificate of a pair given by its settings (`_target_` or `name`, and arguments), with
+    `same_settings`; None where there is none. `folders`: where to look, the first match wins; the
+    working folder's and the shipped ones by default.
 
-    One with the very same settings if there is one (a draft model's name is no such setting), else one of the same kind, which
-    differs in numbers only. `verifier` may be that of `auto`, which then stands for its choice at `temperature`.
+    One with the very same settings if there is one (a draft model's name is no such setting), else
+    one of the same kind, which differs in numbers only. `verifier` may be that of `auto`, which
+    then stands for its choice at `temperature`.
     """
     found: list[tuple[bool, dict[str, Any]]] = []
     written = [
@@ -113,8 +117,8 @@ def find_certificate(
 
 
 def attached(drafter: Settings, verifier: Settings, report: Report) -> dict[str, Any]:
-    """What a run's result says about its law: `verdict` is certified | not certified | lossy; with a certificate also its file,
-    git state and whether its settings are the very same."""
+    """What a run's result says about its law: `verdict` is certified | not certified | lossy; with
+    a certificate also its file, git state and whether its settings are the very same."""
     if not report.lossless:
         return {"verdict": LOSSY}
     judge = verifier if "_target_" in verifier else {"name": report.verifier}  # what `auto` was

@@ -1,7 +1,9 @@
-"""The sampled certificate: the real engine at scale. Cache, masks, batches, a processor, keyed chance.
+"""The sampled certificate: the real engine at scale. Cache, masks, batches, a processor, keyed
+chance.
 
-A tiny transformers model is decoded from one prompt many times over; the joint law of its tokens, over several rounds, is computed
-by plain forward passes over every prefix, and the counts are tested against it.
+A tiny transformers model is decoded from one prompt many times over; the joint law of its tokens,
+over several rounds, is computed by plain forward passes over every prefix, and the counts are
+tested against it.
 """
 
 import copy
@@ -32,8 +34,9 @@ SEQUENCES = 20_000  # at most, whose probabilities are computed
 
 
 class Fatigue:
-    """A logits processor: the last token becomes less likely, more so at odd lengths. Wrong unless each node sees its own path.
-    The highest token, which ends a text where any does, becomes rarer, so that there are several rounds."""
+    """A logits processor: the last token becomes less likely, more so at odd lengths. Wrong unless
+    each node sees its own path. The highest token, which ends a text where any does, becomes rarer,
+    so that there are several rounds."""
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         last = ids[:, -1:]
@@ -86,8 +89,10 @@ class Sampled:
 
     def __str__(self) -> str:
         return (
-            f"{self.setting}: {self.fit.samples} sequences of {self.tokens} tokens, {self.rounds_per_row:.2f} rounds each, "
-            f"{self.fit.cells} cells, p = {self.fit.p_value:.3g}, impossible {self.fit.impossible}, TV < {self.fit.tv_upper:.3f}"
+            f"{self.setting}: {self.fit.samples} sequences of {self.tokens} tokens, "
+            f"{self.rounds_per_row:.2f} rounds each, {self.fit.cells} cells, p = "
+            f"{self.fit.p_value:.3g}, impossible {self.fit.impossible}, TV < "
+            f"{self.fit.tv_upper:.3f}"
         )
 
 
@@ -95,7 +100,8 @@ class Sampled:
 def joint_law(
     model: PreTrainedModel, prompt: list[int], tokens: int, sampling: Sampling, eos: int | None
 ) -> np.ndarray:
-    """(V ** tokens,) probabilities of all continuations, in the order of their digits; what follows EOS is EOS again.
+    """(V ** tokens,) probabilities of all continuations, in the order of their digits; what follows
+    EOS is EOS again.
 
     Plain passes of the stock model in float64, one per length: no cache, no mask, no tree.
     """
@@ -180,9 +186,11 @@ def prepare(
     chance: Chance | None = None,
     lm: type[TransformersLM] = TransformersLM,
 ) -> Job:
-    """The test at the smallest vocabulary that the drafter takes. `drafter(target, draft)` makes it.
+    """The test at the smallest vocabulary that the drafter takes. `drafter(target, draft)` makes
+    it.
 
-    Raises specdec.Refused for a pair that the contract does not allow, and the drafter's own ValueError if it takes no vocabulary.
+    Raises specdec.Refused for a pair that the contract does not allow, and the drafter's own
+    ValueError if it takes no vocabulary.
     """
     for vocabulary in setting.vocabularies:
         model = copy.deepcopy(tiny.llama(vocabulary))

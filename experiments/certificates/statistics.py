@@ -1,7 +1,9 @@
-"""How many samples a verdict needs, and what they say. Goodness of fit of counts to a law that is known.
+"""How many samples a verdict needs, and what they say. Goodness of fit of counts to a law that is
+known.
 
-Letters: m cells, N samples. A law at total variation d from p has a chi-square distance of at least 4 d^2 from it, so N = lambda / (4 d^2)
-samples give the test the power that goes with the noncentrality lambda.
+Letters: m cells, N samples. A law at total variation d from p has a chi-square distance of at least
+4 d^2 from it, so N = lambda / (4 d^2) samples give the test the power that goes with the
+noncentrality lambda.
 """
 
 import math
@@ -43,12 +45,14 @@ class Fit:
     p_value: float
     impossible: int  # samples in cells of probability 0: any fails outright
     tv_empirical: float
-    tv_upper: float  # the total variation, after hashing and merging, is below it with probability 1 - ETA
+    # the total variation, after hashing and merging, is below it with probability 1 - ETA
+    tv_upper: float
     tv_found: float  # the smallest total variation that this many samples find with power 0.99
 
 
 def fit(counts: np.ndarray, law: np.ndarray, seed: int = 0) -> Fit:
-    """Chi-square of counts (K,) against the law (K,): cells hashed to at most 1000, those that expect fewer than 10 merged."""
+    """Chi-square of counts (K,) against the law (K,): cells hashed to at most 1000, those that
+    expect fewer than 10 merged."""
     samples = int(counts.sum())
     possible = law > 0
     impossible = int(counts[~possible].sum())
@@ -97,7 +101,8 @@ def merged(observed: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def holm(p_values: Sequence[float], size: float = SIZE) -> list[bool]:
-    """Which hypotheses stand when the whole family is tested at `size` (Holm's step-down, by statsmodels)."""
+    """Which hypotheses stand when the whole family is tested at `size` (Holm's step-down, by
+    statsmodels)."""
     if not p_values:
         return []
     from statsmodels.stats.multitest import multipletests  # it takes most of a second to import

@@ -81,7 +81,8 @@ def title(value: Any) -> str | None:
 
 
 def make(settings: Settings, target: LanguageModel, draft: LanguageModel) -> Drafter:
-    """The drafter that these settings describe, for a small target: by its `tiny`, where it has one."""
+    """The drafter that these settings describe, for a small target: by its `tiny`, where it has
+    one."""
     plugin = find("drafter", settings)
     tiny = getattr(plugin.make, "tiny", None)
     found: Drafter = plugin.made() if tiny is None else plugin.made_by(tiny, target, draft)
@@ -89,7 +90,8 @@ def make(settings: Settings, target: LanguageModel, draft: LanguageModel) -> Dra
 
 
 def begun(settings: Settings, temperature: float = 1.0) -> tuple[Drafter, Tables]:
-    """The drafter after its `begin`, when its law is final, on the first of the standard targets that it takes."""
+    """The drafter after its `begin`, when its law is final, on the first of the standard targets
+    that it takes."""
     refusal: ValueError | None = None
     for tables in standard():
         try:

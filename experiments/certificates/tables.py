@@ -1,6 +1,8 @@
-"""Targets and draft models that are tables: what exact certificates run on, and what users hand in as case files.
+"""Targets and draft models that are tables: what exact certificates run on, and what users hand in
+as case files.
 
-A table maps prefixes of generated tokens to weights; a prefix that is missing uses the row of the empty one.
+A table maps prefixes of generated tokens to weights; a prefix that is missing uses the row of the
+empty one.
 """
 
 import itertools
@@ -27,7 +29,8 @@ DRAWS = {"chain": "wor", "iid": "wr", "wor": "wor", "topk": "topk", "hub": "hub"
 
 @dataclass(frozen=True)
 class Tables:
-    """A target and a draft model over a few tokens, the prompt that both continue, and how both are sampled."""
+    """A target and a draft model over a few tokens, the prompt that both continue, and how both are
+    sampled."""
 
     name: str
     p: Rows
@@ -47,7 +50,8 @@ class Tables:
 
     @cached_property
     def _laws(self) -> dict[Prefix, list[float]]:
-        """The target's rows as the run's sampling shapes them; no processor here reads the prefix."""
+        """The target's rows as the run's sampling shapes them; no processor here reads the
+        prefix."""
         prefixes = list(self.p)
         logits = torch.tensor(
             [list(map(float, self.p[prefix])) for prefix in prefixes], dtype=torch.float64
@@ -80,7 +84,7 @@ def distance(one: Law, other: Law) -> float:
     return math.fsum(abs(one.get(key, 0.0) - other.get(key, 0.0)) for key in {*one, *other}) / 2
 
 
-# ----------------------------------------------------------------------------------------------------- the set of tables
+# -------------------------------------------------------------------------------- the set of tables
 
 
 def _rows(
@@ -121,8 +125,9 @@ def _half(first: bool) -> Callable[[random.Random], list[float]]:
 
 
 def standard() -> list[Tables]:
-    """What every pair has to pass: rows that depend on the context, zeros, ties, p = q, disjoint p and q, one-hot rows,
-    filtered rows; two to four tokens. Prompts repeat themselves, which gives n-grams something to find."""
+    """What every pair has to pass: rows that depend on the context, zeros, ties, p = q, disjoint p
+    and q, one-hot rows, filtered rows; two to four tokens. Prompts repeat themselves, which gives
+    n-grams something to find."""
     three, four, equal = (0, 1, 0, 2, 0), (0, 1, 2, 0, 3, 0), _rows(3, 3, _with_zeros, 31)
     filtered = {"temperature": 0.7, "top_k": 3, "top_p": 0.8}
     return [
@@ -148,7 +153,7 @@ def standard() -> list[Tables]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------ case files
+# --------------------------------------------------------------------------------------- case files
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,10 @@ class Case:
 def read_cases(path: str | Path) -> Iterator[Case | ValueError]:
     """The cases of a file, or for each that is malformed an error that names file and case.
 
-    The file is JSON: {"cases": [...]} or a list. A case has name, V, P, Q (tables: comma-joined prefix -> V weights, as numbers or
-    fractions such as "2/3"), branching (children per depth), draft (chain, iid, wor, topk, hub) and verifier. Raises ValueError
-    if there are no cases to be read at all.
+    The file is JSON: {"cases": [...]} or a list. A case has name, V, P, Q (tables: comma-joined
+    prefix -> V weights, as numbers or fractions such as "2/3"), branching (children per depth),
+    draft (chain, iid, wor, topk, hub) and verifier. Raises ValueError if there are no cases to be
+    read at all.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -233,7 +239,8 @@ def _table(content: Any, vocabulary: int, letter: str) -> Rows:
             ) from None
         if any(not 0 <= token < vocabulary for token in prefix):
             raise ValueError(
-                f"{letter} has the prefix {key!r}, with a token outside 0 .. V - 1 = {vocabulary - 1}"
+                f"{letter} has the prefix {key!r}, with a token outside 0 .. V - 1 = "
+                f"{vocabulary - 1}"
             )
         if not isinstance(row, list) or len(row) != vocabulary:
             raise ValueError(

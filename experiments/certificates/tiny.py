@@ -1,4 +1,5 @@
-"""A transformers model so small that its law over a few tokens can be written down: random weights, a handful of tokens."""
+"""A transformers model so small that its law over a few tokens can be written down: random weights,
+a handful of tokens."""
 
 import copy
 from functools import cache
@@ -15,7 +16,8 @@ CONTEXT = 64
 def llama(
     vocabulary: int, seed: int = 0, hidden: int = 16, sharpness: float = 6.0
 ) -> PreTrainedModel:
-    """float32, two layers, grouped heads. A fresh model's law is nearly uniform; `sharpness` makes it depend on its context."""
+    """float32, two layers, grouped heads. A fresh model's law is nearly uniform; `sharpness` makes
+    it depend on its context."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
@@ -41,7 +43,8 @@ def llama(
 
 @cache
 def similar(vocabulary: int, noise: float = 0.3, **options: float) -> PreTrainedModel:
-    """The same model with noise on its weights: a draft model that is right about as often as it is wrong."""
+    """The same model with noise on its weights: a draft model that is right about as often as it is
+    wrong."""
     model, random = copy.deepcopy(llama(vocabulary, **options)), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():

@@ -74,7 +74,8 @@ def assistant(settings: Settings) -> str:
     name = settings.assisted.model or settings.drafter.get("model")
     if name is None:
         raise ValueError(
-            "the baseline 'assisted' needs a draft model: set assisted.model, or use a drafter that has one"
+            "the baseline 'assisted' needs a draft model: set assisted.model, or use a drafter "
+            "that has one"
         )
     return str(name)
 

@@ -16,7 +16,8 @@ PEAK_RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 @dataclass
 class Peak:
-    """Bytes in use before a call and at the highest during it; None where the system does not tell."""
+    """Bytes in use before a call and at the highest during it; None where the system does not
+    tell."""
 
     before: int | None = None
     bytes: int | None = None

@@ -75,9 +75,10 @@ class Play:
         for prompt in prompts:
             if prompt.later and (longest := self._longest(prompt)) > target.context:
                 raise ValueError(
-                    f"prompt {prompt.index} has {len(prompt.turns)} turns; with answers of max_new_tokens={max_new_tokens} they are "
-                    f"{longest} tokens, over the target's context of {target.context}; ask for fewer, or leave such prompts out "
-                    "with prompts.too_long=skip"
+                    f"prompt {prompt.index} has {len(prompt.turns)} turns; with answers of "
+                    f"max_new_tokens={max_new_tokens} they are {longest} tokens, over the target's "
+                    f"context of {target.context}; ask for fewer, or leave such prompts out with "
+                    "prompts.too_long=skip"
                 )
 
     def _longest(self, prompt: Prompt) -> int:
@@ -97,8 +98,9 @@ class Play:
         fitting = [prompt for prompt in prompts if longest[prompt.index] <= context]
         if not fitting:
             raise ValueError(
-                f"none of {len(prompts)} prompts fits the target's context of {context} tokens with answers of "
-                f"max_new_tokens={self.max_new_tokens}; the shortest takes {min(longest.values())}"
+                f"none of {len(prompts)} prompts fits the target's context of {context} tokens "
+                f"with answers of max_new_tokens={self.max_new_tokens}; the shortest takes "
+                f"{min(longest.values())}"
             )
         return fitting
 

@@ -2,7 +2,8 @@
 
 prompt.py        what a prompt is
 entry.py         one entry of a data set -> its turns and its category, by the keys that people use
-sources.py       text, folders, JSON lines (.gz or not), Hugging Face data sets -> entries, with the place of each
+sources.py       text, folders, JSON lines (.gz or not), Hugging Face data sets -> entries, with the
+                 place of each
 conversation.py  turns -> token ids: chat templates, and the model's own answers between the turns
 """
 

@@ -14,7 +14,8 @@ def uses_chat(tokenizer: Any, chat: bool | None) -> bool:
     has = getattr(tokenizer, "chat_template", None) is not None
     if chat and not has:
         raise ValueError(
-            "prompts.chat=true, and the target's tokenizer has no chat template; set prompts.chat=false"
+            "prompts.chat=true, and the target's tokenizer has no chat template; set "
+            "prompts.chat=false"
         )
     return has if chat is None else chat
 
@@ -69,7 +70,8 @@ class Conversation:
         no place for them."""
         if self.chat:
             raise ValueError(
-                "prompts.tokens cuts through a chat template; set prompts.chat=false, or prompts.tokens=null"
+                "prompts.tokens cuts through a chat template; set prompts.chat=false, or "
+                "prompts.tokens=null"
             )
         special = list(self.tokenizer("")["input_ids"])
         ids = self.ids[len(special) :]
@@ -79,8 +81,8 @@ class Conversation:
             ids = self._encode(text + BETWEEN) + ids
         if len(special) + len(ids) < tokens:
             raise ValueError(
-                f"prompts.tokens={tokens}, and all texts of the source together are {len(special) + len(ids)} tokens; "
-                "ask for fewer, or give more prompts"
+                f"prompts.tokens={tokens}, and all texts of the source together are "
+                f"{len(special) + len(ids)} tokens; ask for fewer, or give more prompts"
             )
         return [*special, *ids[len(ids) - (tokens - len(special)) :]]
 

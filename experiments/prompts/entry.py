@@ -10,12 +10,14 @@ FIELDS = ("turns", "prompt", "question")
 
 
 def turns_of(entry: Any, field: str | None, where: str) -> list[str]:
-    """At least one text. Raises ValueError, beginning with `where`, for an entry that holds none."""
+    """At least one text. Raises ValueError, beginning with `where`, for an entry that holds
+    none."""
     if isinstance(entry, str) and entry:
         return [entry]
     if not isinstance(entry, dict):
         raise ValueError(
-            f"{where}: expected an object with one of {', '.join(FIELDS)}, or a text, got {_short(entry)}"
+            f"{where}: expected an object with one of {', '.join(FIELDS)}, or a text, got "
+            f"{_short(entry)}"
         )
     key = field or next((key for key in FIELDS if key in entry), None)
     if key is None:
@@ -34,7 +36,8 @@ def turns_of(entry: Any, field: str | None, where: str) -> list[str]:
         or not all(isinstance(turn, str) and turn for turn in turns)
     ):
         raise ValueError(
-            f"{where}: {key!r} must hold a text that is not empty, or a list of such turns, got {_short(held)}; or set prompts.field"
+            f"{where}: {key!r} must hold a text that is not empty, or a list of such turns, got "
+            f"{_short(held)}; or set prompts.field"
         )
     return turns
 

@@ -17,12 +17,14 @@ from experiments.terminal.options import start
 
 @dataclass
 class Report:
-    """python -m experiments.report study=NAME: one HTML page, figures and tables of a study's runs."""
+    """python -m experiments.report study=NAME: one HTML page, figures and tables of a study's
+    runs."""
 
     study: str = MISSING  # a name, or the folder of a study, of a sweep or of one run
     root: str | None = None  # where studies lie; null: multirun, else outputs
     sweep: str = "latest"  # | all | the name of a sweep's folder
-    profile: str = "outputs/profile"  # where `python -m experiments.profile` has left this machine's forward times
+    # where `python -m experiments.profile` has left this machine's forward times
+    profile: str = "outputs/profile"
     folder: str | None = None  # null: "report" in the study's folder
 
 

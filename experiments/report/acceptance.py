@@ -78,8 +78,9 @@ def heat_map(acceptance: Frame) -> Drawn:
     return Drawn(
         figure,
         "Acceptance per depth and sibling rank",
-        f"Share of the drafted nodes that were accepted among those reached (whose parent was accepted), n = {span(reached)} "
-        f"reached nodes per run. {numbers}: never reached. Depths at which no run reached {FEW} are left out.{left_out}",
+        "Share of the drafted nodes that were accepted among those reached (whose parent was "
+        f"accepted), n = {span(reached)} reached nodes per run. {numbers}: never reached. Depths "
+        f"at which no run reached {FEW} are left out.{left_out}",
     )
 
 
@@ -110,8 +111,9 @@ def acceptance_per_depth(groups: Frame) -> Drawn:
     return Drawn(
         figure,
         "Acceptance per depth",
-        "The chance to get to a depth from the one above it: groups of siblings of which one was accepted / groups reached. "
-        f"n = {span(first)} rounds at depth 1; hollow: fewer than {FEW} groups.",
+        "The chance to get to a depth from the one above it: groups of siblings of which one was "
+        f"accepted / groups reached. n = {span(first)} rounds at depth 1; hollow: fewer than {FEW} "
+        "groups.",
     )
 
 
@@ -136,8 +138,9 @@ def accepted_lengths(lengths: Frame) -> Drawn:
     return Drawn(
         figure,
         "Accepted lengths",
-        f"How many drafted tokens a round accepted, in % of the rounds (n = {span(rounds)} per run), before cuts at the end of "
-        f"a text. Dashed: the mean; τ counts the bonus token on top.{left_out}",
+        f"How many drafted tokens a round accepted, in % of the rounds (n = {span(rounds)} per "
+        "run), before cuts at the end of a text. Dashed: the mean; τ counts the bonus token on "
+        f"top.{left_out}",
     )
 
 

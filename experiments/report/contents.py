@@ -95,7 +95,8 @@ def _trust(study: Study, results: list[Result]) -> Section:
             for name in ("compared", "diverging", "faults")
         )
         notes.append(
-            f"Greedy outputs against those of the baselines: {compared} compared, {apart} differ, {faults} of them faults."
+            f"Greedy outputs against those of the baselines: {compared} compared, {apart} differ, "
+            f"{faults} of them faults."
         )
     different = tables.divergence(results)
     if different is not None:
@@ -104,8 +105,8 @@ def _trust(study: Study, results: list[Result]) -> Section:
     left_out = sorted({one.prompt for result in results for one in result.skipped})
     if left_out:
         notes.append(
-            f"Prompts left out of at least one run because they do not fit the target's context: {len(left_out)} "
-            f"({', '.join(map(str, left_out))})."
+            "Prompts left out of at least one run because they do not fit the target's context: "
+            f"{len(left_out)} ({', '.join(map(str, left_out))})."
         )
     section.notes = [*notes, measured, *study.notes]
     return section
@@ -120,7 +121,8 @@ def setting(results: list[Result]) -> list[str]:
         if value is not None and all(name in one and one[name] == value for one in each)
     }
     machines = dict.fromkeys(
-        f"{result.machine.processor}, {result.machine.cores} cores, {result.threads} threads, {result.machine.system}"
+        f"{result.machine.processor}, {result.machine.cores} cores, {result.threads} threads, "
+        f"{result.machine.system}"
         for result in results
     )
     versions = dict.fromkeys(

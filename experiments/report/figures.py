@@ -68,8 +68,8 @@ def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
     return Drawn(
         figure,
         "Speed-up",
-        f"Speed-up of each run over its own baselines: {INTERVALS}, n = {prompts_of(table)} prompts, whole calls, prefill "
-        f"included.{band(noise, baselines[0])}",
+        f"Speed-up of each run over its own baselines: {INTERVALS}, n = {prompts_of(table)} "
+        f"prompts, whole calls, prefill included.{band(noise, baselines[0])}",
     )
 
 
@@ -117,8 +117,10 @@ def pareto(table: Frame, baseline: str, noise: Any = None) -> Drawn:
     return Drawn(
         figure,
         "Speed-up against τ",
-        f"Speed-up over {called(baseline)} against block efficiency, one point per run: {INTERVALS} (of τ: all prompts pooled), "
-        f"n = {prompts_of(table)} prompts.{fill_words(fills)} What lies below a method of the same τ pays more for it.{band(noise, baseline)}",
+        f"Speed-up over {called(baseline)} against block efficiency, one point per run: "
+        f"{INTERVALS} (of τ: all prompts pooled), n = {prompts_of(table)} "
+        f"prompts.{fill_words(fills)} What lies below a method of the same τ pays more for "
+        f"it.{band(noise, baseline)}",
     )
 
 
@@ -146,8 +148,9 @@ def tau_against_temperature(table: Frame) -> Drawn:
     return Drawn(
         figure,
         "τ against temperature",
-        f"Block efficiency, all prompts pooled with 95% bootstrap intervals, and the share of distinct 4-grams of the same outputs: loops "
-        f"flatter every drafter, so that τ means little where the share is small. n = {prompts_of(table)} prompts.",
+        "Block efficiency, all prompts pooled with 95% bootstrap intervals, and the share of "
+        "distinct 4-grams of the same outputs: loops flatter every drafter, so that τ means "
+        f"little where the share is small. n = {prompts_of(table)} prompts.",
     )
 
 
@@ -169,8 +172,9 @@ def tau_by_position(parts: Frame, width: int) -> Drawn:
     return Drawn(
         figure,
         "τ by position in the output",
-        f"Block efficiency of the rounds that begin in each bin of {width} output tokens; n = {span(parts['rounds'])} rounds per "
-        "point. A rise along the output often means that the text repeats itself.",
+        f"Block efficiency of the rounds that begin in each bin of {width} output tokens; n = "
+        f"{span(parts['rounds'])} rounds per point. A rise along the output often means that the "
+        "text repeats itself.",
     )
 
 
@@ -199,8 +203,10 @@ def time_by_phase(phases: Frame) -> Drawn:
     return Drawn(
         figure,
         "Time by phase",
-        f"Where the time of a token goes, sums over n = {prompts_of(phases)} prompts: reading the prompt, drafting, the target's pass, "
-        'verification, keeping the accepted path, and the rest of the loop. "none" is plain decoding in the same runs (mean of them).',
+        f"Where the time of a token goes, sums over n = {prompts_of(phases)} prompts: reading the "
+        "prompt, drafting, the target's pass, "
+        'verification, keeping the accepted path, and the rest of the loop. "none" is plain '
+        "decoding in the same runs (mean of them).",
     )
 
 
@@ -236,8 +242,8 @@ def predicted_and_measured(table: Frame) -> Drawn:
     return Drawn(
         figure,
         "Predicted and measured",
-        f"Speed-up over plain decoding while decoding, all n = {prompts_of(table)} prompts pooled; on the line they agree. Median relative "
-        f"error: {errors}.{fill_words(fills)}",
+        f"Speed-up over plain decoding while decoding, all n = {prompts_of(table)} prompts pooled; "
+        f"on the line they agree. Median relative error: {errors}.{fill_words(fills)}",
     )
 
 
@@ -268,6 +274,7 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
     return Drawn(
         figure,
         "By category",
-        f"Block efficiency (rounds of the category pooled) and speed-up over {called(baseline)} ({INTERVALS}; none below three "
-        f"prompts). n = {span(parts['prompts'])} prompts per category.",
+        f"Block efficiency (rounds of the category pooled) and speed-up over {called(baseline)} "
+        f"({INTERVALS}; none below three prompts). n = {span(parts['prompts'])} prompts per "
+        "category.",
     )

@@ -233,6 +233,7 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
     return Drawn(
         figure,
         f"Against {knob.name}",
-        f"Speed-up over {called(baseline)} ({INTERVALS.replace('prompts', unit)}) and block efficiency (pooled) against the {knob.axis}; "
-        f"a line joins runs that differ in nothing else. n = {prompts_of(table)} prompts.{band(noise, baseline)}",
+        f"Speed-up over {called(baseline)} ({INTERVALS.replace('prompts', unit)}) and block "
+        f"efficiency (pooled) against the {knob.axis}; a line joins runs that differ in nothing "
+        f"else. n = {prompts_of(table)} prompts.{band(noise, baseline)}",
     )

@@ -75,7 +75,8 @@ def log_result(logger: Logger, folder: Path, result: Result, rounds: pd.DataFram
 
 
 def curve(rounds: pd.DataFrame) -> Iterator[dict[str, float]]:
-    """A point per round of the method, in the order of decoding; tau is that of all rounds so far."""
+    """A point per round of the method, in the order of decoding; tau is that of all rounds so
+    far."""
     method = rounds[rounds["way"] == "method"]
     milliseconds = 1e3 * method[[name for name in method if name.endswith("_seconds")]].sum(axis=1)
     tau = method["kept"].cumsum() / np.arange(1, len(method) + 1)

@@ -110,10 +110,11 @@ def headline(results: list[Result]) -> Told:
         "Results",
         text,
         table,
-        "Each run decodes every prompt with its method and with its baselines in turn. τ: tokens kept per round, bonus included, "
-        "with its interval over prompts. accepted: accepted / offered at reached nodes. tokens/s: while decoding, all prompts pooled. "
-        "×: seconds per token of the baseline / of the method, whole calls; the median over prompts. Brackets: 95% bootstrap intervals. "
-        f"distinct: distinct 4-grams of the output. n: prompts.{last}",
+        "Each run decodes every prompt with its method and with its baselines in turn. τ: tokens "
+        "kept per round, bonus included, with its interval over prompts. accepted: accepted / "
+        "offered at reached nodes. tokens/s: while decoding, all prompts pooled. ×: seconds per "
+        "token of the baseline / of the method, whole calls; the median over prompts. Brackets: "
+        f"95% bootstrap intervals. distinct: distinct 4-grams of the output. n: prompts.{last}",
     )
 
 
@@ -130,7 +131,8 @@ def definitions_of_tau(results: list[Result]) -> Told:
         "Accepted tokens, in all definitions",
         pd.DataFrame(shown),
         table[columns],
-        "Tokens per round. What papers call τ, mean accepted length or block efficiency is one of these; the definitions stand below.",
+        "Tokens per round. What papers call τ, mean accepted length or block efficiency is one of "
+        "these; the definitions stand below.",
     )
 
 
@@ -158,8 +160,9 @@ def latency(results: list[Result]) -> Told:
         "Latency",
         pd.DataFrame(shown),
         both[["run", "drafter", "temperature", "batch", "tokens_per_second", *columns, "prompts"]],
-        "first token: median over calls, prefill included. gap: between one token of a text and the next, as they reach the reader; the tokens "
-        "of a round arrive together, so that gaps within it are 0. Plain decoding as in the first run of its setting.",
+        "first token: median over calls, prefill included. gap: between one token of a text and "
+        "the next, as they reach the reader; the tokens of a round arrive together, so that gaps "
+        "within it are 0. Plain decoding as in the first run of its setting.",
     )
 
 
@@ -194,8 +197,10 @@ def cost(results: list[Result]) -> Told:
         "Cost",
         pd.DataFrame(shown),
         table[["run", "drafter", "temperature", "batch", *columns]],
-        "target calls / token: forward passes of the whole batch after the prefill. nodes: drafted and scored, the root not counted. FLOP: matrix "
-        "products and attention, counted over a few rounds of the first batch. peak: of the process (or of the GPU's memory) during the method's calls.",
+        "target calls / token: forward passes of the whole batch after the prefill. nodes: drafted "
+        "and scored, the root not counted. FLOP: matrix products and attention, counted over a few "
+        "rounds of the first batch. peak: of the process (or of the GPU's memory) during the "
+        "method's calls.",
     )
 
 
@@ -213,8 +218,9 @@ def prediction(table: pd.DataFrame) -> Told:
         "Predicted and measured",
         pd.DataFrame(shown),
         table,
-        "speed-up: over plain decoding while decoding, all prompts pooled. closed form: Leviathan et al., from the run's own α and drafting "
-        "time. from the profile: measured τ and the machine's forward times. In parentheses: predicted / measured − 1.",
+        "speed-up: over plain decoding while decoding, all prompts pooled. closed form: Leviathan "
+        "et al., from the run's own α and drafting time. from the profile: measured τ and the "
+        "machine's forward times. In parentheses: predicted / measured − 1.",
     )
 
 
@@ -261,8 +267,9 @@ def divergence(results: list[Result]) -> Told | None:
         "Where greedy outputs differ",
         pd.DataFrame(shown),
         table,
-        "The first token at which a prompt's output parts from the baseline's; what follows is not comparable. margin: between the two "
-        f"tokens' logits in float32. A tie: within twice the rounding of the passes; anything else is a fault.{told}",
+        "The first token at which a prompt's output parts from the baseline's; what follows is "
+        "not comparable. margin: between the two tokens' logits in float32. A tie: within twice "
+        f"the rounding of the passes; anything else is a fault.{told}",
     )
 
 
@@ -278,5 +285,6 @@ def warmth(results: list[Result]) -> Told | None:
         "Cold and warm",
         pd.DataFrame(shown),
         table,
-        "Drafters that learn from earlier prompts: warm as the prompts came, in their order; cold with everything forgotten before each.",
+        "Drafters that learn from earlier prompts: warm as the prompts came, in their order; cold "
+        "with everything forgotten before each.",
     )

@@ -25,15 +25,17 @@ def claimed(folder: Path, again: bool = False) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"{folder} belongs to a run that is still at work ({_who(folder)}); wait for it, or stop it"
+            f"{folder} belongs to a run that is still at work ({_who(folder)}); wait for it, or "
+            "stop it"
         ) from None
     try:
         if again:
             _clear(folder)
         elif (folder / STARTED).exists():
             raise ValueError(
-                f"{folder} already belongs to a run ({STARTED} is there); name another folder with hydra.run.dir=FOLDER "
-                "(hydra.sweep.dir for a sweep), or delete this one if its results are not wanted"
+                f"{folder} already belongs to a run ({STARTED} is there); name another folder with "
+                "hydra.run.dir=FOLDER (hydra.sweep.dir for a sweep), or delete this one if its "
+                "results are not wanted"
             )
         write_json(
             folder / STARTED,

@@ -43,7 +43,8 @@ class Speedup(Interval):
 
 
 def tau(kept: float, rounds: float) -> float:
-    """Block efficiency: tokens that rows kept / rounds in which they were live, the bonus included."""
+    """Block efficiency: tokens that rows kept / rounds in which they were live, the bonus
+    included."""
     return kept / max(1, rounds)
 
 

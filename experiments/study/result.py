@@ -94,8 +94,9 @@ def from_json(content: Any, where: str) -> Result | NotApplicable:
     version = content.get("schema_version") if isinstance(content, Mapping) else None
     if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{where} has schema version {version} and this code reads {SCHEMA_VERSION}: run it again, or read it with the "
-            "version of the code that wrote it (its git commit is in the file)"
+            f"{where} has schema version {version} and this code reads {SCHEMA_VERSION}: run it "
+            "again, or read it with the version of the code that wrote it (its git commit is in "
+            "the file)"
         )
     kind = NotApplicable if content.get("status") == "not_applicable" else Result
     try:

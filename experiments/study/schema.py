@@ -16,8 +16,17 @@ from experiments.terminal import search_path
 from experiments.terminal.program import register_help
 
 GROUPS = (
-    "target", "drafter", "verifier", "sampling", "prompts", "method", "experiment", "debug", "launcher", "logger",
-)  # fmt: skip
+    "target",
+    "drafter",
+    "verifier",
+    "sampling",
+    "prompts",
+    "method",
+    "experiment",
+    "debug",
+    "launcher",
+    "logger",
+)
 BASELINES = ("none", "transformers", "assisted", "prompt_lookup")
 
 
@@ -59,7 +68,8 @@ class Prompts:
     tokens: int | None = (
         None  # cut or fill each prompt up to so many (by the source's other texts, put before it)
     )
-    too_long: str = "refuse"  # | skip: prompts that do not fit the target's context are left out, counted and reported
+    # | skip: prompts that do not fit the target's context are left out, counted and reported
+    too_long: str = "refuse"
 
     @property
     def source(self) -> dict[str, Any]:
@@ -110,7 +120,8 @@ class Settings:
     baselines: list[str] = field(
         default_factory=lambda: ["none"]
     )  # none | transformers | assisted | prompt_lookup
-    noise: bool = True  # decode the first baseline twice: how far a ratio strays on this machine with nothing changed
+    # decode the first baseline twice: how far a ratio strays on this machine with nothing changed
+    noise: bool = True
     warmup: int = 1  # batches that every way decodes first, unrecorded
     threads: int | None = None  # of torch; null leaves its default
     progress: bool = True
@@ -138,7 +149,8 @@ class Settings:
         alone = [name for name in self.baselines if name in ("assisted", "prompt_lookup")]
         if alone and self.batch_size > 1:
             raise ValueError(
-                f"transformers' {alone[0]} takes one prompt at a time; set batch_size=1 or leave the baseline out"
+                f"transformers' {alone[0]} takes one prompt at a time; set batch_size=1 or leave "
+                "the baseline out"
             )
 
 
@@ -148,7 +160,9 @@ class Command(Settings):
     become part of a result."""
 
     resume: bool | str = (
-        False  # true: go on in the study's latest sweep; a folder: in that one. Finished jobs are left alone
+        # true: go on in the study's latest sweep; a folder: in that one. Finished jobs are left
+        # alone
+        False
     )
 
 

@@ -59,7 +59,8 @@ class Study:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each job that has no measurement, and for each sweep that cannot be read in full."""
+        """A line for each job that has no measurement, and for each sweep that cannot be read in
+        full."""
         jobs = [job for job in self.jobs if job.result is None]
         return [
             *(f"job {job.name} ({' '.join(job.overrides)}): {job.trouble}" for job in jobs),
@@ -131,8 +132,8 @@ def _nothing(folder: Path, study: str) -> str:
         or "nothing"
     )
     return (
-        f"no runs in {folder}; start them with `python -m experiments.run -m study={Path(study).name} ...` "
-        f"(in {folder.parent}: {there})"
+        f"no runs in {folder}; start them with `python -m experiments.run -m "
+        f"study={Path(study).name} ...` (in {folder.parent}: {there})"
     )
 
 

@@ -42,7 +42,9 @@ class Plan:
         None  # the overrides of each; None for a sweeper that chooses as it goes
     )
     overrides: list[str] | None = None  # of the command
-    number: int = 0  # of this sweep in its study, from 1: the order in which they were begun, whatever the clock says
+    # of this sweep in its study, from 1: the order in which they were begun, whatever the clock
+    # says
+    number: int = 0
     began: str = ""
 
 
@@ -79,7 +81,8 @@ class Planned(Callback):
         )
         if failed:
             sys.exit(
-                f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)} ({FAILED} in their folders says why)"
+                f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)} ({FAILED} in their "
+                "folders says why)"
             )
 
     def _settle(self, config: DictConfig) -> Path:
@@ -202,8 +205,9 @@ def _other_jobs(folder: Path, before: Sequence[list[str]], jobs: Sequence[list[s
         " ".join(each[number]) if number < len(each) else "no job" for each in (before, jobs)
     )
     return (
-        f"{folder} holds a sweep of other jobs: its job {number} is `{theirs}`, this command's `{ours}`. "
-        "To resume it, leave out what says other jobs; to start a new sweep, leave out resume"
+        f"{folder} holds a sweep of other jobs: its job {number} is `{theirs}`, this command's "
+        f"`{ours}`. To resume it, leave out what says other jobs; to start a new sweep, leave out "
+        "resume"
     )
 
 

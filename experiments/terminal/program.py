@@ -28,7 +28,8 @@ class JobError(BaseException):
 
 
 def start(main: Callable[[], Any], interrupted: Callable[[], str] = lambda: "interrupted") -> Any:
-    """Run a function made by `hydra.main`. `interrupted`: the line that it ends with after Ctrl-C."""
+    """Run a function made by `hydra.main`. `interrupted`: the line that it ends with after
+    Ctrl-C."""
     asked = os.environ.get(FULL)
     with refusing(explained, interrupted):
         os.environ[FULL] = "1"  # Hydra then raises what it would print
@@ -116,21 +117,26 @@ def _no_option(error: MissingConfigException) -> str:
     path = PurePosixPath(str(error.missing_cfg_file))
     group, name = str(path.parent), path.name
     if group == "hydra/launcher" and name in EXTRAS:
-        return f"this launcher is a plug-in that is not installed: pip install 'specdec[{EXTRAS[name]}]'"
+        extra = EXTRAS[name]
+        return f"this launcher is a plug-in that is not installed: pip install 'specdec[{extra}]'"
     options = [str(option) for option in error.options or ()]
     there = f"There are: {', '.join(options)}{lost()}"
     return f"{group} has no option {name!r}{meant(name, options)}. {there}"
 
 
 def _of_another(key: str, whole: str) -> str:
-    """A setting of a plug-in that the command has not named: which ones have it, and how to say so."""
+    """A setting of a plug-in that the command has not named: which ones have it, and how to say
+    so."""
     group = whole.partition(".")[0]
     if group not in ("drafter", "verifier") or key == whole:
         return ""
     owners = [name for name in names(group) if key in described(group, name)]
     if not owners:
         return ""
-    return f"\n{key} is a setting of {', '.join(owners)}: name the {group} first, e.g. {group}={_usual(owners)} {whole}=..."
+    return (
+        f"\n{key} is a setting of {', '.join(owners)}: name the {group} first, e.g. "
+        f"{group}={_usual(owners)} {whole}=..."
+    )
 
 
 def _usual(owners: list[str]) -> str:

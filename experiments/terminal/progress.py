@@ -37,7 +37,8 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[], Non
 
 
 class Lines:
-    """ "title: 3 of 8, 38%, 2 min left", at most one in SILENCE seconds: a short run says nothing."""
+    """ "title: 3 of 8, 38%, 2 min left", at most one in SILENCE seconds: a short run says
+    nothing."""
 
     def __init__(self, title: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.title, self.total, self.clock = title, total, clock

@@ -1,1 +1,2 @@
-"""Recipes that train what the framework drafts and verifies with. `experiments.train` is the command."""
+"""Recipes that train what the framework drafts and verifies with. `experiments.train` is the
+command."""

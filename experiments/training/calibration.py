@@ -1,4 +1,5 @@
-"""How well a part of a target agrees with the whole, what it costs, and the greedy search for the best part (layer_skip).
+"""How well a part of a target agrees with the whole, what it costs, and the greedy search for the
+best part (layer_skip).
 
 Letters: B places in the text, D depth, V vocabulary.
 """
@@ -29,8 +30,9 @@ class Skip:
     node: float = 0.0  # what each further node adds to the whole model's pass
 
     def best(self) -> tuple[float, int]:
-        """The predicted speed-up and the depth of the chain that gives it: tau / (1 + depth x (cost + node)), where the expected
-        accepted tokens are the sum of the products of the agreements down to each depth."""
+        """The predicted speed-up and the depth of the chain that gives it: tau / (1 + depth x (cost
+        + node)), where the expected accepted tokens are the sum of the products of the agreements
+        down to each depth."""
         tau, reached, found = 1.0, 1.0, (1.0, 0)
         for depth, agreement in enumerate(self.agreement, 1):
             reached *= agreement
@@ -64,7 +66,8 @@ class Calibration:
         return tuple(torch.cat(shared).mean(0).tolist())
 
     def cost(self, no_attention: Collection[int], no_mlp: Collection[int]) -> float:
-        """Of a pass without these sublayers. Sublayers of one kind cost the same; a layer that loses both saves its norms too."""
+        """Of a pass without these sublayers. Sublayers of one kind cost the same; a layer that
+        loses both saves its norms too."""
         both = len(set(no_attention) & set(no_mlp))
         saved = (len(no_attention) - both) * self.costs["attention"] + (
             len(no_mlp) - both
@@ -73,8 +76,8 @@ class Calibration:
 
     @torch.inference_mode()
     def _law(self, ids: Tensor, part: Part | None) -> Tensor:
-        """(B, D, V) laws at the nodes of chains that go on after the context, which the whole model has read; part: some of its
-        layers, None: all."""
+        """(B, D, V) laws at the nodes of chains that go on after the context, which the whole model
+        has read; part: some of its layers, None: all."""
         chain = TokenTree.chain(ids[:, self.context - 1 : -1], None)
         with self.target.open(len(ids), ids.shape[1]) as session:
             session.read(ids[:, : self.context - 1], [self.context - 1] * len(ids))
@@ -83,8 +86,9 @@ class Calibration:
 
     @torch.inference_mode()
     def _costs(self, repeats: int = 40) -> dict[str, float]:
-        """Shares of a pass over one token that leaving out one attention, MLP or layer saves, measured where all of them, or all
-        layers but one, are left out; and what a further node adds. The shortest times, since noise only adds."""
+        """Shares of a pass over one token that leaving out one attention, MLP or layer saves,
+        measured where all of them, or all layers but one, are left out; and what a further node
+        adds. The shortest times, since noise only adds."""
         target, layers = self.target, self.target.layers
         ids = self.texts[0][:1]
         session = target.open(1, ids.shape[1] + 1)
@@ -118,7 +122,8 @@ class Calibration:
 
 
 def search(calibration: Calibration, layers: int) -> list[Skip]:
-    """The greedy path: sets of sublayers, each with more than the one before. The first leaves out nothing."""
+    """The greedy path: sets of sublayers, each with more than the one before. The first leaves out
+    nothing."""
     node = calibration.costs["node"]
     path = [Skip(agreement=calibration.agreement((), ()), node=node)]
     with progress.bar("sets of sublayers", layers * (3 * layers + 1)) as advance:

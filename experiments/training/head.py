@@ -1,4 +1,5 @@
-"""One recipe for every head: guess the target's law some steps ahead, on real text, on the target's own samples, or on both."""
+"""One recipe for every head: guess the target's law some steps ahead, on real text, on the target's
+own samples, or on both."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,8 +27,9 @@ def loss_of(
     depth_weight: float,
     states_weight: float = 0.0,
 ) -> Tensor:
-    """Mean over positions and depths of the distance to the target's law, depth i weighted by depth_weight ** i, plus
-    `states_weight` times the smooth L1 distance of guessed to real states (EAGLE 2401.15077, section 4.1)."""
+    """Mean over positions and depths of the distance to the target's law, depth i weighted by
+    depth_weight ** i, plus `states_weight` times the smooth L1 distance of guessed to real states
+    (EAGLE 2401.15077, section 4.1)."""
     total, weights = lesson.last.new_zeros((), dtype=torch.float32), 0.0
     for index, guess in enumerate(head.guesses(lesson.ids, lesson.taps, teacher.target)):
         weight = depth_weight**index
@@ -47,8 +49,8 @@ def loss_of(
 def accuracies(
     head: Head, teacher: Teacher, lessons: Sequence[Lesson], temperature: float, device: str
 ) -> list[list[float]]:
-    """(depths, RANKS): the probability that the target, at `temperature`, says the token that the head ranks r-th at each depth,
-    given that it said what the text says before."""
+    """(depths, RANKS): the probability that the target, at `temperature`, says the token that the
+    head ranks r-th at each depth, given that it said what the text says before."""
     table: list[Tensor] = []
     for lesson in lessons:
         with torch.autocast(device, torch.bfloat16):
@@ -68,8 +70,8 @@ def accuracies(
 
 @dataclass(frozen=True)
 class Decoding:
-    """What counts in the end: tokens per round when a drafter really decodes held-out openings, with its tree and the rule that
-    `auto` picks."""
+    """What counts in the end: tokens per round when a drafter really decodes held-out openings,
+    with its tree and the rule that `auto` picks."""
 
     target: TransformersLM
     prompts: list[list[int]]

@@ -1,7 +1,8 @@
-"""One training loop for every recipe: steps, schedule, evaluation, checkpoints that survive a kill, a progress bar.
+"""One training loop for every recipe: steps, schedule, evaluation, checkpoints that survive a kill,
+a progress bar.
 
-A step's data and randomness are pure functions of (seed, step), so a run that was interrupted and resumed reads the same
-windows, drops the same layers and reaches the same losses.
+A step's data and randomness are pure functions of (seed, step), so a run that was interrupted and
+resumed reads the same windows, drops the same layers and reaches the same losses.
 """
 
 import time
@@ -34,11 +35,12 @@ def optimisers(
     weight_decay: float = 0.0,
     vocabulary: int = 0,
 ) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024, torch's own) on the matrices inside the layers; AdamW on embeddings, heads (matrices with a
-    row for each of the `vocabulary`) and norms."""
+    """Muon (Jordan et al. 2024, torch's own) on the matrices inside the layers; AdamW on
+    embeddings, heads (matrices with a row for each of the `vocabulary`) and norms."""
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(
-            f"training uses torch.optim.Muon, which torch {torch.__version__} lacks; install torch>=2.9"
+            f"training uses torch.optim.Muon, which torch {torch.__version__} lacks; install "
+            "torch>=2.9"
         )
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     matrices = [
@@ -161,7 +163,8 @@ def _say_where(folder: Path, done: int, steps: int) -> None:
 
 
 class Objective(nn.Module):
-    """The loss as a module, so that a wrapper for several processes sees the parameters that it is made of."""
+    """The loss as a module, so that a wrapper for several processes sees the parameters that it is
+    made of."""
 
     def __init__(self, model: nn.Module, loss_of: Callable[[int], Tensor]) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
-"""What a head is trained for: to guess the target's law. alpha = sum_x min(p(x), q(x)) is the share of drafts that a lossless
-rule accepts (Leviathan et al. 2211.17192, theorem 3.5), so two of the losses aim at it directly (2602.23881).
+"""What a head is trained for: to guess the target's law. alpha = sum_x min(p(x), q(x)) is the share
+of drafts that a lossless rule accepts (Leviathan et al. 2211.17192, theorem 3.5), so two of the
+losses aim at it directly (2602.23881).
 
 Letters: n positions, V vocabulary (of the head, which may be a part of the target's).
 """
@@ -11,13 +12,14 @@ LOSSES = ("ce", "kl", "tv", "hybrid")
 
 
 def distance(p: Tensor, logits: Tensor, loss: str) -> Tensor:
-    """(n,) loss of logits (n, V) against laws p (n, V), which sum to less than 1 where the head lacks tokens.
+    """(n,) loss of logits (n, V) against laws p (n, V), which sum to less than 1 where the head
+    lacks tokens.
 
     ce      cross-entropy with the target's most probable token
     kl      KL(p || q) in nats
     tv      total variation 1 - alpha
-    hybrid  lambda KL + (1 - lambda) TV with lambda = exp(-3 alpha), alpha not differentiated: KL while the head is far
-            off, where TV has no slope, TV when it is close (2602.23881)
+    hybrid  lambda KL + (1 - lambda) TV with lambda = exp(-3 alpha), alpha not differentiated: KL
+            while the head is far off, where TV has no slope, TV when it is close (2602.23881)
     """
     log_q = logits.float().log_softmax(-1)
     if loss == "ce":
@@ -35,6 +37,7 @@ def distance(p: Tensor, logits: Tensor, loss: str) -> Tensor:
 
 
 def mass_by_rank(p: Tensor, logits: Tensor, ranks: int) -> Tensor:
-    """(ranks,) mean probability under p (n, V) of the token that the head ranks r-th: how often that draft is right."""
+    """(ranks,) mean probability under p (n, V) of the token that the head ranks r-th: how often
+    that draft is right."""
     best = logits.topk(min(ranks, logits.shape[-1]), -1).indices
     return p.gather(-1, best).mean(0)

@@ -1,4 +1,5 @@
-"""What there is to train: a target, a draft model for one, heads for one. experiments/train.py is the command."""
+"""What there is to train: a target, a draft model for one, heads for one. experiments/train.py is
+the command."""
 
 import copy
 from collections.abc import Callable
@@ -164,7 +165,8 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
 
 
 def train_head(config: DictConfig, folder: Path, device: str) -> None:
-    """Medusa, Hydra, EAGLE ... for `config.target`; `folder`/head is what the drafter takes as `heads`."""
+    """Medusa, Hydra, EAGLE ... for `config.target`; `folder`/head is what the drafter takes as
+    `heads`."""
     if config.target is None:
         raise ValueError("a head is trained for a target: give target=demo, a folder or a hub id")
     recipe, lm = config.drafter, load(config.target, device=device)
@@ -228,7 +230,8 @@ def untrained(described: DictConfig, lm: TransformersLM, training: Stream) -> He
 def mixed(
     config: DictConfig, lm: TransformersLM, training: Stream, folder: Path
 ) -> Callable[[int], np.ndarray]:
-    """A step's ids: windows of text, and for a share of `samples.share` the target's own continuations of it."""
+    """A step's ids: windows of text, and for a share of `samples.share` the target's own
+    continuations of it."""
     recipe, chosen = config.drafter, config.samples
     own = round(recipe.batch * chosen.share)
     if not own:
@@ -292,7 +295,8 @@ def run(
 
 
 def processes(device: str) -> PartialState:
-    """Who of the processes of a launcher this is. Asked before anything is put on a device, so that "cuda" is its own."""
+    """Who of the processes of a launcher this is. Asked before anything is put on a device, so that
+    "cuda" is its own."""
     return PartialState(cpu=torch.device(device).type == "cpu")
 
 

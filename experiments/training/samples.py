@@ -1,5 +1,6 @@
-"""Self-distillation: text that the target wrote itself, so that its heads learn to guess what it will say rather than what
-people wrote (Medusa 2401.10774, section 2.3.2). Each row opens with a piece of real text and goes on with the target's own.
+"""Self-distillation: text that the target wrote itself, so that its heads learn to guess what it
+will say rather than what people wrote (Medusa 2401.10774, section 2.3.2). Each row opens with a
+piece of real text and goes on with the target's own.
 """
 
 import json
@@ -22,12 +23,14 @@ console = Console(stderr=True)
 
 
 def _agree(place: Path, settings: dict[str, Any]) -> None:
-    """Write the settings that a folder of samples is made with, or compare them with those that it was begun with."""
+    """Write the settings that a folder of samples is made with, or compare them with those that it
+    was begun with."""
     if not place.exists():
         place.write_text(json.dumps(settings, indent=1) + "\n")
     elif differ := differences(json.loads(place.read_text()), settings):
         raise ValueError(
-            f"{place.parent} has samples of other settings ({'; '.join(differ)}); give another samples.folder"
+            f"{place.parent} has samples of other settings ({'; '.join(differ)}); give another "
+            "samples.folder"
         )
 
 
@@ -38,10 +41,12 @@ class Rows:
     ids: np.ndarray
 
     def windows(self, length: int, count: int, seed: int, step: int) -> np.ndarray:
-        """`count` rows (count, length) for a step: a pure function of its arguments; each pass in another order."""
+        """`count` rows (count, length) for a step: a pure function of its arguments; each pass in
+        another order."""
         if length > self.ids.shape[1] or count > len(self.ids):
             raise ValueError(
-                f"{count} windows of {length} were asked of {self.ids.shape[0]} samples of {self.ids.shape[1]}"
+                f"{count} windows of {length} were asked of {self.ids.shape[0]} samples of "
+                f"{self.ids.shape[1]}"
             )
         per_pass = len(self.ids) // count
         epoch, index = divmod(step, per_pass)
@@ -60,18 +65,21 @@ def sample(
     batch: int,
     seed: int,
 ) -> Rows:
-    """`rows` texts of `length` tokens, the first `prompt` of which are real. Each batch is a file; those there are kept.
+    """`rows` texts of `length` tokens, the first `prompt` of which are real. Each batch is a file;
+    those there are kept.
 
     Raises ValueError for a folder whose files were made with other settings.
     """
     if not 0 < prompt < length:
         raise ValueError(
-            f"samples of {length} tokens cannot open with {prompt} of the text; give a prompt in between"
+            f"samples of {length} tokens cannot open with {prompt} of the text; give a prompt in "
+            "between"
         )
     folder.mkdir(parents=True, exist_ok=True)
     count = -(-rows // batch)
     console.print(
-        f"samples: {count * batch} of {length} tokens, temperatures {list(temperatures)}, in {folder}"
+        f"samples: {count * batch} of {length} tokens, temperatures {list(temperatures)}, in "
+        f"{folder}"
     )
     settings = {
         "target": target.name,

@@ -1,4 +1,5 @@
-"""A draft model distilled from its target at every position of text (DistillSpec 2310.08461; its forward KL is the default)."""
+"""A draft model distilled from its target at every position of text (DistillSpec 2310.08461; its
+forward KL is the default)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from experiments.training.text import Stream
 
 
 def start_from(draft: PreTrainedModel, target: PreTrainedModel) -> None:
-    """The draft's embedding begins as the principal components of the target's, scaled to its own initial size."""
+    """The draft's embedding begins as the principal components of the target's, scaled to its own
+    initial size."""
     wide = target.get_input_embeddings().weight.detach().float()
     narrow = draft.get_input_embeddings().weight
     if wide.shape[1] < narrow.shape[1]:
@@ -31,7 +33,8 @@ def loss(draft: nn.Module, target: nn.Module, ids: Tensor, kind: str) -> Tensor:
 def agreement(
     draft: nn.Module, target: nn.Module, stream: Stream, context: int, windows: int
 ) -> dict[str, float]:
-    """On held-out text: the share of positions with one argmax, the overlap sum(min(p, q)), and the KL."""
+    """On held-out text: the share of positions with one argmax, the overlap sum(min(p, q)), and the
+    KL."""
     windows = min(windows, len(stream.ids) // context)
     ids = torch.from_numpy(
         stream.ids[: windows * context].reshape(windows, context).astype("int64")

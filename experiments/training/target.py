@@ -1,5 +1,5 @@
-"""A small Llama-style target, trained with layer dropout and an early-exit loss (LayerSkip, 2404.16710, sections 3 and 4.1)
-so that its own lower layers make a fair drafter."""
+"""A small Llama-style target, trained with layer dropout and an early-exit loss (LayerSkip,
+2404.16710, sections 3 and 4.1) so that its own lower layers make a fair drafter."""
 
 import math
 
@@ -12,7 +12,8 @@ from experiments.training.text import Stream
 
 
 def layer_dropout(layer: int, layers: int, largest: float) -> float:
-    """LayerSkip, equation 1: the chance to skip a layer grows exponentially from 0 at the first to `largest` at the last."""
+    """LayerSkip, equation 1: the chance to skip a layer grows exponentially from 0 at the first to
+    `largest` at the last."""
     return largest * (math.exp(layer * math.log(2) / (layers - 1)) - 1)
 
 
@@ -24,9 +25,9 @@ def loss(
     exits: list[int],
     weight: float,
 ) -> Tensor:
-    """Next-token cross-entropy of ids (B, T) plus `weight` times that of one early exit, drawn from `exits` (LayerSkip's
-    rotational curriculum). Exit e reads the stream after e layers through the final norm and the shared head; half of the
-    rows pay for it."""
+    """Next-token cross-entropy of ids (B, T) plus `weight` times that of one early exit, drawn from
+    `exits` (LayerSkip's rotational curriculum). Exit e reads the stream after e layers through the
+    final norm and the shared head; half of the rows pay for it."""
     inner = model.model
     hidden = inner.embed_tokens(ids)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -56,7 +57,8 @@ def _cross_entropy(model: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
 def bits_per_byte(
     model: nn.Module, stream: Stream, context: int, windows: int, batch: int = 8
 ) -> dict[str, float]:
-    """Nats per token over the first `windows` windows of a held-out stream, and bits per byte of the text they stand for."""
+    """Nats per token over the first `windows` windows of a held-out stream, and bits per byte of
+    the text they stand for."""
     windows = min(windows, len(stream.ids) // context)
     ids = torch.from_numpy(
         stream.ids[: windows * context].reshape(windows, context).astype("int64")

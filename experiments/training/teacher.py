@@ -1,4 +1,5 @@
-"""The target as a teacher: its hidden states at the taps that a head reads, computed on the fly or kept on disk.
+"""The target as a teacher: its hidden states at the taps that a head reads, computed on the fly or
+kept on disk.
 
 Letters: B windows, T tokens, K taps, d hidden size, V vocabulary.
 """
@@ -24,7 +25,8 @@ Windows = Callable[[int], np.ndarray]  # a step's ids (B, T)
 
 
 class Lesson(NamedTuple):
-    """One batch: ids (B, T), the states that the head reads (B, T, K, d) and the LM head's inputs (B, T, d)."""
+    """One batch: ids (B, T), the states that the head reads (B, T, K, d) and the LM head's inputs
+    (B, T, d)."""
 
     ids: Tensor
     taps: Tensor
@@ -42,8 +44,8 @@ class Teacher:
 
     @torch.no_grad()
     def states(self, ids: Tensor) -> Tensor:
-        """(B, T, stored taps, d) in the target's own precision, also where training autocasts: as decoding will see them,
-        and the same whether they are cached or not."""
+        """(B, T, stored taps, d) in the target's own precision, also where training autocasts: as
+        decoding will see them, and the same whether they are cached or not."""
         decoder = self.target.model.get_decoder()
         with torch.autocast(ids.device.type, enabled=False):
             hidden = decoder(
@@ -68,7 +70,8 @@ class Teacher:
 
 
 class Cached:
-    """The teacher's states of a fixed set of windows, memory-mapped on disk; a fill that was interrupted goes on.
+    """The teacher's states of a fixed set of windows, memory-mapped on disk; a fill that was
+    interrupted goes on.
 
     `steps` batches are read once and then used again and again, in their order.
     """
@@ -99,11 +102,13 @@ class Cached:
             done = found.pop("batches")
             if found != described:
                 raise ValueError(
-                    f"{folder} holds states of {found}, this run wants {described}; give another folder"
+                    f"{folder} holds states of {found}, this run wants {described}; give another "
+                    "folder"
                 )
         elif size > free:
             raise ValueError(
-                f"the states need {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; cache fewer"
+                f"the states need {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
+                "cache fewer"
             )
         mode = "r+" if (folder / "states.npy").exists() else "w+"
         # numpy knows no bfloat16: the bits are kept as integers.

@@ -21,7 +21,8 @@ END = "<|end|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2): any text goes in and comes back unchanged."""
+    """A byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2): any text goes in and comes
+    back unchanged."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -44,7 +45,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "PreTrainedTokeniz
 
 @dataclass(frozen=True)
 class Stream:
-    """Token ids of many documents in one row, each ended by the end token, and how many bytes of text they stand for."""
+    """Token ids of many documents in one row, each ended by the end token, and how many bytes of
+    text they stand for."""
 
     ids: np.ndarray
     bytes: int
@@ -55,8 +57,9 @@ class Stream:
         return zlib.crc32(self.ids.tobytes())
 
     def windows(self, length: int, count: int, seed: int, step: int) -> np.ndarray:
-        """`count` windows (count, length) for training step `step`: a pure function of its arguments, so a resumed
-        run reads what an uninterrupted one would. Each pass over the text is cut at another offset, in another order."""
+        """`count` windows (count, length) for training step `step`: a pure function of its
+        arguments, so a resumed run reads what an uninterrupted one would. Each pass over the text
+        is cut at another offset, in another order."""
         per_pass = (len(self.ids) - length) // length
         if per_pass < count:
             raise ValueError(

@@ -14,7 +14,8 @@ Entry = dict[str, float]
 
 @contextmanager
 def reporting(config: DictConfig | None) -> Iterator[Callable[[Entry], None]]:
-    """Hands out what takes each entry of the log. None: of several processes, this one does not report."""
+    """Hands out what takes each entry of the log. None: of several processes, this one does not
+    report."""
     if config is None or config.logger is None:
         yield lambda entry: None
         return

@@ -17,8 +17,8 @@ def adaptive(
     logits: Tensor, score: Score, state: State, chance: Draws, depth: int, nodes: int
 ) -> Grown:
     """Each next child goes to the most promising open site of its level, and only then is its token
-    drawn from what is left of that site's q (WOR). A site is worth the probability of its path times
-    the mass not yet drawn there (level by level, so that a level is one forward pass)."""
+    drawn from what is left of that site's q (WOR). A site is worth the probability of its path
+    times the mass not yet drawn there (level by level, so that a level is one forward pass)."""
     laws, tree = DraftLaws(state), TokenTree.root(state.roots)
     # A level's share of the nodes does not depend on how deep the rows beside may still go.
     shares = [nodes // depth + (level < nodes % depth) for level in range(depth)]

@@ -1,8 +1,8 @@
 """Trees grown level by level from a model's laws: every node of a depth gets so many children.
 
-A drafter brings `score(tree, start)`, the logits of nodes >= start in one forward pass; there is one
-per level, never one per node. What is drawn, and in which order, keeps the promise of the sibling
-law: first the decision, then the draw.
+A drafter brings `score(tree, start)`, the logits of nodes >= start in one forward pass; there is
+one per level, never one per node. What is drawn, and in which order, keeps the promise of the
+sibling law: first the decision, then the draw.
 
 Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes.
 """
@@ -131,8 +131,8 @@ def _trees(
 
 
 def _drawn(tree: TokenTree, recorded: list[Tensor], scored: int, law: SiblingLaw) -> Grown:
-    """The tree with its law; `recorded` are the laws at its nodes from the root on, and the nodes of
-    the last level, which have none, were not scored."""
+    """The tree with its law; `recorded` are the laws at its nodes from the root on, and the nodes
+    of the last level, which have none, were not scored."""
     if law is SiblingLaw.DET or tree.num_nodes == 1:
         return Grown(tree.drawn_from(law, None), scored)
     rows, vocabulary = tree.rows, recorded[0].shape[-1]
@@ -150,7 +150,8 @@ def _drawn(tree: TokenTree, recorded: list[Tensor], scored: int, law: SiblingLaw
 def _places(
     chance: Draws, state: State, branching: Sequence[int], law: SiblingLaw
 ) -> Places | None:
-    """Every place of the tree at which children are drawn, level by level, all rows at each level."""
+    """Every place of the tree at which children are drawn, level by level, all rows at each
+    level."""
     if law is SiblingLaw.DET:
         return None
     rows, nodes, ranks, depths = _grid(state.rows, tuple(branching), state.tokens.device)
@@ -181,7 +182,8 @@ def _draw(
     vocabulary = q.shape[1]
     if k > vocabulary and law is not SiblingLaw.WR:
         raise ValueError(
-            f"{k} distinct children of a node were asked for, the vocabulary has {vocabulary} tokens"
+            f"{k} distinct children of a node were asked for, the vocabulary has {vocabulary} "
+            "tokens"
         )
     if draws is None:
         return top(q, k)

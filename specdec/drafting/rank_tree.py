@@ -1,7 +1,8 @@
-"""Static trees: which ranks to take, whatever the tokens turn out to be. A path (0, 2) is the third best child of the best child.
+"""Static trees: which ranks to take, whatever the tokens turn out to be. A path (0, 2) is the third
+best child of the best child.
 
-greedy: from how often the token of rank r at depth d is right, the `nodes` paths of largest product (Medusa 2401.10774, 2.3)
-cartesian: so many children per node at each depth
+greedy: from how often the token of rank r at depth d is right, the `nodes` paths of largest product
+(Medusa 2401.10774, 2.3) cartesian: so many children per node at each depth
 """
 
 import heapq
@@ -17,7 +18,8 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True)
 class RankTree:
-    """Paths of ranks, sorted by depth and then by rank; each path's parent is there too. The root is not counted.
+    """Paths of ranks, sorted by depth and then by rank; each path's parent is there too. The root
+    is not counted.
 
     Raises ValueError for no paths, a path without its parent, an empty path or a negative rank.
     """
@@ -39,7 +41,8 @@ class RankTree:
                 raise ValueError(f"a path is a non-empty list of ranks >= 0, got {list(path)}")
             if len(path) > 1 and path[:-1] not in known:
                 raise ValueError(
-                    f"the path {list(path)} hangs below {list(path[:-1])}, which the tree does not have"
+                    f"the path {list(path)} hangs below {list(path[:-1])}, which the tree does not "
+                    "have"
                 )
 
     @classmethod
@@ -57,7 +60,8 @@ class RankTree:
         """widths[d] children below every node of depth d."""
         if not isinstance(widths, Sequence):
             raise ValueError(
-                f"a Cartesian tree needs widths >= 1, one per depth, such as [3, 2, 1]; got {widths!r}"
+                "a Cartesian tree needs widths >= 1, one per depth, such as [3, 2, 1]; got "
+                f"{widths!r}"
             )
         level: list[Path] = [()]
         paths: list[Path] = []
@@ -73,8 +77,9 @@ class RankTree:
 
     @classmethod
     def greedy(cls, accuracies: Sequence[Sequence[float]], nodes: int) -> "RankTree":
-        """accuracies[d][r] in [0, 1], falling in r: how often the token of rank r at depth d + 1 is the right one. A node
-        is worth the product along its path; the best neighbour of the tree is added until it has `nodes`."""
+        """accuracies[d][r] in [0, 1], falling in r: how often the token of rank r at depth d + 1 is
+        the right one. A node is worth the product along its path; the best neighbour of the tree is
+        added until it has `nodes`."""
         integer("nodes", nodes, 1, MOST_NODES)
         if not accuracies or not all(accuracies):
             raise ValueError("a greedy tree needs a table of accuracies, depths x ranks")
@@ -101,7 +106,8 @@ class RankTree:
         kept = tuple(path for path in self.paths if max(path) < vocabulary)
         if not kept:
             raise ValueError(
-                f"the tree takes no rank below {vocabulary}, and the vocabulary has {vocabulary} tokens"
+                f"the tree takes no rank below {vocabulary}, and the vocabulary has {vocabulary} "
+                "tokens"
             )
         return RankTree(kept)
 

@@ -1,8 +1,9 @@
-"""The shape of the trees that a drafter with laws of its own grows, as users name it: depth, branching,
-draw, nodes.
+"""The shape of the trees that a drafter with laws of its own grows, as users name it: depth,
+branching, draw, nodes.
 
-Everything that drafts token by token from a model's laws (a small model, EAGLE, a part of the target)
-takes these settings and grows its tree here; what differs between them is only how a level is scored.
+Everything that drafts token by token from a model's laws (a small model, EAGLE, a part of the
+target) takes these settings and grows its tree here; what differs between them is only how a level
+is scored.
 """
 
 import copy
@@ -74,8 +75,8 @@ class Shape:
     """depth      levels of the tree, or tokens of the chain
     branching  children per node, one number or one per depth; 1 everywhere is a chain
     draw       auto (= wor) | wor | wr | hub | topk | ranked (DET: the best `nodes` by cumulative
-               probability, expanding `branching` nodes per level by as many tokens) | adaptive (WOR:
-               decide on a site, then draw there) | static (DET: `tree`)
+               probability, expanding `branching` nodes per level by as many tokens) | adaptive
+               (WOR: decide on a site, then draw there) | static (DET: `tree`)
     nodes      drafted nodes of ranked and adaptive trees, the root not counted
     tree       of draw="static": which ranks to take, whatever the tokens are
     stop       where a chain ends before `depth`: {length: 3} | {threshold: 0.4} | {acceptance: 0.8}
@@ -98,7 +99,8 @@ class Shape:
         if self.tree is not None:
             if draw != "static" or self.tree.depth > depth:
                 raise ValueError(
-                    f"a static tree of depth {self.tree.depth} needs draw='static' and that depth, got {draw}, {depth}"
+                    f"a static tree of depth {self.tree.depth} needs draw='static' and that depth, "
+                    f"got {draw}, {depth}"
                 )
             return
         if draw not in ("auto", *BY_VALUE, *LAWS):
@@ -109,17 +111,20 @@ class Shape:
         whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for k in widths)
         if len(widths) != depth or not whole:
             raise ValueError(
-                f"branching must be one integer >= 1, or one for each of {depth} depths; got {branching!r}"
+                f"branching must be one integer >= 1, or one for each of {depth} depths; got "
+                f"{branching!r}"
             )
         if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int)):
             raise ValueError(f"nodes must be an integer >= depth ({depth}), or null; got {nodes!r}")
         if self.by_value and (nodes is None or nodes < depth):
             raise ValueError(
-                f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got {nodes}"
+                f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got "
+                f"{nodes}"
             )
         if not self.by_value and nodes is not None:
             raise ValueError(
-                f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as branching says"
+                f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as "
+                "branching says"
             )
         if self.max_nodes > MOST_NODES:
             raise ValueError(
@@ -128,7 +133,8 @@ class Shape:
             )
         if self.stop_rule is not None and not self.chain:
             raise ValueError(
-                "stop is for chains (branching=1, no draw='ranked' or 'adaptive'); drop it or draft a chain"
+                "stop is for chains (branching=1, no draw='ranked' or 'adaptive'); drop it or "
+                "draft a chain"
             )
 
     @classmethod
@@ -215,8 +221,8 @@ class TreeDrafter(Drafter):
             self._stop.begin(rows)
 
     def grow(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
-        """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each further
-        level."""
+        """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each
+        further level."""
         shape, greedy = self.shape, state.sampling.greedy
         if shape.tree is not None:
             return static(logits, score, state, shape.tree)

@@ -1,5 +1,6 @@
-"""When a chain stops being drafted. A rule is asked at a node, with the law q there, before anything
-is drawn from it, so that every token still comes fresh from its q: the sibling law survives.
+"""When a chain stops being drafted. A rule is asked at a node, with the law q there, before
+anything is drawn from it, so that every token still comes fresh from its q: the sibling law
+survives.
 
 Letters: B rows, V vocabulary.
 """
@@ -47,7 +48,8 @@ class FixedLength(StopRule):
 
 
 class Threshold(StopRule):
-    """Stops where the most probable token has less than `threshold` (Kangaroo 2404.18911 uses 0.6)."""
+    """Stops where the most probable token has less than `threshold` (Kangaroo 2404.18911 uses
+    0.6)."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = _share("threshold", threshold)
@@ -101,7 +103,8 @@ class AdaptiveThreshold(StopRule):
 
 
 def make_stop(settings: StopRule | Mapping[str, float] | None) -> StopRule | None:
-    """A rule from `{length: 3}`, `{threshold: 0.4}`, or `{acceptance: 0.8}` (optionally with the threshold to start from)."""
+    """A rule from `{length: 3}`, `{threshold: 0.4}`, or `{acceptance: 0.8}` (optionally with the
+    threshold to start from)."""
     if settings is None or isinstance(settings, StopRule):
         return settings
     if isinstance(settings, Mapping):
@@ -113,8 +116,9 @@ def make_stop(settings: StopRule | Mapping[str, float] | None) -> StopRule | Non
         if "acceptance" in given and set(given) <= {"acceptance", "threshold"}:
             return AdaptiveThreshold(**given)
     raise ValueError(
-        "stop must be {length: 3}, {threshold: 0.4}, {acceptance: 0.8} (with a threshold to start from, "
-        f"if you like), a specdec.drafting.stop_rules.StopRule or null; got {settings!r}"
+        f"stop must be {{length: 3}}, {{threshold: 0.4}}, {{acceptance: 0.8}} (with a threshold to "
+        "start from, if you like), a specdec.drafting.stop_rules.StopRule or null; got "
+        f"{settings!r}"
     )
 
 

@@ -1,7 +1,9 @@
-"""One decoder layer of the target's own family, for heads that are a layer over the target's states.
+"""One decoder layer of the target's own family, for heads that are a layer over the target's
+states.
 
-Nothing of a model's code is repeated here: the layer is built by transformers from the target's config, and runs inside the
-family's own decoder, which brings positions and attention with it; the embedding and the final norm are taken out.
+Nothing of a model's code is repeated here: the layer is built by transformers from the target's
+config, and runs inside the family's own decoder, which brings positions and attention with it; the
+embedding and the final norm are taken out.
 
 Letters: B rows, T tokens, S keys, d hidden size.
 """
@@ -58,8 +60,8 @@ def layer_config(target: LanguageModel) -> dict[str, Any]:
 
 
 def published_layer(described: dict[str, Any]) -> dict[str, Any]:
-    """The same of the config.json of a published head, which has one layer. Raises ValueError for what it does not say, or
-    says wrong."""
+    """The same of the config.json of a published head, which has one layer. Raises ValueError for
+    what it does not say, or says wrong."""
     layers, family = described.get("num_hidden_layers", 1), described.get("model_type", "llama")
     if layers != 1:
         raise ValueError(f"the config has num_hidden_layers {layers}, and heads have one layer")
@@ -94,7 +96,8 @@ def _of_one_layer(config: Any) -> dict[str, Any]:
 
 
 def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
-    """The family's decoder with one layer, without embedding and final norm: inputs_embeds in, the layer's output out.
+    """The family's decoder with one layer, without embedding and final norm: inputs_embeds in, the
+    layer's output out.
 
     Raises ValueError for families whose decoder has no `layers` and `norm`.
     """
@@ -105,8 +108,8 @@ def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
     layers, norm = (getattr(decoder, name, None) for name in ("layers", "norm"))
     if not isinstance(layers, nn.ModuleList) or norm is None:
         raise ValueError(
-            f"{type(decoder).__name__} has no `layers` and `norm`, so a single layer of it cannot be taken; heads of one "
-            "decoder layer (eagle, eagle3) work for Llama-like families"
+            f"{type(decoder).__name__} has no `layers` and `norm`, so a single layer of it cannot "
+            "be taken; heads of one decoder layer (eagle, eagle3) work for Llama-like families"
         )
     decoder.norm = nn.Identity()
     decoder.set_input_embeddings(nn.Identity())
@@ -114,8 +117,8 @@ def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
 
 
 def shape_of(run: Any, decoder: PreTrainedModel) -> LayerShape:
-    """What the layer writes into a cache, found by running `run(cache)`, one pass over one token. Raises ValueError for layers
-    that cannot run as a head does."""
+    """What the layer writes into a cache, found by running `run(cache)`, one pass over one token.
+    Raises ValueError for layers that cannot run as a head does."""
     probe = ShapeProbe()
     try:
         with torch.inference_mode():
@@ -123,16 +126,19 @@ def shape_of(run: Any, decoder: PreTrainedModel) -> LayerShape:
         return probe.seen[0]
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         raise ValueError(
-            f"a layer of {type(decoder).__name__} cannot serve as a head: fed with the head's states it fails "
-            f"({type(error).__name__}: {error}); heads of one decoder layer (eagle, eagle3) work for Llama-like families"
+            f"a layer of {type(decoder).__name__} cannot serve as a head: fed with the head's "
+            f"states it fails ({type(error).__name__}: {error}); heads of one decoder layer "
+            "(eagle, eagle3) work for Llama-like families"
         ) from error
 
 
 class Unrolled(Cache):
-    """Keys and values of several passes of one layer over the same text, for training on its own states.
+    """Keys and values of several passes of one layer over the same text, for training on its own
+    states.
 
-    Pass s starts from what pass s - 1 said: its token at index t stands for the path (truth up to t, then s guesses). It sees
-    the first pass up to t and, of every later pass, index t alone (EAGLE-3 2503.01840, "training-time test").
+    Pass s starts from what pass s - 1 said: its token at index t stands for the path (truth up to
+    t, then s guesses). It sees the first pass up to t and, of every later pass, index t alone
+    (EAGLE-3 2503.01840, "training-time test").
     """
 
     def __init__(self) -> None:
@@ -154,7 +160,8 @@ class Unrolled(Cache):
         return sum(keys.shape[2] for keys in self.keys) + query_length, 0
 
     def mask(self, length: int, config: Any, device: torch.device) -> Tensor:
-        """(1, 1, length, S), for the coming pass of `length` tokens: bool, or additive for eager attention."""
+        """(1, 1, length, S), for the coming pass of `length` tokens: bool, or additive for eager
+        attention."""
         kind, passes = layer_kinds(config)[0], len(self.keys)
         sizes = [*(keys.shape[2] for keys in self.keys), length]
         query = torch.arange(length, device=device)[:, None]

@@ -1,10 +1,10 @@
-"""Drafting on the target's features: one decoder layer that, from a token and the feature before it,
-guesses the next feature.
+"""Drafting on the target's features: one decoder layer that, from a token and the feature before
+it, guesses the next feature.
 
 The pair at index j is (token x_{j+1}, feature f_j), so features lag tokens by one: a round brings
-num_accepted + 1 new pairs, the last of them the root with the state before it. Pairs are always read
-with the target's own features; inside a tree, where there are none yet, a node takes what the layer
-said at its parent.
+num_accepted + 1 new pairs, the last of them the root with the state before it. Pairs are always
+read with the target's own features; inside a tree, where there are none yet, a node takes what the
+layer said at its parent.
 
 Letters: B rows, b rows of one call, T tokens, N nodes, m nodes of a level, K taps, d hidden size, V
 vocabulary.
@@ -50,7 +50,8 @@ from specdec.tree import TokenTree
 
 
 class FeatureHead(Head):
-    """A decoder layer over (embedding, feature). What is fused, fed in and read out is the concrete head's."""
+    """A decoder layer over (embedding, feature). What is fused, fed in and read out is the concrete
+    head's."""
 
     decoder: PreTrainedModel
     steps: int = 1  # of training on its own states
@@ -61,7 +62,8 @@ class FeatureHead(Head):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As everywhere, for `to` and its like, but frequencies stay as exact as transformers keep
-        them in the target: rounding them to 16 bits would change RoPE's rotation at position 100."""
+        them in the target: rounding them to 16 bits would change RoPE's rotation at position
+        100."""
         exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
         Module._apply(self, fn, recurse)
         for name, buffer in exact.items():
@@ -111,8 +113,8 @@ class FeatureHead(Head):
         return guessed
 
     def runner(self) -> Self:
-        """The same weights in shells of their own, with the attention that drafting runs with: for one
-        run, since a pass leaves traces in its shells."""
+        """The same weights in shells of their own, with the attention that drafting runs with: for
+        one run, since a pass leaves traces in its shells."""
         shell: Self = attention.shallow(self)
         shell._modules["decoder"] = attention.rewired(self.decoder, attention.choose(self.decoder))
         return shell
@@ -139,8 +141,9 @@ class FeatureHead(Head):
 
 
 def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ranked") -> Shape:
-    """The shape that a head's drafter is asked for. Unless given, trees by value and static ones have
-    24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled is a chain."""
+    """The shape that a head's drafter is asked for. Unless given, trees by value and static ones
+    have 24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled is a
+    chain."""
     depth, draw, tree = given.get("depth", depth), given.get("draw", draw), given.get("tree")
     nodes, branching = given.get("nodes"), given.get("branching")
     if nodes is None and tree is None and draw in (*BY_VALUE, "static"):
@@ -155,8 +158,8 @@ def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ra
 
 
 class FeatureDrafter(TreeDrafter):
-    """Grows a `Shape` with a FeatureHead. One pass per level for the whole frontier; the LM head runs
-    on the frontier only."""
+    """Grows a `Shape` with a FeatureHead. One pass per level for the whole frontier; the LM head
+    runs on the frontier only."""
 
     Kind: ClassVar[type[FeatureHead]]
     weight_arguments = frozenset({"heads"})
@@ -229,8 +232,8 @@ class FeatureDrafter(TreeDrafter):
         self._first_rounds.see(state)
 
     def _read_new(self, state: State) -> Tensor | None:
-        """Read the pairs that the last round brought: (B, 1, V) logits after the roots. None where no
-        row has any."""
+        """Read the pairs that the last round brought: (B, 1, V) logits after the roots. None where
+        no row has any."""
         taps, host = state.last.taps, state.on_host
         if taps is None:  # prompts of one token: the first states come with the first round
             return None

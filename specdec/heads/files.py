@@ -1,5 +1,5 @@
-"""Trained heads on disk: a folder with config.json and model.safetensors, written as a whole or not at
-all, and read key by key. Pickles are refused."""
+"""Trained heads on disk: a folder with config.json and model.safetensors, written as a whole or not
+at all, and read key by key. Pickles are refused."""
 
 import json
 import os
@@ -59,7 +59,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not (folder / CONFIG).is_file():
         bundled = sorted(f"demo-{path.name}" for path in (DEMO / "heads").glob("*"))
         raise ValueError(
-            f"no head at {folder}: a folder with {CONFIG} is expected, or one of {', '.join(bundled)}"
+            f"no head at {folder}: a folder with {CONFIG} is expected, or one of "
+            f"{', '.join(bundled)}"
         )
     try:
         config = json.loads((folder / CONFIG).read_text())
@@ -76,8 +77,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ]
         if pickles:
             raise ValueError(
-                f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is read; convert it once, "
-                "where you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+                f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it "
+                "is read; convert it once, where you trust it: "
+                "safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+                "'model.safetensors')"
             )
         raise ValueError(f"{folder} has a {CONFIG} but no weights (*.safetensors)")
     weights: dict[str, Tensor] = {}
@@ -98,8 +101,8 @@ def fill(
     where: str,
     names: Mapping[str, str],
 ) -> None:
-    """Copy every weight of a module from `weights`, no key left over and none missing. names: beginnings
-    of the module's names -> what `weights` calls them.
+    """Copy every weight of a module from `weights`, no key left over and none missing. names:
+    beginnings of the module's names -> what `weights` calls them.
 
     The weights start as NaN, so that one which is forgotten is seen.
     """

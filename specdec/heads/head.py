@@ -1,8 +1,9 @@
-"""Trained heads: what a drafter adds to a target. Small, trained for that target, useless without it.
+"""Trained heads: what a drafter adds to a target. Small, trained for that target, useless without
+it.
 
-The config holds the arguments of a head's class, the taps that it reads among them, so that a loaded
-head never works out anew what it was trained with. Layouts that others publish are known to the heads
-themselves (`from_published`) and are converted in memory.
+The config holds the arguments of a head's class, the taps that it reads among them, so that a
+loaded head never works out anew what it was trained with. Layouts that others publish are known to
+the heads themselves (`from_published`) and are converted in memory.
 
 Letters: B rows, T tokens, K taps, d hidden size, V vocabulary, V' a head's own.
 """
@@ -31,8 +32,8 @@ AnyHead = TypeVar("AnyHead", bound="Head")
 
 
 class Guess(NamedTuple):
-    """What a head says, while it is trained, about one step ahead: logits[:, j] are about the law at
-    position j + offset of the text, the law of token j + offset + 1."""
+    """What a head says, while it is trained, about one step ahead: logits[:, j] are about the law
+    at position j + offset of the text, the law of token j + offset + 1."""
 
     logits: Tensor  # (B, T', V'), V' fewer than V for a head with a vocabulary of its own
     offset: int
@@ -42,14 +43,16 @@ class Guess(NamedTuple):
 
 
 class Head(nn.Module):
-    """A module that can be written and read. `settings` are the JSON arguments that make it again."""
+    """A module that can be written and read. `settings` are the JSON arguments that make it
+    again."""
 
     kind: ClassVar[str]
     settings: dict[str, Any]
     hidden_size: int
     vocabulary: int  # the target's
     taps: tuple[Tap, ...]
-    """Which of the target's hidden states it reads; empty where a file leaves that to the target."""
+    """Which of the target's hidden states it reads; empty where a file leaves that to the
+    target."""
 
     shared: Mapping[str, Tensor] = MappingProxyType({})
     """Rows of what its file holds of the target's own: `check_target` compares them."""
@@ -128,8 +131,8 @@ class Head(nn.Module):
         if config.get("specdec_head") == cls.kind:
             if not isinstance(config.get("settings"), dict):
                 raise ValueError(
-                    "config.json has no `settings`, the arguments that the head is made with; write the "
-                    "folder again with the head's save()"
+                    "config.json has no `settings`, the arguments that the head is made with; "
+                    "write the folder again with the head's save()"
                 )
             return Published(config["settings"], weights)
         published = cls.from_published(config, weights) if "specdec_head" not in config else None
@@ -141,8 +144,8 @@ class Head(nn.Module):
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
-        """What a folder in a layout that others publish holds, or None if it is no head of this kind.
-        Raises ValueError for one that says what this class cannot do."""
+        """What a folder in a layout that others publish holds, or None if it is no head of this
+        kind. Raises ValueError for one that says what this class cannot do."""
         return None
 
     def to_speculators(
@@ -151,7 +154,8 @@ class Head(nn.Module):
         """config.json and weights in the `speculators` layout. Raises ValueError for what it has no
         place for."""
         raise ValueError(
-            f"a {self.kind} head cannot be written in the speculators layout, which is for eagle3 here"
+            f"a {self.kind} head cannot be written in the speculators layout, which is for eagle3 "
+            "here"
         )
 
     def weights(self) -> dict[str, Tensor]:
@@ -187,7 +191,8 @@ def check_target(head: Head, target: LendsHead) -> None:
     for what, size in trained.items():
         if own[what] != size:
             raise ValueError(
-                f"{name} was trained for a {what} of {size}, the target has {own[what]}; train one for it"
+                f"{name} was trained for a {what} of {size}, the target has {own[what]}; train one "
+                "for it"
             )
     for key, rows in head.shared.items():
         ids = spread(head.vocabulary).to(target.device)
@@ -196,9 +201,10 @@ def check_target(head: Head, target: LendsHead) -> None:
         if not torch.allclose(ours, theirs, rtol=0.02, atol=1e-5):  # files are rounded to 16 bits
             off = float((ours - theirs).abs().max())
             raise ValueError(
-                f"{name} brings {key}, which is not the target's (they differ by up to {off:.3g}): it "
-                "was trained for another target or another revision of it, or with an embedding of its "
-                "own. Here a head uses the target's; load the target that it names"
+                f"{name} brings {key}, which is not the target's (they differ by up to {off:.3g}): "
+                "it was trained for another target or another revision of it, or with an "
+                "embedding of its own. Here a head uses the target's; load the target that it "
+                "names"
             )
     mark: Mark | None = head.notes.get("target")
     if mark is not None:
@@ -206,8 +212,8 @@ def check_target(head: Head, target: LendsHead) -> None:
 
 
 class FirstRounds:
-    """Warns where nothing of a head's first drafts was accepted: its file says for no target, so that
-    it may be another one's."""
+    """Warns where nothing of a head's first drafts was accepted: its file says for no target, so
+    that it may be another one's."""
 
     ROUNDS = 50
 
@@ -223,16 +229,16 @@ class FirstRounds:
         self.left = 0 if any(state.last.num_accepted) else self.left - 1
         if self.left == 0 and not any(state.last.num_accepted):
             warnings.warn(
-                f"nothing that the {self.head.kind} head drafted in {self.ROUNDS} rounds was accepted, and "
-                "its file does not say which target it was trained for: is it this one, with this chat "
-                "template?",
+                f"nothing that the {self.head.kind} head drafted in {self.ROUNDS} rounds was "
+                "accepted, and its file does not say which target it was trained for: is it this "
+                "one, with this chat template?",
                 stacklevel=2,
             )
 
 
 def random_head(make: Callable[[], AnyHead], dtype: torch.dtype, deviation: float = 0.5) -> AnyHead:
-    """A head with random weights, the same at every call, spread widely so that its laws are far from
-    uniform."""
+    """A head with random weights, the same at every call, spread widely so that its laws are far
+    from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         head = make()
@@ -273,14 +279,15 @@ def static_tree(
 
 
 def usual_accuracies(depth: int, ranks: int = 10) -> list[list[float]]:
-    """Depth x rank, for heads whose file has no table of its own (training measures one): the shape of
-    those that were measured for the bundled heads, rank r falling as 1 / (r + 1)^2, each depth 0.8 of
-    the one above."""
+    """Depth x rank, for heads whose file has no table of its own (training measures one): the shape
+    of those that were measured for the bundled heads, rank r falling as 1 / (r + 1)^2, each depth
+    0.8 of the one above."""
     return [[0.6 * 0.8**level / (rank + 1) ** 2 for rank in range(ranks)] for level in range(depth)]
 
 
 def newest_states(state: State) -> Tensor | None:
-    """(B, d) the state of the token before each row's root, of the last tap. None if no row has any."""
+    """(B, d) the state of the token before each row's root, of the last tap. None if no row has
+    any."""
     taps = state.last.taps
     if taps is None:
         return None
@@ -289,8 +296,8 @@ def newest_states(state: State) -> Tensor | None:
 
 
 def with_states(state: State) -> State:
-    """The same state with those rows live that a head can draft for: after a prompt of one token there
-    is no state before the root."""
+    """The same state with those rows live that a head can draft for: after a prompt of one token
+    there is no state before the root."""
     host = state.on_host
     if min(host.lengths) > 1:
         return state

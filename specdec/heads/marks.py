@@ -1,7 +1,7 @@
 """The mark of a target: a few numbers by which a head knows the model that it was trained for.
 
-Sizes alone do not tell two models of a family apart, and a head of another target drafts nothing that
-is ever accepted.
+Sizes alone do not tell two models of a family apart, and a head of another target drafts nothing
+that is ever accepted.
 """
 
 from typing import TypedDict
@@ -35,19 +35,21 @@ def mark_of(target: LendsHead) -> Mark:
 
 
 def check_mark(mark: Mark, target: LendsHead, head: str) -> None:
-    """Raise ValueError where a head's mark is another target's. The types of weights do not matter."""
+    """Raise ValueError where a head's mark is another target's. The types of weights do not
+    matter."""
     digest = tokenizer_digest(target)
     if mark.get("tokenizer") and digest and mark["tokenizer"] != digest:
         raise ValueError(
-            f"{head} was trained for a target with another tokenizer (digest {mark['tokenizer']}, the "
-            f"target's is {digest}); load the target that it was trained for, or train one for this"
+            f"{head} was trained for a target with another tokenizer (digest {mark['tokenizer']}, "
+            f"the target's is {digest}); load the target that it was trained for, or train one for "
+            "this"
         )
     ours, theirs = torch.tensor(mark["embedding"]), _sample(target)
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0.02, atol=1e-4):
         raise ValueError(
-            f"{head} was trained for another target: the embedding of {target.name} is not the one that "
-            "it remembers. Load the target that it was trained for, or train a head for this one with "
-            "python -m experiments.train"
+            f"{head} was trained for another target: the embedding of {target.name} is not the one "
+            "that it remembers. Load the target that it was trained for, or train a head for this "
+            "one with python -m experiments.train"
         )
 
 

@@ -1,8 +1,9 @@
 """The `speculators` layout of EAGLE-3 heads, which vLLM serves: its config.json, read and written.
 
-Beside what the native layout says it names the verifier (here: the target), how to propose, and which layers' entering states are
-read; the layer's own config lies under `transformer_layer_config`, and its keys begin with layers.0 instead of midlayer.
-Source: the configs that the vLLM project's `speculators` library writes and vLLM reads.
+Beside what the native layout says it names the verifier (here: the target), how to propose, and
+which layers' entering states are read; the layer's own config lies under
+`transformer_layer_config`, and its keys begin with layers.0 instead of midlayer. Source: the
+configs that the vLLM project's `speculators` library writes and vLLM reads.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ NOT_HERE = {
 
 
 def flattened(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config in the native layout: the layer's settings beside the head's. Raises ValueError for what is missing or
-    not an EAGLE-3 head."""
+    """The same config in the native layout: the layer's settings beside the head's. Raises
+    ValueError for what is missing or not an EAGLE-3 head."""
     found = config.get("speculators_model_type")
     if found != ALGORITHM:
         raise ValueError(
@@ -54,13 +55,14 @@ def written(
     dtype: str,
     tokens: int = 5,
 ) -> dict[str, Any]:
-    """config.json. layer: as `specdec.heads.decoder_layer.layer_config` gives it; verifier: the target's name or path; tokens: how many a
-    server drafts per round unless it is told. Raises ValueError for what the layout has no place for."""
+    """config.json. layer: as `specdec.heads.decoder_layer.layer_config` gives it; verifier: the
+    target's name or path; tokens: how many a server drafts per round unless it is told. Raises
+    ValueError for what the layout has no place for."""
     family = layer["model_type"]
     if family != "llama":
         raise ValueError(
-            f"the head's layer is of the family {family!r}; those who serve the layout build a Llama layer from it, which has "
-            "other weights or other attention"
+            f"the head's layer is of the family {family!r}; those who serve the layout build a "
+            "Llama layer from it, which has other weights or other attention"
         )
     if not all(isinstance(tap, int) for tap in taps):
         raise ValueError(

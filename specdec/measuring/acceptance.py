@@ -1,4 +1,5 @@
-"""What became of every drafted node: depth, sibling rank, whether it was reached, whether it was accepted.
+"""What became of every drafted node: depth, sibling rank, whether it was reached, whether it was
+accepted.
 
 Letters: R live row-rounds, N nodes, D depth. Node 0 is the root, which nobody drafted.
 """
@@ -30,7 +31,8 @@ class Drafted:
 
     @classmethod
     def of(cls, parents: np.ndarray, path: np.ndarray) -> "Drafted":
-        """parents (R, N), -1 at the root and at padding; path (R, D) accepted node numbers, padded with values < 1."""
+        """parents (R, N), -1 at the root and at padding; path (R, D) accepted node numbers, padded
+        with values < 1."""
         rows = np.arange(len(parents))[:, None]
         parents, path = parents.astype(np.int64), path.astype(np.int64)
         offered = parents >= 0
@@ -92,7 +94,8 @@ def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _ranks(parents: np.ndarray) -> np.ndarray:
-    """How many siblings come before each node: its place in its run of equal parents, once sorted."""
+    """How many siblings come before each node: its place in its run of equal parents, once
+    sorted."""
     order = np.argsort(parents, 1, kind="stable")
     ordered = np.take_along_axis(parents, order, 1)
     index = np.broadcast_to(np.arange(parents.shape[1]), parents.shape)

@@ -1,8 +1,8 @@
 """What was measured. A Step holds integers and times only; a Report computes the rest from steps.
 
-Words: tau = tokens that a row kept / rounds in which it was live (block efficiency, bonus included).
-Tokens cut at EOS, a stop string or the length do not count. Acceptance rate = accepted / offered at
-nodes that were reached. Rows that are not live count nowhere.
+Words: tau = tokens that a row kept / rounds in which it was live (block efficiency, bonus
+included). Tokens cut at EOS, a stop string or the length do not count. Acceptance rate = accepted /
+offered at nodes that were reached. Rows that are not live count nowhere.
 """
 
 from collections import defaultdict
@@ -48,7 +48,8 @@ class Step:
 
 
 class Served(NamedTuple):
-    """When a prompt got its seat, its first tokens and its end: seconds from the start of the call."""
+    """When a prompt got its seat, its first tokens and its end: seconds from the start of the
+    call."""
 
     admitted: float
     first_token: float
@@ -178,9 +179,9 @@ class Report:
 
     @cached_property
     def gaps(self) -> np.ndarray:
-        """Seconds between one token of a prompt's text and the next, over all prompts. The tokens of
-        a round arrive together: the first waits for the round, the others not at all. The wait for
-        the first token is no gap."""
+        """Seconds between one token of a prompt's text and the next, over all prompts. The tokens
+        of a round arrive together: the first waits for the round, the others not at all. The wait
+        for the first token is no gap."""
         seconds = np.array([sum(step.seconds.values()) for step in self.steps])
         found = []
         for prompt in range(len(self.served)):
@@ -234,8 +235,8 @@ class Report:
 
     @property
     def deviation(self) -> dict[str, float] | None:
-        """For lossy rules: total variation and KL (nats) from the target's law, per node that was judged. None for
-        lossless ones."""
+        """For lossy rules: total variation and KL (nats) from the target's law, per node that was
+        judged. None for lossless ones."""
         counts = self.counts
         if self.lossless or not counts.get("nodes_judged"):
             return None
@@ -283,14 +284,14 @@ class Report:
         return (
             f"{self.drafter} + {self.verifier}: tau {self.tau:.2f}, "
             + (f"acceptance rate {rate:.2f}, " if rate is not None else "")
-            + f"{self.tokens_per_second:.0f} tokens/s, {self.num_tokens} tokens in {self.target_calls} target calls"
-            + ("" if self.lossless else ", lossy")
+            + f"{self.tokens_per_second:.0f} tokens/s, {self.num_tokens} tokens in "
+            f"{self.target_calls} target calls" + ("" if self.lossless else ", lossy")
         )
 
 
 def distinct_ngrams(sequences: list[list[int]], n: int = 4) -> float | None:
-    """The share of different n-grams among all n-grams of each sequence, pooled. Loops flatter every drafter: report it
-    beside every tau. None where no sequence is n tokens long."""
+    """The share of different n-grams among all n-grams of each sequence, pooled. Loops flatter
+    every drafter: report it beside every tau. None where no sequence is n tokens long."""
     total = sum(max(0, len(sequence) - n + 1) for sequence in sequences)
     different = sum(len({tuple(s[i : i + n]) for i in range(len(s) - n + 1)}) for s in sequences)
     return different / total if total else None

@@ -34,8 +34,8 @@ def attend(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query (B, H, N, D), key and value (B, K, T, D), additive mask (B, 1, N, T). No mask means: one
-    query that sees everything, or a causal pass over an empty memory. Returns (B, N, H, D)."""
+    """query (B, H, N, D), key and value (B, K, T, D), additive mask (B, 1, N, T). No mask means:
+    one query that sees everything, or a causal pass over an empty memory. Returns (B, N, H, D)."""
     rows, heads, queries, size = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads
@@ -103,7 +103,8 @@ def choose(model: PreTrainedModel) -> str:
 
 
 def rewired(model: AnyModel, implementation: str) -> AnyModel:
-    """The model with another attention: the same weights in other shells, with configs of their own.
+    """The model with another attention: the same weights in other shells, with configs of their
+    own.
 
     Raises Unsupported where transformers no longer keeps its choice of attention in the config.
     """
@@ -138,7 +139,8 @@ def _rewired(
 
 def shallow(module: Any) -> Any:
     """The same weights and submodules in another shell: putting other submodules or hooks into it
-    changes only this one. What is bound to the module (accelerate's hooks) is bound to the shell."""
+    changes only this one. What is bound to the module (accelerate's hooks) is bound to the
+    shell."""
     shell = copy.copy(module)
     own_parts = vars(shell)
     for name, value in vars(module).items():

@@ -72,8 +72,8 @@ class TransformersLM:
         size = sum(weight.numel() for weight in self.model.parameters())
         deeper = f", {self.extra_layers} extra layers" if self.extra_layers else ""
         return (
-            f"<TransformersLM {self.name}: {type(self.model).__name__}, {size / 1e6:.1f} M parameters, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}{deeper}>"
+            f"<TransformersLM {self.name}: {type(self.model).__name__}, {size / 1e6:.1f} M "
+            f"parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}{deeper}>"
         )
 
     # ------------------------------------------------------------------------------- properties
@@ -153,8 +153,10 @@ class TransformersLM:
         lacking = [str(tap) for tap in taps if tap not in known]
         if lacking:
             raise ValueError(
-                f"the states entering layers {', '.join(lacking)} of {self.name} were asked for, which "
-                f'has {layers} layers (0 to {layers - 1}, then "head"); heads read the layers of the '
+                f"the states entering layers {', '.join(lacking)} of {self.name} were asked for, "
+                "which "
+                f'has {layers} layers (0 to {layers - 1}, then "head"); heads read the layers of '
+                "the "
                 "target that they were trained for"
             )
         chosen = [hidden_states[known[tap]] for tap in taps]

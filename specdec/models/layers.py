@@ -29,7 +29,8 @@ _leaving: ContextVar[list[Tensor] | None] = ContextVar("leaving", default=None)
 
 @contextmanager
 def watched() -> Iterator[list[Tensor]]:
-    """A list to which every `Exit` adds the stream (B, n, d) that passes it; each thread its own."""
+    """A list to which every `Exit` adds the stream (B, n, d) that passes it; each thread its
+    own."""
     streams: list[Tensor] = []
     token = _leaving.set(streams)
     try:
@@ -191,9 +192,9 @@ def _replaced(
     found = [name for name in names if isinstance(getattr(layer, name, None), nn.Module)]
     if len(found) != 1:
         raise ValueError(
-            f"a layer of {type(model).__name__} has no single sublayer called {' or '.join(names)}, "
-            "so that it cannot be left out on its own; leave out whole layers (the same numbers for "
-            "attention and mlp)"
+            f"a layer of {type(model).__name__} has no single sublayer called "
+            f"{' or '.join(names)}, so that it cannot be left out on its own; leave out whole "
+            "layers (the same numbers for attention and mlp)"
         )
     changed: nn.Module = shallow(layer)
     changed.add_module(found[0], stand_in(layer.get_submodule(found[0])))

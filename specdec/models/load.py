@@ -1,4 +1,5 @@
-"""Models by name: the bundled demo family, a local path, a hub id, or a model that the user already has."""
+"""Models by name: the bundled demo family, a local path, a hub id, or a model that the user already
+has."""
 
 import copy
 import re
@@ -43,12 +44,12 @@ def load(
     name: "demo" (about 10 M parameters, Python source), "demo-draft", a local folder, a hub id, a
     transformers model, or (model, tokenizer). device: CUDA where there is one, unless given. dtype:
     that of the checkpoint, unless given. extra_layers: append layers whose output projections are
-    zero: bit for bit the same logits at the cost of a deeper model, so that the cost ratio of target
-    and drafter becomes a knob.
+    zero: bit for bit the same logits at the cost of a deeper model, so that the cost ratio of
+    target and drafter becomes a knob.
 
-    Raises ValueError for a folder without safetensors weights (pickles are refused), for weights that
-    are missing, left over or of another shape than the config says, and for models that cannot score
-    a tree.
+    Raises ValueError for a folder without safetensors weights (pickles are refused), for weights
+    that are missing, left over or of another shape than the config says, and for models that cannot
+    score a tree.
     """
     if isinstance(name, TransformersLM):
         return name
@@ -65,8 +66,8 @@ def load(
     by_name = isinstance(name, (str, Path))
     if unused := [key for key, value in given.items() if value is not None and not by_name]:
         raise ValueError(
-            f"{', '.join(unused)}: for models that are loaded by name; this one is in memory, change "
-            "it there"
+            f"{', '.join(unused)}: for models that are loaded by name; this one is in memory, "
+            "change it there"
         )
     if isinstance(name, tuple):
         if len(name) != 2 or not (name[1] is None or callable(name[1])):
@@ -166,9 +167,10 @@ def check_loaded(name: str, found: Mapping[str, Any]) -> None:
     told = [f"{what}: {some(keys)}" for what, keys in parts if keys]
     if told or found.get("error_msgs"):
         raise ValueError(
-            f"the weights of {name} do not belong to its config; {'; '.join(told) or found['error_msgs']}. "
-            "A model like that would decode with random layers: restore the file that was lost, or the "
-            "config that the weights were saved with"
+            f"the weights of {name} do not belong to its config; "
+            f"{'; '.join(told) or found['error_msgs']}. A model like that would decode with random "
+            "layers: restore the file that was lost, or the config that the weights were saved "
+            "with"
         )
 
 
@@ -185,7 +187,8 @@ TOKENIZER_FILES = (
 def _tokenizer(
     name: str, folder: Path | None, hub: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase | None:
-    """None for a bare model: prompts are ids then. Raises ValueError for one that cannot be read."""
+    """None for a bare model: prompts are ids then. Raises ValueError for one that cannot be
+    read."""
     there = [file for file in TOKENIZER_FILES if folder and (folder / file).exists()]
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
@@ -195,7 +198,8 @@ def _tokenizer(
             return None
         raise ValueError(
             f"{name} has a tokenizer ({', '.join(there) or 'on the hub'}) that cannot be read "
-            f"({type(error).__name__}: {error}); copy it again, or remove it and give prompts as ids"
+            f"({type(error).__name__}: {error}); copy it again, or remove it and give prompts as "
+            "ids"
         ) from error
 
 
@@ -213,15 +217,17 @@ def _check_weights(folder: Path) -> None:
     ]
     if pickles:
         raise ValueError(
-            f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is read; "
-            "convert it once, where you trust it: model = AutoModelForCausalLM.from_pretrained(FOLDER); "
-            "model.save_pretrained(FOLDER, safe_serialization=True)"
+            f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is "
+            "read; convert it once, where you trust it: model = "
+            "AutoModelForCausalLM.from_pretrained(FOLDER); model.save_pretrained(FOLDER, "
+            "safe_serialization=True)"
         )
     raise ValueError(f"{folder} has a config.json but no weights (*.safetensors)")
 
 
 def deepen(model: PreTrainedModel, extra_layers: int) -> PreTrainedModel:
-    """A copy with `extra_layers` more layers that add exactly 0 to the stream: the same logits, bit for bit.
+    """A copy with `extra_layers` more layers that add exactly 0 to the stream: the same logits, bit
+    for bit.
 
     Raises ValueError for families whose layers do not end in o_proj and down_proj.
     """
@@ -231,7 +237,8 @@ def deepen(model: PreTrainedModel, extra_layers: int) -> PreTrainedModel:
     projections = ("self_attn.o_proj", "mlp.down_proj")
     if layers is None or not all(_has(layers[-1], path) for path in projections):
         raise ValueError(
-            f"extra_layers needs layers with {' and '.join(projections)}; {type(model).__name__} has none"
+            f"extra_layers needs layers with {' and '.join(projections)}; {type(model).__name__} "
+            "has none"
         )
     for _ in range(extra_layers):
         layer = copy.deepcopy(layers[-1])

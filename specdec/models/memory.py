@@ -156,7 +156,8 @@ class Memory:
         """Where a pass writes `count` tokens per row, from slot first[i] on, and what it reads."""
         if not self.blocks:
             raise ValueError(
-                f"{self.layout.name}: this session is closed; open another one with open(rows, slots)"
+                f"{self.layout.name}: this session is closed; open another one with open(rows, "
+                "slots)"
             )
         end = max(first) + count
         if end > self.slots:

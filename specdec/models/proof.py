@@ -55,8 +55,9 @@ def _told(lm: Tried) -> Iterator[None]:
         raise
     except FOREIGN as error:
         raise Unsupported(
-            f"{lm.name} ({type(lm.model).__name__}) cannot score a token tree: its forward fails with "
-            f"a 4-D attention mask, position ids and a cache of ours ({type(error).__name__}: {error})"
+            f"{lm.name} ({type(lm.model).__name__}) cannot score a token tree: its forward fails "
+            f"with a 4-D attention mask, position ids and a cache of ours ({type(error).__name__}: "
+            f"{error})"
         ) from error
 
 
@@ -79,16 +80,17 @@ def probed(lm: Tried, kinds: list[LayerKind], implementation: str) -> tuple[int,
         if sorted(probe.seen) != list(range(layers)):
             raise Unsupported(
                 f"{lm.name}: {layers - len(probe.seen)} of {layers} layers keep no keys and values "
-                "(recurrent, or sharing another layer's cache); a token tree cannot be scored this way"
+                "(recurrent, or sharing another layer's cache); a token tree cannot be scored "
+                "this way"
             )
         return out.logits.shape[-1], [probe.seen[layer] for layer in range(layers)]
 
 
 @torch.inference_mode()
 def prove(lm: Tried) -> None:
-    """Score a tree with two branches and compare with what the model itself, without cache, mask and
-    positions of ours, says of each branch: what a model that ignores masks or positions, or that
-    looks ahead, cannot pass."""
+    """Score a tree with two branches and compare with what the model itself, without cache, mask
+    and positions of ours, says of each branch: what a model that ignores masks or positions, or
+    that looks ahead, cannot pass."""
     ids, tree = _forked(lm, 1)
     with _told(lm), lm.open(1, 8) as session:
         session.read(ids[:, :3], [3])
@@ -104,16 +106,16 @@ def prove(lm: Tried) -> None:
         ahead, allowed = difference(alone[0, :4], alone[1, :4], lm.dtype)
         if not ahead <= allowed:
             raise Unsupported(
-                f"{lm.name} ({type(lm.model).__name__}) is not causal: its logits change by {ahead:.3g} "
-                "with the tokens that follow. An encoder (BERT and its like) decodes only with "
-                "is_decoder=True in its config"
+                f"{lm.name} ({type(lm.model).__name__}) is not causal: its logits change by "
+                f"{ahead:.3g} with the tokens that follow. An encoder (BERT and its like) decodes "
+                "only with is_decoder=True in its config"
             )
         off, allowed = difference(in_tree, alone[:, -1], lm.dtype)
         if not off <= allowed:
             raise Unsupported(
                 f"{lm.name}: logits at the nodes of a token tree differ from plain decoding by "
-                f"{off:.3g} (allowed {allowed:.3g}); {type(lm.model).__name__} does not follow a 4-D "
-                "attention mask with position ids"
+                f"{off:.3g} (allowed {allowed:.3g}); {type(lm.model).__name__} does not follow a "
+                "4-D attention mask with position ids"
             )
 
 
@@ -126,9 +128,9 @@ def prove_head(lm: Tried) -> None:
     off, allowed = difference(states, out.logits, lm.dtype)
     if not off <= allowed / (10 if lm.dtype == torch.float32 else 1):
         raise ValueError(
-            f"{lm.name}: the logits of {type(lm.model).__name__} are not its LM head's product with its "
-            f"last hidden state (they differ by {off:.3g}), so a head that shares it would draft from "
-            "another law"
+            f"{lm.name}: the logits of {type(lm.model).__name__} are not its LM head's product "
+            f"with its last hidden state (they differ by {off:.3g}), so a head that shares it "
+            "would draft from another law"
         )
 
 
@@ -142,9 +144,9 @@ def prove_part(lm: Tried, part: Part, which: tuple[frozenset[int], frozenset[int
     except FOREIGN as error:
         no_attention, no_mlp = map(sorted, which)
         raise ValueError(
-            f"{lm.name} ({type(lm.model).__name__}) does not run without these sublayers (attention of "
-            f"{no_attention}, MLP of {no_mlp}; {type(error).__name__}: {error}); leave out others, or "
-            "draft with another model"
+            f"{lm.name} ({type(lm.model).__name__}) does not run without these sublayers "
+            f"(attention of {no_attention}, MLP of {no_mlp}; {type(error).__name__}: {error}); "
+            "leave out others, or draft with another model"
         ) from error
 
 
@@ -155,7 +157,8 @@ def proven_upper(lm: Tried, layer: int) -> PreTrainedModel:
     layers = num_layers(lm.model)
     if not 1 <= layer < layers:
         raise ValueError(
-            f"{lm.name} has {layers} layers, so a pass can resume at layer 1 to {layers - 1}; got {layer}"
+            f"{lm.name} has {layers} layers, so a pass can resume at layer 1 to {layers - 1}; got "
+            f"{layer}"
         )
     nothing, below = lower_layers(lm.runner, 0), lower_layers(lm.runner, layer)
     above = upper_layers(lm.runner, layer)
@@ -168,7 +171,8 @@ def proven_upper(lm: Tried, layer: int) -> PreTrainedModel:
             first = other.score_part(below, tree, 0, {})
             if first.logits.shape != whole.shape:
                 raise IndexError(
-                    f"the lower part gives logits {tuple(first.logits.shape)}, the whole {tuple(whole.shape)}"
+                    f"the lower part gives logits {tuple(first.logits.shape)}, the whole "
+                    f"{tuple(whole.shape)}"
                 )
             third.resume_at(nothing, tree, first.states, None)
             with watched() as stream:
@@ -178,15 +182,17 @@ def proven_upper(lm: Tried, layer: int) -> PreTrainedModel:
             resumed = other.score(tree).logits
     except FOREIGN as error:
         raise ValueError(
-            f"{lm.name} cannot resume at layer {layer}: {type(lm.model).__name__} does not run in two "
-            f"parts ({type(error).__name__}: {error}); use layer_skip, which starts from tokens"
+            f"{lm.name} cannot resume at layer {layer}: {type(lm.model).__name__} does not run in "
+            f"two parts ({type(error).__name__}: {error}); use layer_skip, which starts from "
+            "tokens"
         ) from error
     off, allowed = difference(resumed, whole, lm.dtype)
     if not (unaltered and off <= allowed):
         raise ValueError(
-            f"{lm.name} cannot resume at layer {layer}: from saved states its logits differ by {off:.3g} "
-            f"(allowed {allowed:.3g}). {type(lm.model).__name__} alters inputs_embeds on the way in (it "
-            "adds positions, scales or normalises them); use layer_skip, which starts from tokens"
+            f"{lm.name} cannot resume at layer {layer}: from saved states its logits differ by "
+            f"{off:.3g} (allowed {allowed:.3g}). {type(lm.model).__name__} alters inputs_embeds on "
+            "the way in (it adds positions, scales or normalises them); use layer_skip, which "
+            "starts from tokens"
         )
     return above
 
@@ -221,8 +227,8 @@ def _check_numbers(lm: Tried, logits: Tensor) -> None:
         f"weights that are NaN or infinite: {some(wrong)}"
         if wrong
         else (
-            f"its weights are finite, so a layer overflows {str(lm.dtype).removeprefix('torch.')}; load it "
-            "in a wider dtype"
+            f"its weights are finite, so a layer overflows {str(lm.dtype).removeprefix('torch.')}; "
+            "load it in a wider dtype"
         )
     )
     raise Unsupported(f"{lm.name}: its logits are NaN; {reason}")

@@ -1,4 +1,5 @@
-"""Which transformers models can score a tree, and what their attention layers see. Reasons for a refusal are said here."""
+"""Which transformers models can score a tree, and what their attention layers see. Reasons for a
+refusal are said here."""
 
 import inspect
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ class LayerKind(NamedTuple):
     size: int | None
 
     def reaches(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query at one position may look at a key at another (earlier) one; broadcasting."""
+        """Whether a query at one position may look at a key at another (earlier) one;
+        broadcasting."""
         assert self.size is not None
         if self.name == "chunked_attention":
             return query // self.size == key // self.size
@@ -35,7 +37,8 @@ RECURRENT = (
 
 
 def layer_kinds(config: Any) -> list[LayerKind]:
-    """The kinds of attention layers of a text config, one entry per kind (hybrid models have several)."""
+    """The kinds of attention layers of a text config, one entry per kind (hybrid models have
+    several)."""
     window = getattr(config, "sliding_window", None)
     sizes = {FULL: None, SLIDING: window, CHUNKED: getattr(config, "attention_chunk_size", None)}
     named = list(
@@ -45,12 +48,13 @@ def layer_kinds(config: Any) -> list[LayerKind]:
 
 
 def usable_context(config: Any) -> int:
-    """How many positions a pass over a tree may name: those of the text config, or fewer where the model changes its ways
-    further on by something else than the position of each token.
+    """How many positions a pass over a tree may name: those of the text config, or fewer where the
+    model changes its ways further on by something else than the position of each token.
 
-    LongRoPE (Phi-3) turns all positions of a pass by other angles as soon as one of them lies past the original context, so a
-    tree that reaches over the edge would change its nodes before it, and the cache holds keys of the old angles. Llama 4 tempers
-    attention by the number of cached tokens, which is not the position of a node, from `floor_scale` on.
+    LongRoPE (Phi-3) turns all positions of a pass by other angles as soon as one of them lies past
+    the original context, so a tree that reaches over the edge would change its nodes before it, and
+    the cache holds keys of the old angles. Llama 4 tempers attention by the number of cached
+    tokens, which is not the position of a node, from `floor_scale` on.
     """
     most = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -64,7 +68,8 @@ def usable_context(config: Any) -> int:
 
 
 def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
-    """Raise Unsupported, with the reason, for models that cannot take a tree as a 4-D mask and position ids."""
+    """Raise Unsupported, with the reason, for models that cannot take a tree as a 4-D mask and
+    position ids."""
 
     def refuse(reason: str) -> None:
         raise Unsupported(f"{name} ({type(model).__name__}) cannot score a token tree: {reason}")
@@ -81,18 +86,21 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     )
     if alibi or model.config.model_type in ("bloom", "mpt"):
         refuse(
-            "its positions are ALiBi biases, made from the 2-D mask inside the model, so a node cannot be placed by its depth"
+            "its positions are ALiBi biases, made from the 2-D mask inside the model, so a node "
+            "cannot be placed by its depth"
         )
     kinds = set(getattr(config, "layer_types", None) or ())
     others = kinds - {SLIDING, FULL, CHUNKED}
     recurrent = {kind for kind in others if any(word in kind for word in RECURRENT)}
     if recurrent or getattr(model, "_is_stateful", False):
         refuse(
-            f"it is recurrent ({', '.join(sorted(recurrent)) or 'stateful'}), and a recurrent state follows one path, not a tree"
+            f"it is recurrent ({', '.join(sorted(recurrent)) or 'stateful'}), and a recurrent "
+            "state follows one path, not a tree"
         )
     if others:
         refuse(
-            f"it has layers of {', '.join(sorted(others))}; masks for trees are made for {FULL}, {SLIDING} and {CHUNKED}"
+            f"it has layers of {', '.join(sorted(others))}; masks for trees are made for {FULL}, "
+            f"{SLIDING} and {CHUNKED}"
         )
     unsized = [
         kind.name
@@ -101,11 +109,13 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     ]
     if unsized:
         refuse(
-            f"its config has {unsized[0]} layers and no one size of them in sliding_window or attention_chunk_size"
+            f"its config has {unsized[0]} layers and no one size of them in sliding_window or "
+            "attention_chunk_size"
         )
     if model.config.model_type == "gpt_neo":
         refuse(
-            "its attention masks by the place in the cache, where the nodes of a tree do not lie by their positions"
+            "its attention masks by the place in the cache, where the nodes of a tree do not lie "
+            "by their positions"
         )
     parameters = inspect.signature(model.forward).parameters
     missing = [
@@ -115,7 +125,8 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     ]
     if missing and "kwargs" not in parameters:
         refuse(
-            f"its forward takes no {', '.join(missing)}; recurrent and ALiBi models are of this kind"
+            f"its forward takes no {', '.join(missing)}; recurrent and ALiBi models are of this "
+            "kind"
         )
     if model.training:
         refuse(

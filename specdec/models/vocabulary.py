@@ -20,8 +20,8 @@ def _digest(tokenizer: Any) -> str:
 
 
 def check_same_tokens(draft: LanguageModel, target: LanguageModel) -> None:
-    """Raise ValueError, naming both sides, for a draft model of another vocabulary. Where one of them
-    has no tokenizer only the sizes can be compared."""
+    """Raise ValueError, naming both sides, for a draft model of another vocabulary. Where one of
+    them has no tokenizer only the sizes can be compared."""
     if draft.vocabulary != target.vocabulary:
         raise ValueError(
             f"the draft model has a vocabulary of {draft.vocabulary} tokens, the target of "
@@ -33,7 +33,7 @@ def check_same_tokens(draft: LanguageModel, target: LanguageModel) -> None:
     one, other = draft.tokenizer.get_vocab(), target.tokenizer.get_vocab()
     apart = next(token for token in {**one, **other} if one.get(token) != other.get(token))
     raise ValueError(
-        f"the draft model {draft.name} has {draft.vocabulary} tokens, as many as the target {target.name}, "
-        f"but another tokenizer: {apart!r} is {one.get(apart)} there and {other.get(apart)} here; a draft "
-        "model needs the target's tokenizer"
+        f"the draft model {draft.name} has {draft.vocabulary} tokens, as many as the target "
+        f"{target.name}, but another tokenizer: {apart!r} is {one.get(apart)} there and "
+        f"{other.get(apart)} here; a draft model needs the target's tokenizer"
     )

@@ -8,15 +8,16 @@ from torch import Tensor
 
 
 class Deviation:
-    """Sums, per row, of the total variation and the KL divergence (nats) between what a rule emits and p."""
+    """Sums, per row, of the total variation and the KL divergence (nats) between what a rule emits
+    and p."""
 
     def __init__(self, rows: Tensor) -> None:
         self._tv = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         self._kl, self._judged = self._tv.clone(), self._tv.clone()
 
     def add(self, emitted: Tensor, p: Tensor, judged: Tensor) -> None:
-        """emitted, p (B, V): the laws at the node that each row in `judged` (B,) stands at. KL is infinite where the rule
-        emits what p excludes."""
+        """emitted, p (B, V): the laws at the node that each row in `judged` (B,) stands at. KL is
+        infinite where the rule emits what p excludes."""
         emitted, p = emitted.double(), p.double()
         tv = (emitted - p).abs().sum(-1) / 2
         kl = torch.where(emitted > 0, emitted * (emitted / p).log(), 0.0).sum(-1)

@@ -1,7 +1,9 @@
-"""Recursive rejection: try the children of a node one after the other, each against what earlier ones have left of p.
+"""Recursive rejection: try the children of a node one after the other, each against what earlier
+ones have left of p.
 
-Chain (width 1): Leviathan et al. 2211.17192, algorithm 1. Trees: SpecInfer 2305.09781 (with replacement), RSD 2402.14160 and
-Sequoia 2402.12374 (without). Stage i emits p_i: p_i ^ q_i from the child, (p_i - q_i)+ passed on.
+Chain (width 1): Leviathan et al. 2211.17192, algorithm 1. Trees: SpecInfer 2305.09781 (with
+replacement), RSD 2402.14160 and Sequoia 2402.12374 (without). Stage i emits p_i: p_i ^ q_i from the
+child, (p_i - q_i)+ passed on.
 """
 
 import torch
@@ -15,9 +17,11 @@ from specdec.verifying.walk import Judged, Walk, descend, drawn_out, one_hot, ra
 
 
 def recursive_rejection(trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
-    """State p_1 = p. Child i in sampling order: accept if u < p_i(x) / q_i(x), else p_{i+1} = norm((p_i - q_i)+).
+    """State p_1 = p. Child i in sampling order: accept if u < p_i(x) / q_i(x), else p_{i+1} =
+    norm((p_i - q_i)+).
 
-    q_i = q for WR; q without x_1 .. x_{i-1} for WOR; certain of x_i for DET. All rejected: emit from what is left of p.
+    q_i = q for WR; q without x_1 .. x_{i-1} for WOR; certain of x_i for DET. All rejected: emit
+    from what is left of p.
     """
     return descend(trees, laws, chance, judge)
 

@@ -79,8 +79,8 @@ def descend(
     trees: TokenTree, laws: Laws, chance: Draws, judge: Judge, matching: bool = False
 ) -> Verdict:
     """From the root down, `judge(walk, p, q, chance)` accepts one child of each row's node or none;
-    with none the target adds a token and the row stops. p (B, V) is the target's law there, q (B, V)
-    the drafter's, None for DET.
+    with none the target adds a token and the row stops. p (B, V) is the target's law there, q (B,
+    V) the drafter's, None for DET.
 
     matching: the target's token may be a child that was never tested, which is then accepted.
     """
@@ -160,7 +160,8 @@ def followed(trees: TokenTree, choice: Tensor, live: Tensor) -> Verdict:
 
 
 def verdict_at(trees: TokenTree, node: Tensor, bonus: Tensor, **counts: Tensor) -> Verdict:
-    """The verdict that accepts the path to `node` (B,), for rules that do not walk from the root."""
+    """The verdict that accepts the path to `node` (B,), for rules that do not walk from the
+    root."""
     rows = torch.arange(trees.rows, device=node.device)
     numbers = torch.arange(trees.num_nodes, device=node.device)
     on_path = trees.ancestors[rows, node] & (numbers > 0)

@@ -1,9 +1,12 @@
-"""What every drafter and rule did before the code was rebuilt: tokens, drafted trees and accepted paths, for fixed seeds.
+"""What every drafter and rule did before the code was rebuilt: tokens, drafted trees and accepted
+paths, for fixed seeds.
 
-python -m tests.golden            write the record anew (only where a change of tokens is meant, and said in the CHANGELOG)
+python -m tests.golden            write the record anew (only where a change of tokens is meant, and
+                                  said in the CHANGELOG)
 
-Two files of one JSON object per line: `tables.jsonl`, every drafter variant under every rule that the contract allows, on a
-table of four tokens; `models.jsonl`, every drafter on three tiny transformers models in float64.
+Two files of one JSON object per line: `tables.jsonl`, every drafter variant under every rule that
+the contract allows, on a table of four tokens; `models.jsonl`, every drafter on three tiny
+transformers models in float64.
 """
 
 import json
@@ -39,7 +42,8 @@ DEEPER = [  # beside the variants, which are small
 
 
 def decoded(target: Any, prompts: list[list[int]], **options: Any) -> Record:
-    """Tokens of every prompt; of every round the parents and the accepted path of each live row, without padding."""
+    """Tokens of every prompt; of every round the parents and the accepted path of each live row,
+    without padding."""
     out = specdec.generate(target, prompts, **options)
     rounds = []
     for step in out.steps:

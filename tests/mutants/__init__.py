@@ -1,1 +1,2 @@
-"""Faults of published decoders, planted on purpose: rules, drafters, chances and engines that a certificate must refuse."""
+"""Faults of published decoders, planted on purpose: rules, drafters, chances and engines that a
+certificate must refuse."""

@@ -94,7 +94,8 @@ class Drafting(SmallModel):
 
 
 def merged(tree: TokenTree) -> TokenTree:
-    """Siblings with one token become one node; their children are its children, and duplicates among those merge too."""
+    """Siblings with one token become one node; their children are its children, and duplicates
+    among those merge too."""
     parents = tree.parents.clone()
     for row in range(tree.rows):
         first: dict[tuple[int, int], int] = {}
@@ -129,8 +130,9 @@ def reranked(tree: TokenTree) -> TokenTree:
 
 
 class SecondIfImprobable(Drafter):
-    """One level. After the first child is drawn and kept, a second is drawn if q gave the first less than a quarter: the width depends
-    on a value, but nothing is dropped. Right for rules that judge child after child; it is no fixed width."""
+    """One level. After the first child is drawn and kept, a second is drawn if q gave the first
+    less than a quarter: the width depends on a value, but nothing is dropped. Right for rules that
+    judge child after child; it is no fixed width."""
 
     law = SiblingLaw.WOR
     max_nodes = 3

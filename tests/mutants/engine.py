@@ -31,7 +31,8 @@ class SharedNoise(KeyedDraws):
 
 
 class ByPosition(KeyedDraws):
-    """Keyed by position alone: a round that follows a partial acceptance meets coins already known to have failed."""
+    """Keyed by position alone: a round that follows a partial acceptance meets coins already known
+    to have failed."""
 
     def uniform(self, at: Sites, k: int, purpose: str) -> Tensor:
         position = self.lengths[at.rows] + at.depths

@@ -117,7 +117,8 @@ class IndependentRatio(TokenChain):
 
 
 class LateRejection(TokenChain):
-    """A rejection is noticed one position late: the rejected token stays and its successor is corrected."""
+    """A rejection is noticed one position late: the rejected token stays and its successor is
+    corrected."""
 
     def judge(self, row: Row) -> tuple[list[int], int]:
         path, bonus = super().judge(row)
@@ -228,7 +229,8 @@ class PenaltiesOnce(Laws):
 
 
 class ForgetsWhatWasRejected(Verifier):
-    """On independently drawn siblings: a rejected token is struck from q, for its later siblings too."""
+    """On independently drawn siblings: a rejected token is struck from q, for its later siblings
+    too."""
 
     laws = frozenset({SiblingLaw.WR})
 
