@@ -89,8 +89,6 @@ class Eagle(FeatureDrafter):
     variants = (*FEW_VARIANTS, {"depth": 2, "draw": "static", "tree": [[0], [1], [0, 0]]})
 
     def __init__(
-        self,
-        heads: str | Path | EagleHead = "demo-eagle",
-        **shape: Unpack[HeadShapeArguments],
+        self, heads: str | Path | EagleHead = "demo-eagle", **shape: Unpack[HeadShapeArguments]
     ) -> None:
         super().__init__(heads, **shape)

@@ -299,8 +299,6 @@ class Eagle3(FeatureDrafter):
     variants = FEW_VARIANTS
 
     def __init__(
-        self,
-        heads: str | Path | Eagle3Head = "demo-eagle3",
-        **shape: Unpack[HeadShapeArguments],
+        self, heads: str | Path | Eagle3Head = "demo-eagle3", **shape: Unpack[HeadShapeArguments]
     ) -> None:
         super().__init__(heads, **shape)

@@ -77,9 +77,7 @@ class Hydra(TreeDrafter):
     variants = (*FEW_VARIANTS, {"depth": 2, "draw": "static", "tree": [[0], [1], [0, 0]]})
 
     def __init__(
-        self,
-        heads: str | Path | HydraHeads | None,
-        **shape: Unpack[HeadShapeArguments],
+        self, heads: str | Path | HydraHeads | None, **shape: Unpack[HeadShapeArguments]
     ) -> None:
         if heads is None:
             raise ValueError(

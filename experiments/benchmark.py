@@ -30,16 +30,13 @@ class Benchmark(Options):
     it to a folder."""
 
     draft: str = "demo-draft"
-    lengths: list[int] = field(
-        default_factory=lambda: [2, 3, 4, 5, 8]
-    )  # of chains, ours and transformers' alike
+    # of chains, ours and transformers' alike
+    lengths: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 8])
     cool: float = 0.6  # the temperature beside 0
 
 
-CHAINS = (
-    "chain",
-    "stopped",
-)  # the latter end where the draft model is unsure, as transformers' assistant does
+# the latter end where the draft model is unsure, as transformers' assistant does
+CHAINS = ("chain", "stopped")
 UNSURE = 0.4  # transformers' default confidence threshold
 # Shapes of trees that small_model is tried in, besides chains: the drafter's arguments.
 RANKED = [(4, 8), (4, 16), (6, 16)]  # depth, nodes
@@ -160,9 +157,8 @@ def overheads(bench: "Bench", found: "Compared") -> list[Line]:
     for one, other in zip(ours, plain, strict=True):
         measured = other.decoding / one.decoding
         alone.append(measured / (one.tau * target[1] / round_seconds))
-        each = (one.target_seconds + one.draft_seconds) / (
-            one.rounds + 1
-        )  # the prefill is a call too
+        # the prefill is a call too
+        each = (one.target_seconds + one.draft_seconds) / (one.rounds + 1)
         in_run.append(measured / (one.tau * other.target_seconds / (other.rounds + 1) / each))
     outside, plainly = (
         median(entry.outside_models for entry in entries) for entries in (ours, plain)

@@ -45,10 +45,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "layer_skip": {"name": "layer_skip"},
     "early_exit": {"name": "early_exit"},
 }
-OWN_LAYERS = (
-    "layer_skip",
-    "early_exit",
-)  # made of the target's layers, which a deepened target has not
+# made of the target's layers, which a deepened target has not
+OWN_LAYERS = ("layer_skip", "early_exit")
 CHAIN = {"depth": 4, "branching": 1, "nodes": None, "draw": "wor"}
 WOR_TREE = {"depth": 3, "branching": [3, 2, 1], "nodes": None, "draw": "wor"}
 RULES: dict[

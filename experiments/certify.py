@@ -35,9 +35,8 @@ class Greedy:
 @dataclass
 class Certify:
     cases: str | None = None  # a case file; drafter and verifier are then those of each case
-    summary: str | None = (
-        None  # a folder of certificates: run none, judge all their sampled tests as one family
-    )
+    # a folder of certificates: run none, judge all their sampled tests as one family
+    summary: str | None = None
     # a folder of certificates: certify each of its pairs anew, then judge them as `summary` does
     again: str | None = None
     folder: str = "certificates"
@@ -144,9 +143,8 @@ def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
                     and SiblingLaw.WR in rule.laws
                 )
                 shape = {"depth": len(case.branching), "branching": case.branching}
-                shape["draw"] = (
-                    "wr" if one_child else DRAWS[case.draft]
-                )  # of one child the two laws are the same
+                # of one child the two laws are the same
+                shape["draw"] = "wr" if one_child else DRAWS[case.draft]
 
                 def drafter(tables: Tables, shape: dict[str, Any] = shape) -> Any:
                     return build(

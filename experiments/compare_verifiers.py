@@ -214,9 +214,8 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
             shapes = list(dict.fromkeys(part["drafts"]))
             for shape, points in part.groupby("drafts", sort=False):
                 for number, point in enumerate(points.itertuples()):
-                    place = shapes.index(shape) + 0.7 * (
-                        (number + 0.5) / len(points) - 0.5
-                    )  # side by side
+                    # side by side
+                    place = shapes.index(shape) + 0.7 * ((number + 0.5) / len(points) - 0.5)
                     reach = (
                         None
                         if point.low is None

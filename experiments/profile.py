@@ -23,13 +23,11 @@ class Profile:
     target: str = "demo"
     draft: str | None = "demo-draft"  # null: none
     extra_layers: list[int] = field(default_factory=lambda: [0])  # of the target, each profiled
-    nodes: list[int] = field(
-        default_factory=lambda: [1, 4, 8, 16, 32, 64]
-    )  # scored in a pass, the root included
+    # scored in a pass, the root included
+    nodes: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 32, 64])
     batches: list[int] = field(default_factory=lambda: [1, 4])
-    contexts: list[int] = field(
-        default_factory=lambda: [64, 192, 384]
-    )  # committed tokens before the pass
+    # committed tokens before the pass
+    contexts: list[int] = field(default_factory=lambda: [64, 192, 384])
     dtype: str | None = None  # the checkpoint's
     repeats: int = 20
     threads: int | None = None

@@ -42,33 +42,17 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
-    from specdec.chance import (
-        Coupled as Coupled,
-    )
-    from specdec.chance import (
-        Enumerate as Enumerate,
-    )
-    from specdec.chance import (
-        Keyed as Keyed,
-    )
-    from specdec.chance import (
-        Sites as Sites,
-    )
+    from specdec.chance import Coupled as Coupled
+    from specdec.chance import Enumerate as Enumerate
+    from specdec.chance import Keyed as Keyed
+    from specdec.chance import Sites as Sites
     from specdec.errors import Refused as Refused
     from specdec.generate import generate as generate
     from specdec.generate import stream as stream
-    from specdec.interfaces import (
-        Drafter as Drafter,
-    )
-    from specdec.interfaces import (
-        LanguageModel as LanguageModel,
-    )
-    from specdec.interfaces import (
-        Session as Session,
-    )
-    from specdec.interfaces import (
-        Verifier as Verifier,
-    )
+    from specdec.interfaces import Drafter as Drafter
+    from specdec.interfaces import LanguageModel as LanguageModel
+    from specdec.interfaces import Session as Session
+    from specdec.interfaces import Verifier as Verifier
     from specdec.measuring.report import Report as Report
     from specdec.measuring.report import Step as Step
     from specdec.models.language_model import TransformersLM as TransformersLM

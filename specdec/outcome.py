@@ -146,11 +146,7 @@ class Inspector:
             )
 
     def _check_tree(
-        self,
-        host: dict[str, np.ndarray],
-        trees: TokenTree,
-        state: State,
-        live: np.ndarray,
+        self, host: dict[str, np.ndarray], trees: TokenTree, state: State, live: np.ndarray
     ) -> None:
         tokens, parents = host["tokens"], host["parents"]
         nodes = parents.shape[1]
@@ -184,11 +180,7 @@ class Inspector:
                 )
 
     def _promises(
-        self,
-        host: dict[str, np.ndarray],
-        trees: TokenTree,
-        drafted: np.ndarray,
-        live: np.ndarray,
+        self, host: dict[str, np.ndarray], trees: TokenTree, drafted: np.ndarray, live: np.ndarray
     ) -> dict[str, np.ndarray]:
         """What the drafter declared about its trees, and a tree of this round that is otherwise."""
         parents, tokens = host["parents"], host["tokens"]
@@ -212,11 +204,7 @@ class Inspector:
         return faults
 
     def _varying(
-        self,
-        host: dict[str, np.ndarray],
-        law: SiblingLaw,
-        drafted: np.ndarray,
-        live: np.ndarray,
+        self, host: dict[str, np.ndarray], law: SiblingLaw, drafted: np.ndarray, live: np.ndarray
     ) -> np.ndarray:
         """(B,) bool: a node has fewer children than another of its depth, now or before, though its
         q has tokens left. WR siblings may repeat, so theirs are always as many."""

@@ -25,9 +25,8 @@ class Seats:
     ) -> None:
         self.call, self.target, self.drafter = call, target, drafter
         self.texts, self.recorder = texts, recorder
-        self.waiting = list(range(len(call.requests)))[
-            ::-1
-        ]  # numbers of prompts, the next one last
+        # numbers of prompts, the next one last
+        self.waiting = list(reversed(range(len(call.requests))))
         self.numbers = np.full(call.seats, -1)  # of the prompt in each seat
         device = call.target.device
         self.tokens = torch.zeros(call.seats, call.longest, dtype=torch.long, device=device)

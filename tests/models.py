@@ -35,12 +35,13 @@ COMMON = {
 }
 GROUPED = {**COMMON, "num_key_value_heads": 2}
 SIZED = {**GROUPED, "head_dim": 8}
+# tied, they echo
 SPECIAL = {
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": None,
     "tie_word_embeddings": False,
-}  # tied, they echo
+}
 HYBRID = ["sliding_attention", "full_attention", "sliding_attention"]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 MLA = {

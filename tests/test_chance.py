@@ -368,10 +368,7 @@ def test_what_one_outcome_decides_the_next_draw_may_depend_on():
 
     assert sorted(
         (out, probability) for probability, out in Enumerate().runs(program) if out != "heads"
-    ) == [
-        (0, 0.375),
-        (2, 0.375),
-    ]
+    ) == [(0, 0.375), (2, 0.375)]
 
 
 def test_enumerate_says_how_it_is_used():

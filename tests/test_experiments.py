@@ -73,9 +73,8 @@ def test_run_leaves_a_complete_result(command):
     assert found["config"]["drafter"]["_target_"] == "drafters.ngram.NGram"
     assert {"versions", "machine", "threads", "git", "choices", "overrides"} <= set(found)
     assert set(found["ways"]) == {"method", "none", "transformers", "prompt_lookup", "again"}
-    assert all(
-        each["diverging"] == 0 for each in found["divergence"].values()
-    )  # fp32: the same tokens
+    # fp32: the same tokens
+    assert all(each["diverging"] == 0 for each in found["divergence"].values())
     assert all(
         ratio["n"] == 4 and ratio["low"] <= ratio["median"] <= ratio["high"]
         for way, baselines in {
@@ -550,16 +549,7 @@ def test_misspelt_options_are_told_with_what_may_be_meant(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(refusals.FULL, raising=False)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "run",
-            *mode,
-            override,
-            "hydra/hydra_logging=disabled",
-        ],
-    )
+    monkeypatch.setattr(sys, "argv", ["run", *mode, override, "hydra/hydra_logging=disabled"])
     with pytest.raises(SystemExit) as refused:
         run.program()
     first, *rest = str(refused.value).splitlines()
@@ -736,10 +726,8 @@ def test_a_drafter_that_learns_is_measured_cold_and_warm(tiny, monkeypatch):
     prompts = [Prompt(0, "def read", "all"), Prompt(1, "class Stack", "all")]
     cases = list(Play(prompts, available["method"].target, False, 1, 4)(available, warmup=1))
     method, cold = available["method"].drafter, available["cold"].drafter
-    assert (forgotten.count(method), forgotten.count(cold)) == (
-        1,
-        4,
-    )  # after the warm-up; and before each call
+    # after the warm-up; and before each call
+    assert (forgotten.count(method), forgotten.count(cold)) == (1, 4)
     whole = rounds("s", "0", "x", cases)
     warm = whole.groupby(["way", "batch"], observed=True)["warm"].all()
     assert warm["method"].tolist() == [False, True]

@@ -9,9 +9,8 @@ from specdec.models.language_model import TransformersLM
 from tests import models
 
 
-@pytest.mark.parametrize(
-    "name", ["afmoe", "cohere2"]
-)  # a gate, and an MLP beside attention, that look at the normed input
+# a gate, and an MLP beside attention, that look at the normed input
+@pytest.mark.parametrize("name", ["afmoe", "cohere2"])
 def test_layers_that_cannot_look_at_two_inputs_are_refused(name):
     target = models.lm(name)
     drafter = {"name": "eagle3", "heads": models.head("eagle3", target), "draw": "wor", "depth": 2}
@@ -27,6 +26,7 @@ def test_layers_without_a_norm_before_attention_are_refused():
         models.head("eagle3", target)
 
 
+# layers that return tuples, and streams that need the tokens beside them
 @pytest.mark.parametrize(
     ("family", "config"),
     [
@@ -53,7 +53,7 @@ def test_layers_without_a_norm_before_attention_are_refused():
             },
         ),
     ],
-)  # layers that return tuples, and streams that need the tokens beside them
+)
 def test_families_that_do_not_run_in_two_parts_are_refused(family, config):
     kind = "Gemma4TextConfig" if family == "Gemma4" else f"{family}Config"
     model = getattr(models.hf, f"{family}ForCausalLM")(getattr(models.hf, kind)(**config))
@@ -226,6 +226,5 @@ def test_trees_of_other_families_give_the_models_own_greedy_tokens(family):
                 input_ids=torch.tensor([[*row, *tokens.tolist()]]), use_cache=False
             ).logits[0, len(row) - 1 : -1]
         short = logits.amax(-1) - logits.gather(1, tokens[:, None])[:, 0]
-        assert float(short.max()) < 1e-4 * (
-            1 + float(logits.abs().max())
-        )  # a tie of rounding at most
+        # a tie of rounding at most
+        assert float(short.max()) < 1e-4 * (1 + float(logits.abs().max()))

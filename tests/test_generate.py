@@ -36,15 +36,8 @@ DRAFTERS = [
 ]
 
 
-NOT_EVERYWHERE = (
-    "gpt2",
-    "opt",
-    "gpt_neox",
-    "phi",
-    "deepseek_v3",
-    "afmoe",
-    "cohere2",
-)  # families that some drafters refuse (test_heads, test_self_speculation)
+# families that some drafters refuse (test_heads, test_self_speculation)
+NOT_EVERYWHERE = ("gpt2", "opt", "gpt_neox", "phi", "deepseek_v3", "afmoe", "cohere2")
 
 
 def with_draft(drafter: dict[str, Any], draft: Any, target: Any = None) -> Any:
@@ -443,9 +436,8 @@ def test_stop_strings_inside_an_accepted_path(depth, stop, expected):
     assert (out.texts, out.finish_reasons) == ([expected], ["stop"])
     stops = [stop] if isinstance(stop, str) else stop
     through = byte_level().decode(out.tokens[0])
-    assert any(
-        through == expected + text for text in stops
-    )  # tokens end with the one that completes the stop string
+    # tokens end with the one that completes the stop string
+    assert any(through == expected + text for text in stops)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 7])
@@ -460,9 +452,8 @@ def test_streamed_text_is_whole_characters_and_adds_up(depth, options, prompt):
     events = list(spell(depth=depth, prompt=prompt, stream=True, **options))
     parts = [event.text for event in events]
     assert "".join(parts) == whole.texts[0]
-    assert not any(
-        "\N{REPLACEMENT CHARACTER}" in part for part in parts[:-1]
-    )  # at a length the last character may be half
+    # at a length the last character may be half
+    assert not any("\N{REPLACEMENT CHARACTER}" in part for part in parts[:-1])
     assert [token for event in events for token in event.tokens] == whole.tokens[0].tolist()
     assert [event.finish_reason for event in events] == [None] * (
         len(events) - 1

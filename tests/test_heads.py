@@ -390,9 +390,8 @@ def test_no_tree_is_deeper_than_the_room_of_its_row(kind, settings):
     )
     assert [len(row) for row in tokens_of(out)] == [9, 9, 9]
     deepest = 2 if settings.get("branching") == [3, 2] else 3
-    assert {depth for depth, _, length in made.seen if length == 1} == {
-        0
-    }  # no state before the root
+    # no state before the root
+    assert {depth for depth, _, length in made.seen if length == 1} == {0}
     for depth, room, length in made.seen:
         assert depth <= room - 1
         # A ranked tree goes as deep as is worth it.
@@ -421,9 +420,8 @@ def test_medusas_batched_product_is_its_heads_one_by_one(tied, tmp_path):
         torch.testing.assert_close(
             Stacked(heads, target.head)(states), before, rtol=EXACT, atol=EXACT
         )
-        torch.testing.assert_close(
-            one_by_one(heads), before
-        )  # its parameters are now views; they still mean the same
+        # its parameters are now views; they still mean the same
+        torch.testing.assert_close(one_by_one(heads), before)
         heads.save(tmp_path / "head")
         again = MedusaHeads.load(tmp_path / "head")
         torch.testing.assert_close(one_by_one(again), before)
@@ -496,9 +494,8 @@ def test_the_greedy_tree_is_made_of_what_training_measured():
 
 def test_a_greedy_tree_stops_where_nothing_is_ever_right():
     assert RankTree.greedy([[0.5, 0.0], [0.4, 0.2]], 10).paths == ((0,), (0, 0), (0, 1))
-    assert RankTree.greedy([[0.0, 0.0]], 3).paths == (
-        (0,),
-    )  # a head that is never right still drafts its best
+    # a head that is never right still drafts its best
+    assert RankTree.greedy([[0.0, 0.0]], 3).paths == ((0,),)
 
 
 def test_cartesian_and_given_trees():

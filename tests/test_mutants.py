@@ -99,9 +99,8 @@ def test_fault_2_rejection_samples_p(monkeypatch):
     )
     wrong = exact(FOUR, make(CHAIN, FOUR), "token", 3)
     assert wrong.distance(FOUR.plain(3)) == pytest.approx(81 / 500, abs=1e-12)
-    assert wrong.accepted == pytest.approx(
-        99 / 100, abs=1e-12
-    )  # the accepted length is as it should be
+    # the accepted length is as it should be
+    assert wrong.accepted == pytest.approx(99 / 100, abs=1e-12)
 
 
 # -------------------------------------------------------------- 3: the target's draw is thrown away
@@ -420,9 +419,8 @@ def test_fault_12_less_or_equal_accepts_probability_0():
 
 def test_fault_12_a_coin_of_exactly_1():
     assert not tokens_at(ConstantChance(1.0), "naive") <= {1, 2}
-    assert (
-        float(chance._unit(torch.tensor([-1]))) == BELOW_1
-    )  # 64 bits of 1: the largest number there is
+    # 64 bits of 1: the largest number there is
+    assert float(chance._unit(torch.tensor([-1]))) == BELOW_1
 
 
 # ---------------------------------------------------------------------------- 13: nothing left of p

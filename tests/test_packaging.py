@@ -89,9 +89,8 @@ ROOMS = (
     "benchmarks",
     "training",
 )
-FORMER = {
-    f"experiments.{name}" for name in ("logger", "program", "progress", "schema")
-}  # what training still calls them
+# what training still calls them
+FORMER = {f"experiments.{name}" for name in ("logger", "program", "progress", "schema")}
 
 
 def test_rooms_of_experiments_import_only_what_is_below_them():

@@ -215,9 +215,8 @@ def test_a_rounded_head_turns_by_the_same_angles(layout, dtype, tmp_path):
     folder_of(tmp_path, layout)
     head = LAYOUTS[layout][0].load(tmp_path).to(dtype)
     rotary = head.decoder.get_submodule("rotary_emb")
-    frequencies = 500000.0 ** (
-        -torch.arange(0, D // 4, 2) / (D // 4)
-    )  # RoFormer 2104.09864, section 3.2.2
+    # RoFormer 2104.09864, section 3.2.2
+    frequencies = 500000.0 ** (-torch.arange(0, D // 4, 2) / (D // 4))
     assert {weight.dtype for weight in head.parameters()} == {dtype}
     assert torch.allclose(rotary.inv_freq.double(), frequencies.double(), rtol=1e-6)
     cosines, _ = rotary(torch.zeros(1, 1, 1), torch.tensor([[100]]))
@@ -383,7 +382,7 @@ def test_what_the_layout_has_no_place_for(tmp_path):
         ("medusa", {"medusa_num_layers": 5}, "no matrix 0.5.weight"),
         ("medusa", {"medusa_num_heads": 2}, "not expected: 2.0.linear"),
     ],
-)  # fmt: skip
+)
 def test_configs_that_say_what_cannot_be(layout, change, message, tmp_path):
     folder_of(tmp_path, layout, lambda config, _: config.update(change))
     with pytest.raises(ValueError, match=message) as error:

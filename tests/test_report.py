@@ -50,9 +50,8 @@ def test_pooled_and_mean_tau_are_different_numbers():
     micro = pooled_interval(kept, rounds)
     assert micro.median == pytest.approx(24 / 8)
     assert np.mean(np.divide(kept, rounds)) == pytest.approx(3.0 + 0.0)
-    assert pooled_interval([10, 2], [1, 4]).median == pytest.approx(
-        12 / 5
-    )  # the mean of the ratios is 5.25
+    # the mean of the ratios is 5.25
+    assert pooled_interval([10, 2], [1, 4]).median == pytest.approx(12 / 5)
     assert pooled_interval([10, 2], [1, 4]).low is None  # two values have no spread to speak of
 
 
@@ -228,9 +227,8 @@ def test_methods_of_one_study_are_paired(study, monkeypatch, tmp_path, capsys):
 
 
 def test_families_of_tests():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
-        [0.03, 0.06, 0.06, 0.02]
-    )  # Holm's step-down, by hand
+    # Holm's step-down, by hand
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert sign_flip([1.0, 2.0, 3.0]) == pytest.approx(2 / 2**3)
     assert sign_flip([0.0, 0.0, 0.0]) == 1
 

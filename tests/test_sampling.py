@@ -29,9 +29,14 @@ OPTIONS = [
     {"temperature": 0.7, "top_k": 6, "top_p": 0.9, "min_p": 0.05},
     {"temperature": 1.0, "repetition_penalty": 1.7},
     {"temperature": 0.8, "logits_processors": (NoRepeatNGramLogitsProcessor(2),)},
-    {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.3,
-     "logits_processors": (NoRepeatNGramLogitsProcessor(2),)},
-]  # fmt: skip
+    {
+        "temperature": 0.7,
+        "top_k": 5,
+        "top_p": 0.9,
+        "repetition_penalty": 1.3,
+        "logits_processors": (NoRepeatNGramLogitsProcessor(2),),
+    },
+]
 
 
 def state_of(tokens: torch.Tensor, lengths: list[int], sampling: Sampling) -> State:
@@ -184,9 +189,13 @@ def test_ties_at_temperature_0():
 def test_penalised_greedy_output_is_that_of_transformers(drafter):
     model, rows = shared("llama_gqa", torch.float64), prompts(9, 5)
     out = specdec.generate(
-        model, rows, drafter=drafter, max_new_tokens=20, repetition_penalty=1.4,
+        model,
+        rows,
+        drafter=drafter,
+        max_new_tokens=20,
+        repetition_penalty=1.4,
         logits_processors=(NoRepeatNGramLogitsProcessor(2),),
-    )  # fmt: skip
+    )
     for row, tokens in zip(rows, out.tokens, strict=True):
         reference = model.generate(
             torch.tensor([row]),

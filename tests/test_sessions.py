@@ -183,10 +183,8 @@ def test_a_seat_is_taken_as_soon_as_it_is_free(target):
     finally:
         model.generation_config.eos_token_id = eos
     assert [len(row) for row in out.tokens] == lengths
-    free, rounds = (
-        [0, 0],
-        [],
-    )  # when each seat is free, by always giving the next prompt the first free one
+    # when each seat is free, by always giving the next prompt the first free one
+    free, rounds = ([0, 0], [])
     for length in lengths:
         seat = free.index(min(free))
         rounds.append((free[seat], free[seat] + length))
@@ -397,9 +395,8 @@ def test_there_are_never_two_memories_where_one_suffices(drafter, books, target,
     own = out.report.cache_bytes
     assert (own["drafter"] > 0) == (drafter["name"] in ("small_model", "eagle", "eagle3"))
     assert books.most <= own["target"] + own["drafter"]
-    assert own["target"] <= alone * (14 + 30 + 40) / (
-        14 + 30 + 1
-    )  # a tree has no more than 40 nodes here
+    # a tree has no more than 40 nodes here
+    assert own["target"] <= alone * (14 + 30 + 40) / (14 + 30 + 1)
 
 
 def test_a_broken_up_run_leaves_the_target_usable(target):

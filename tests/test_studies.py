@@ -59,9 +59,8 @@ def test_results_come_back_as_they_were_written(command, tmp_path):
     found = result.read(root / "here" / "result.json")
     assert isinstance(found.ways["none"], outcome.OurResult)
     assert type(found.ways["transformers"]) is outcome.WayResult
-    assert found.method.accepted_lengths.keys() <= {
-        *range(11)
-    }  # numbers, though JSON has only texts as keys
+    # numbers, though JSON has only texts as keys
+    assert found.method.accepted_lengths.keys() <= {*range(11)}
     result.write(tmp_path / "again.json", found)
     assert result.read(tmp_path / "again.json") == found
     head = {
@@ -223,10 +222,7 @@ def test_sweeps_are_ordered_by_what_was_recorded(command, capsys):
     assert [
         sweeps.read(study.folder / name).number
         for name in ("2031-05-01_08-00-00", "1999-12-31_23-59-59")
-    ] == [
-        1,
-        2,
-    ]
+    ] == [1, 2]
     collect.main(collect.Collect("clock"))
     assert "clock: 1999-12-31_23-59-59" in capsys.readouterr().out
     command("-m", "study=clock", "resume=true")

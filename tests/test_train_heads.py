@@ -127,9 +127,8 @@ def test_a_guess_is_compared_with_the_law_at_its_own_place():
     p = teacher.law(lesson.last[:, 1:], 0.6).sort(-1, descending=True).values.flatten(0, 1).mean(0)
     table = accuracies(Oracle(2), teacher, [lesson], 0.6, "cpu")
     assert [len(row) for row in table] == [10, 10]
-    assert table[0] == pytest.approx(
-        p[:10].tolist(), abs=0.01
-    )  # its own logits are rounded to bfloat16 on the way
+    # its own logits are rounded to bfloat16 on the way
+    assert table[0] == pytest.approx(p[:10].tolist(), abs=0.01)
 
 
 def test_depths_weigh_as_they_are_asked_to():

@@ -22,9 +22,8 @@ OUTCOMES = 200_000  # enumeration gives up after as many
 TWO_ROUNDS = 100  # two rounds run for real where one has at most as many outcomes
 DEPTHS = (1, 2, 3)
 
-Round = tuple[
-    Prefix, int
-]  # tokens that a row emitted so far, drafted tokens accepted in its first round
+# tokens that a row emitted so far, drafted tokens accepted in its first round
+Round = tuple[Prefix, int]
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,8 @@ from specdec.models.language_model import TransformersLM
 from specdec.sampling import Sampling
 
 ROWS = 512  # of a batch
-NEIGHBOURS = (
-    16  # rows beside them that start from a longer prompt, so that batches are ragged; not counted
-)
+# rows beside them that start from a longer prompt, so that batches are ragged; not counted
+NEIGHBOURS = 16
 SEQUENCES = 20_000  # at most, whose probabilities are computed
 
 

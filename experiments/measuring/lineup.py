@@ -94,9 +94,8 @@ def in_effect(settings: Settings, method: Ours, report: Report, chat: bool) -> S
     )
     assisted = settings.assisted
     if "assisted" in settings.baselines:
-        confidence = (
-            0.4 if assisted.confidence is None else assisted.confidence
-        )  # transformers' default
+        # transformers' default
+        confidence = 0.4 if assisted.confidence is None else assisted.confidence
         assisted = replace(assisted, model=assistant(settings), confidence=confidence)
     return replace(
         settings,

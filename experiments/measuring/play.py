@@ -23,9 +23,8 @@ class Played:
     """A batch of prompts in one turn: what each way was given, and what it made of it."""
 
     prompts: Sequence[Prompt]
-    given: Mapping[
-        str, Sequence[Sequence[int]]
-    ]  # token ids by way; in later turns its own answers stand in them
+    # token ids by way; in later turns its own answers stand in them
+    given: Mapping[str, Sequence[Sequence[int]]]
     samples: Mapping[str, Sample]
     batch: int = 0
     turn: int = 0

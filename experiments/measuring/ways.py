@@ -23,9 +23,8 @@ class Sample:
 
     tokens: list[list[int]]  # what was added, per prompt
     wall_seconds: float  # the whole call, prefill and all
-    target_seconds: float | None = (
-        None  # inside the target's forward passes; ours only, as are the next two
-    )
+    # inside the target's forward passes; ours only, as are the next two
+    target_seconds: float | None = None
     draft_seconds: float | None = None  # inside the drafter's
     report: Report | None = None
     peak: Peak | None = None  # of memory, during the call
@@ -46,9 +45,8 @@ class Ours:
 
     target: specdec.TransformersLM
     drafter: specdec.Drafter
-    options: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of specdec.generate: verifier, sampling, seed ...
+    # of specdec.generate: verifier, sampling, seed ...
+    options: Mapping[str, Any] = field(default_factory=dict)
     cold: bool = False  # the drafter forgets earlier prompts before each call
 
     def __call__(

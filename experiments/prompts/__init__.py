@@ -59,10 +59,8 @@ def read(
 
 def _filled(prompt: Prompt, source: list[Prompt], tokens: int) -> Prompt:
     place = source.index(prompt)
-    others = (
-        *source[place + 1 :],
-        *source[:place],
-    )  # round the source once, so that no text stands there twice
+    # round the source once, so that no text stands there twice
+    others = (*source[place + 1 :], *source[:place])
     return replace(prompt, tokens=tokens, before=tuple(other.text for other in others))
 
 

@@ -19,9 +19,8 @@ from experiments.report.marks import Frame
 FEW = 10  # below it a rate is drawn hollow, or left out of a heat map's numbers
 NUMBERED = 6  # ranks; wider heat maps have no room for numbers in their cells
 PANELS = 9  # small multiples, at most
-GREYS = LinearSegmentedColormap.from_list(
-    "blues", ["#f7fbff", "#6baed6", "#08306b"]
-)  # grows darker in grey, too
+# grows darker in grey, too
+GREYS = LinearSegmentedColormap.from_list("blues", ["#f7fbff", "#6baed6", "#08306b"])
 
 
 def heat_map(acceptance: Frame) -> Drawn:

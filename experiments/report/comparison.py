@@ -21,12 +21,8 @@ from experiments.study.outcome import OurResult
 from experiments.study.result import Result
 
 Pair = tuple[Result, Result]
-SAME = (
-    "target",
-    "drafter",
-    "temperature",
-    "batch",
-)  # what two runs of two studies must share to be paired
+# what two runs of two studies must share to be paired
+SAME = ("target", "drafter", "temperature", "batch")
 TOLD_APART = ("verifier", "settings")  # where that is not enough
 DECODED_ALIKE = ("target", "temperature", "batch")  # what two methods of one study must share
 LEGEND = (
@@ -77,7 +73,8 @@ def _key(result: Result, names: tuple[str, ...]) -> tuple[Any, ...]:
 
 def name(result: Result) -> str:
     key = frames.key(result)
-    return f"{key['drafter']} on {key['target']}, {key['verifier']}, T = {key['temperature']:g}, batch {key['batch']}"
+    pair = f"{key['drafter']} on {key['target']}, {key['verifier']}"
+    return f"{pair}, T = {key['temperature']:g}, batch {key['batch']}"
 
 
 def differences(pairs: Sequence[Pair]) -> pd.DataFrame:

@@ -99,9 +99,8 @@ def interpolated(
         float(np.clip(x, axis[0], axis[-1]))
         for x, axis in zip((nodes, batch, context), axes, strict=True)
     ]
-    kept = [
-        number for number, axis in enumerate(axes) if len(axis) > 1
-    ]  # an axis of one point is no axis
+    # an axis of one point is no axis
+    kept = [number for number, axis in enumerate(axes) if len(axis) > 1]
     if not kept:
         return float(values.item())
     squeezed = values.reshape([len(axes[number]) for number in kept])

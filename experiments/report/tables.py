@@ -145,9 +145,8 @@ def latency(results: list[Result]) -> Told:
         else plain
     )
     same = [column for column in ("target", "temperature", "batch") if column in plain]
-    once = (
-        plain.drop_duplicates(same) if len(plain) else plain
-    )  # one row per setting: that of its first run
+    # one row per setting: that of its first run
+    once = plain.drop_duplicates(same) if len(plain) else plain
     both = pd.concat([table, once], ignore_index=True)
     columns = ["first_token_seconds", "gap_p50", "gap_p95", "gap_p99"]
     shown = who(both)

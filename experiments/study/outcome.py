@@ -151,9 +151,8 @@ class OurPromptResult(PromptResult):
 class Memory:
     target_weights: int
     drafter_weights: int  # that the drafter adds
-    peak: (
-        int | None
-    )  # of the process, or of the GPU's memory, during a call; None where the system does not tell
+    # of the process, or of the GPU's memory, during a call; None where the system does not tell
+    peak: int | None
     before: int | None  # the same before that call
 
 
@@ -264,9 +263,8 @@ class Outcome:
     prompts: int
     batches: list[list[int]]  # prompts by number
     learns: bool  # the drafter, across prompts
-    ways: dict[
-        str, OurResult | WayResult
-    ]  # method, the baselines, again (the first baseline), cold (the method)
+    # method, the baselines, again (the first baseline), cold (the method)
+    ways: dict[str, OurResult | WayResult]
     by_category: list[OfCategory]
     by_position: list[OfPosition]
     offered_depths: list[OfDepth]

@@ -56,18 +56,16 @@ class Sampling:
 class Prompts:
     format: str = MISSING  # jsonl | text | folder | datasets
     path: str = MISSING  # "demo" for the bundled ones
-    field: str | None = (
-        None  # the key of the text or the turns; null finds turns, prompt or question
-    )
+    # the key of the text or the turns; null finds turns, prompt or question
+    field: str | None = None
     category: str | None = "category"  # the key of an entry's category, if it has one
     chat: bool | None = None  # through the tokenizer's chat template; null: where it has one
     subset: str | None = None  # of a data set
     split: str | None = None  # of a data set; null: test
     limit: int | None = None  # that many, taken in turn from each category
     seed: int | None = None  # shuffle before the limit; null keeps the file's order
-    tokens: int | None = (
-        None  # cut or fill each prompt up to so many (by the source's other texts, put before it)
-    )
+    # cut or fill each prompt up to so many (by the source's other texts, put before it)
+    tokens: int | None = None
     # | skip: prompts that do not fit the target's context are left out, counted and reported
     too_long: str = "refuse"
 
@@ -85,9 +83,8 @@ class Assisted:
 
     model: str | None = None  # the draft model; null takes the drafter's own `model`
     num_assistant_tokens: int = 5  # per round, a constant schedule
-    confidence: float | None = (
-        None  # drafting stops below it; null leaves transformers' default, 0 never stops
-    )
+    # drafting stops below it; null leaves transformers' default, 0 never stops
+    confidence: float | None = None
 
 
 @dataclass
@@ -117,17 +114,15 @@ class Settings:
     batch_size: int = 1
     ignore_eos: bool = False
     allow_lossy: bool = False
-    baselines: list[str] = field(
-        default_factory=lambda: ["none"]
-    )  # none | transformers | assisted | prompt_lookup
+    # none | transformers | assisted | prompt_lookup
+    baselines: list[str] = field(default_factory=lambda: ["none"])
     # decode the first baseline twice: how far a ratio strays on this machine with nothing changed
     noise: bool = True
     warmup: int = 1  # batches that every way decodes first, unrecorded
     threads: int | None = None  # of torch; null leaves its default
     progress: bool = True
-    label: str | None = (
-        None  # how tables and figures call the method; null: the drafter's name and settings
-    )
+    # how tables and figures call the method; null: the drafter's name and settings
+    label: str | None = None
     target: Target = MISSING
     drafter: dict[str, Any] = MISSING
     verifier: dict[str, Any] = MISSING

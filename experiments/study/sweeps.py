@@ -28,19 +28,16 @@ PLAN = "plan.json"
 REFUSED = (ValueError, OSError, HydraException, OmegaConfBaseException)
 # How a sweep is run and not what: no part of a plan, and free to differ when it is resumed.
 HOW = ("resume", "launcher", "progress", "logger")
-WHAT_OF_HYDRA = (
-    "hydra/sweeper",
-    "hydra.sweeper",
-)  # of Hydra's own settings, those that decide which jobs there are
+# of Hydra's own settings, those that decide which jobs there are
+WHAT_OF_HYDRA = ("hydra/sweeper", "hydra.sweeper")
 
 
 @dataclass(frozen=True)
 class Plan:
     """plan.json in a sweep's folder."""
 
-    jobs: list[list[str]] | None = (
-        None  # the overrides of each; None for a sweeper that chooses as it goes
-    )
+    # the overrides of each; None for a sweeper that chooses as it goes
+    jobs: list[list[str]] | None = None
     overrides: list[str] | None = None  # of the command
     # of this sweep in its study, from 1: the order in which they were begun, whatever the clock
     # says

@@ -10,16 +10,8 @@ from pathlib import Path
 import psutil
 
 PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "numpy", "scipy", "hydra-core")
-TUNING = (
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "MALLOC_",
-    "GLIBC_",
-    "LD_PRELOAD",
-    "CUDA_",
-    "PYTORCH_",
-)  # of the environment
+# of the environment
+TUNING = ("OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_", "LD_PRELOAD", "CUDA_", "PYTORCH_")
 ROOT = Path(__file__).resolve().parents[2]
 
 

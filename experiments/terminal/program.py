@@ -16,11 +16,8 @@ from experiments.terminal.refusals import FULL, meant, refusing
 from specdec.registry import CONF, described, lost, names
 
 FOOTER = "Powered by Hydra (https://hydra.cc)\nUse --hydra-help to view Hydra specific help"
-EXTRAS = {
-    "joblib": "joblib",
-    "ray": "ray",
-    "submitit_slurm": "slurm",
-}  # Hydra's launchers -> our extras that bring them
+# Hydra's launchers -> our extras that bring them
+EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "slurm"}
 
 
 class JobError(BaseException):

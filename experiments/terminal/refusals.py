@@ -23,9 +23,8 @@ def refusing(
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that flushing at exit fails no more
+        # so that flushing at exit fails no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
     except KeyboardInterrupt:
         print(f"\n{interrupted()}", file=sys.stderr)

@@ -338,7 +338,5 @@ def fit_recipe(
     return writes
 
 
-RECIPES = {
-    "target": train_target,
-    "small_model": train_small_model,
-}  # any other recipe says which `head` it trains
+# any other recipe says which `head` it trains
+RECIPES = {"target": train_target, "small_model": train_small_model}

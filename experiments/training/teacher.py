@@ -92,9 +92,8 @@ class Cached:
             "shape": list(shape),
             "taps": list(teacher.stored),
             "target": teacher.target.name,
-            "text": zlib.crc32(
-                first.tobytes()
-            ),  # of the first batch: another seed or text is seen by it
+            # of the first batch: another seed or text is seen by it
+            "text": zlib.crc32(first.tobytes()),
         }
         done = 0
         if self.filled.exists():

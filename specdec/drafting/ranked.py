@@ -73,8 +73,7 @@ def _best(root: Tensor, candidates: Candidates, nodes: int, depth: int, scored: 
     parent = above.gather(1, chosen)
     parents = torch.where(parent >= 0, number.gather(1, parent.clamp(min=0)), 0)
     structure = Structure.of(
-        torch.cat([torch.full_like(root, -1), torch.where(there, parents, -1)], 1),
-        depth=depth,
+        torch.cat([torch.full_like(root, -1), torch.where(there, parents, -1)], 1), depth=depth
     )
     tree = TokenTree(torch.cat([root, tokens.gather(1, chosen)], 1), structure)
     inner = torch.cat([torch.zeros_like(root), numbers.gather(1, chosen)], 1)

@@ -27,12 +27,7 @@ from specdec.sampling import Sampling
 from specdec.state import State
 from specdec.tree import MOST_NODES, SiblingLaw
 
-LAWS = {
-    "wor": SiblingLaw.WOR,
-    "wr": SiblingLaw.WR,
-    "hub": SiblingLaw.HUB,
-    "topk": SiblingLaw.DET,
-}
+LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
 BY_VALUE = ("ranked", "adaptive")
 VARIANTS: tuple[Mapping[str, Any], ...] = (  # one for each kind of tree, small
     *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),

@@ -41,11 +41,8 @@ NOT_THE_LAYERS = (  # what a config says beside the layers
         "pad_token_id",
     ),
 )
-NO_TOKENS = {
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}  # of one; not every family takes None
+# of one; not every family takes None
+NO_TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
 
 def layer_config(target: LanguageModel) -> dict[str, Any]:

@@ -22,13 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec.chance import Draws
-from specdec.drafting.shape import (
-    BY_VALUE,
-    FEW_VARIANTS,
-    HeadShapeArguments,
-    Shape,
-    TreeDrafter,
-)
+from specdec.drafting.shape import BY_VALUE, FEW_VARIANTS, HeadShapeArguments, Shape, TreeDrafter
 from specdec.heads.decoder_layer import Unrolled, decoder_of, shape_of
 from specdec.heads.head import (
     FirstRounds,

@@ -37,9 +37,8 @@ class Guess(NamedTuple):
 
     logits: Tensor  # (B, T', V'), V' fewer than V for a head with a vocabulary of its own
     offset: int
-    states: Tensor | None = (
-        None  # (B, T', d) its guess at the target's "head" state, if it makes one
-    )
+    # (B, T', d) its guess at the target's "head" state, if it makes one
+    states: Tensor | None = None
 
 
 class Head(nn.Module):

@@ -69,10 +69,8 @@ def written(
             f"the head reads {list(taps)}; the layout has a place for the numbers of layers only"
         )
     rope = dict(layer.get("rope_parameters") or {})
-    older = {
-        "rope_theta": rope.get("rope_theta", 10000.0),
-        "rope_scaling": None,
-    }  # what readers before transformers 5 know
+    # what readers before transformers 5 know
+    older = {"rope_theta": rope.get("rope_theta", 10000.0), "rope_scaling": None}
     if rope.get("rope_type", "default") != "default":
         older["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     return {

@@ -36,9 +36,8 @@ class Drafted:
         rows = np.arange(len(parents))[:, None]
         parents, path = parents.astype(np.int64), path.astype(np.int64)
         offered = parents >= 0
-        on_path = np.zeros(
-            (len(parents), parents.shape[1] + 1), dtype=bool
-        )  # the last column takes the padding
+        # the last column takes the padding
+        on_path = np.zeros((len(parents), parents.shape[1] + 1), dtype=bool)
         on_path[rows, np.where(path > 0, path, -1)] = True
         accepted = on_path[:, :-1] & offered
         above = parents.clip(0)

@@ -18,12 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.interfaces import PartScores, Tap
 from specdec.models import attention, proof
-from specdec.models.layers import (
-    final_norm,
-    lower_layers,
-    num_layers,
-    without_sublayers,
-)
+from specdec.models.layers import final_norm, lower_layers, num_layers, without_sublayers
 from specdec.models.memory import Layout
 from specdec.models.session import TransformersSession
 from specdec.models.support import layer_kinds, refuse_unsupported, usable_context

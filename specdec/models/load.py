@@ -146,9 +146,8 @@ def _from_disk(
     return model.eval(), _tokenizer(name, folder, hub)
 
 
-OPTIONAL = re.compile(
-    r"(inv_freq|masked_bias|\.attn\.bias|position_ids)$"
-)  # buffers that old files hold
+# buffers that old files hold
+OPTIONAL = re.compile(r"(inv_freq|masked_bias|\.attn\.bias|position_ids)$")
 
 
 def check_loaded(name: str, found: Mapping[str, Any]) -> None:

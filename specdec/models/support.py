@@ -26,14 +26,8 @@ class LayerKind(NamedTuple):
 
 
 SLIDING, FULL, CHUNKED = "sliding_attention", "full_attention", "chunked_attention"
-RECURRENT = (
-    "linear",
-    "mamba",
-    "conv",
-    "recurrent",
-    "delta",
-    "hybrid",
-)  # words in the names of other kinds
+# words in the names of other kinds
+RECURRENT = ("linear", "mamba", "conv", "recurrent", "delta", "hybrid")
 
 
 def layer_kinds(config: Any) -> list[LayerKind]:
