@@ -117,8 +117,8 @@ class SmallModel(TreeDrafter):
         if min(first) == max(first):
             tokens = state.tokens[:, first[0] : first[0] + widest]
         else:
-            steps = torch.arange(widest, device=state.tokens.device)
-            index = torch.tensor(first, device=state.tokens.device)[:, None] + steps
+            steps = torch.arange(widest, device=state.device)
+            index = torch.tensor(first, device=state.device)[:, None] + steps
             tokens = state.tokens.gather(1, index.clamp(max=state.tokens.shape[1] - 1))
         logits = self._session.read(tokens, counts, root=True).logits
         self._seen = [seen + count for seen, count in zip(first, counts, strict=True)]

@@ -129,7 +129,7 @@ class Run:
                 with clock("verify"):
                     p = Laws(scores.logits, trees, state)
                     verdict = verifier.verify(trees, p, draws)
-                    outcome = inspector.read(verdict, trees, p, state, seats.tokens)
+                    outcome = inspector.read(verdict, trees, p, state)
                 with clock("commit"):
                     target.keep(outcome.verdict.path, outcome.keep)
                     state, kept = seats.commit(state, trees, outcome, scores.taps)

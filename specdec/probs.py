@@ -65,8 +65,7 @@ class Laws:
         rows, nodes, vocabulary = self.scores.shape
         logits = self.scores.reshape(-1, vocabulary)
         law = self.sampling.law(logits, self._all_prefixes).view(rows, nodes, vocabulary)
-        fine = self._finite(self.scores, law) | ~self.trees.used
-        self._bad.append(~fine.all(1))
+        self._bad.append(self._some(~self._finite(self.scores, law)))
         return law
 
     @cached_property
@@ -76,8 +75,12 @@ class Laws:
         scores = self.sampling.logits(flat, self._all_prefixes)
         most, winners = scores.view(rows, nodes, vocabulary).max(-1)
         # The largest score is finite where the law is one; max of NaN is NaN.
-        self._bad.append((~most.isfinite() & self.trees.used).any(1))
+        self._bad.append(self._some(~most.isfinite()))
         return winners
+
+    def _some(self, bad: Tensor) -> Tensor:
+        """(B,) bool: a node (B, N) that the row uses is bad."""
+        return (bad if self.trees.structure.full else bad & self.trees.used).any(1)
 
     def _finite(self, logits: Tensor, law: Tensor) -> Tensor:
         """Where a law is one. A NaN anywhere makes every entry of a softmax NaN."""
@@ -147,11 +150,12 @@ def top(values: Tensor, k: int) -> Tensor:
     """(n, k) indices of the largest values (n, V), largest first; ties go to the lowest index,
     which topk does not promise.
 
-    Values are compared as float32, made into integers that also carry the index.
+    Values are compared as float32, made into integers that also carry the index. In place, since
+    large tensors cost more to allocate than to go through.
     """
     if k == 1:
         return values.argmax(-1, keepdim=True)
     bits = (values.float() + 0.0).view(torch.int32)  # + 0.0: minus zero and zero are one value
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    ordered = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).long()
     index = torch.arange(values.shape[-1], device=values.device)
-    return ((ordered << 24) - index).topk(k, sorted=True).indices
+    return ordered.bitwise_left_shift_(24).sub_(index).topk(k, sorted=True).indices

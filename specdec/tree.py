@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class Structure:
     width: int  # siblings that there may be
     is_chain: bool  # every node's only child is the next node
     frame: tuple[int, ...] | None = None
+    full: bool = False  # every row has all nodes of the frame
 
     @classmethod
     def chain(
@@ -155,6 +157,14 @@ class Structure:
         return self.parents.shape[1]
 
     @cached_property
+    def on_host(self) -> "HostShape | None":
+        """The shape on the host, where it is known there."""
+        if not self.full or self.frame is None:
+            return None
+        parents = np.tile(np.array(self.frame), (self.rows, 1))
+        return HostShape(parents, host_depths(parents))
+
+    @cached_property
     def used(self) -> Bool[Tensor, "B N"]:
         """The root and every node with a parent."""
         used = self.parents >= 0
@@ -166,6 +176,13 @@ class Structure:
         """How many siblings were drawn before the node."""
         same = self.parents[:, :, None] == self.parents[:, None, :]
         return (same & (self.parents[:, :, None] >= 0)).tril(-1).sum(-1)
+
+
+class HostShape(NamedTuple):
+    """A structure on the host."""
+
+    parents: np.ndarray  # (B, N)
+    depths: np.ndarray  # (B, N)
 
 
 class TokenTree:
@@ -387,6 +404,7 @@ def _full_chain(rows: int, nodes: int, device: torch.device) -> Structure:
         min(nodes - 1, 1),
         True,
         tuple(range(-1, nodes - 1)),
+        True,
     )
 
 
@@ -403,6 +421,7 @@ def _shared(frame: tuple[int, ...], rows: int, device: torch.device) -> Structur
         one.width,
         False,
         frame,
+        True,
     )
 
 
