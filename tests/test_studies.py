@@ -515,6 +515,15 @@ def test_lines_now_and_then(capsys):
     assert capsys.readouterr().err.startswith("study: 4 of 8, 50%, 51 min left")
 
 
+def test_lines_of_what_goes_on_from_an_earlier_run(capsys):
+    """The time left is that of this run's steps; a note, such as a loss, stands by the title."""
+    now = [0.0]
+    lines = Lines("training", 10, lambda: now[0], done=6)
+    now[0] += SILENCE
+    lines.advance("loss 2.500")
+    assert capsys.readouterr().err == "training loss 2.500: 7 of 10, 70%, 2 min left\n"
+
+
 def test_results_are_plain_json(command):
     """asdict of a result is what its file holds."""
     root = command("drafter=ngram", "baselines=[]", "debug=tiny", "hydra.run.dir=here")
