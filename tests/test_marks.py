@@ -107,3 +107,17 @@ def test_a_draft_model_with_as_many_tokens_and_another_tokenizer():
     said = rf"has {VOCABULARY} tokens, as many as the target .*, but another tokenizer: 'another' "
     with pytest.raises(ValueError, match=said + r"is 0 there and None here; .*target's tokenizer"):
         specdec.generate((model, own), ROW, drafter=drafter((model, other)), **options)
+
+
+def test_a_draft_model_on_another_device():
+    target = lm("llama_gqa")
+
+    class Elsewhere(TransformersLM):
+        device = torch.device("meta")  # type: ignore[assignment]
+
+    elsewhere = object.__new__(Elsewhere)
+    vars(elsewhere).update(vars(target))
+    with pytest.raises(ValueError, match=r"draft model .* is on meta, the target on cpu; load it"):
+        specdec.generate(
+            target, ROW, drafter={"name": "small_model", "model": elsewhere}, max_new_tokens=4
+        )
