@@ -31,4 +31,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, lambda: "interrupted; the same command goes on from its last checkpoint")

@@ -1,6 +1,7 @@
 """Heads and draft models that belong to another target are refused, and those that may be are
 found out."""
 
+import json
 import warnings
 from typing import Any
 
@@ -121,3 +122,33 @@ def test_a_draft_model_on_another_device():
         specdec.generate(
             target, ROW, drafter={"name": "small_model", "model": elsewhere}, max_new_tokens=4
         )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"specdec_head": "medusa"}, "config.json has no `settings`"),
+        ({"specdec_head": "medusa", "settings": None}, "config.json has no `settings`"),
+        ({"specdec_head": "medusa", "settings": {}}, "make no medusa head .*missing 2 required"),
+        (
+            {"specdec_head": "medusa", "settings": {"hidden_sise": 3}},
+            "no argument 'hidden_sise'; did you mean 'hidden_size'",
+        ),
+        ({"hidden_size": "x"}, "make no medusa head"),
+        ({"tied": "no"}, "tied must be True or False, got 'no'"),
+        ({}, ""),
+    ],
+)
+def test_a_head_whose_config_was_written_by_hand(tmp_path, config, said):
+    target = lm("llama_gqa")
+    head("medusa", target).save(tmp_path)
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    if "specdec_head" not in config:
+        config = {**whole, "settings": {**whole["settings"], **config}}
+    path.write_text(json.dumps(config))
+    if not said:
+        decode(target, tmp_path)
+        return
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*{said}"):
+        decode(target, tmp_path)
