@@ -114,7 +114,7 @@ class Head(nn.Module):
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
         try:
-            head = construct(f"a {cls.kind} head", cls, published.settings)
+            head: Self = construct(f"a {cls.kind} head", cls, published.settings)
         except UNFIT as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{folder}: its settings make no {cls.kind} head ({why})") from error
