@@ -43,6 +43,11 @@ class SmallModel(TreeDrafter):
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         super().begin(target, rows, sampling)
         check_same_tokens(self.model, target)
+        if self.model.device != target.device:
+            raise ValueError(
+                f"the draft model {self.model.name} is on {self.model.device}, the target on "
+                f"{target.device}; load it there: specdec.load(..., device={str(target.device)!r})"
+            )
         self._session = self.model.open(rows, 0)  # grows with the texts
         self.opened = (self._session,)
         self._seen = [0] * rows  # tokens in memory

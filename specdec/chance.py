@@ -20,8 +20,11 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from specdec.errors import integer
+
 Out = TypeVar("Out")
 Part = slice | Tensor
+INT64 = (-(1 << 63), (1 << 63) - 1)
 
 
 class Committed(Protocol):
@@ -160,7 +163,7 @@ class Keyed(Chance):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = integer("seed", seed, *INT64)
 
     def round(self, state: Committed) -> "KeyedDraws":
         return KeyedDraws(self.seed, state.request_ids, state.lengths)
@@ -244,7 +247,7 @@ class Coupled(Chance):
     coupled = True
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = integer("seed", seed, *INT64)
 
     def round(self, state: Committed) -> "CoupledDraws":
         return CoupledDraws(

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from specdec.chance import Chance
-from specdec.errors import misspelt_arguments_are_named
+from specdec.errors import misspelt_arguments_are_named, switch
 from specdec.interfaces import LanguageModel, Session
 from specdec.measuring.recorder import Recorder
 from specdec.measuring.report import Report, Step
@@ -63,7 +63,7 @@ def generate(
     model that breaks its contract.
     """
     options = dict(locals())
-    progress = options.pop("progress")
+    progress = switch("progress", options.pop("progress"))
     run = Run(prepare(**options))
     run.finish(progress)
     return run.output()

@@ -93,6 +93,7 @@ class Inspector:
 
     def read(self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State) -> Outcome:
         """Raises ValueError for whatever broke its contract, naming it and the row."""
+        self._check_verdict_form(verdict, state)
         live = np.array(state.on_host.live)
         pieces = {
             "path": verdict.path,
@@ -225,6 +226,32 @@ class Inspector:
                 f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row of "
                 "-inf); check the model's dtype and the logits processors"
             )
+
+    def _check_verdict_form(self, verdict: Any, state: State) -> None:
+        """Raises ValueError for what types, shapes and devices show."""
+        name = f"verifier {self.verifier_name!r}"
+        if not isinstance(verdict, Verdict):
+            raise ValueError(
+                f"{name} returned {type(verdict).__name__}, expected a specdec.Verdict"
+            )
+        rows, device = state.rows, state.device
+        pieces: list[tuple[str, Any, int]] = [
+            ("path", verdict.path, 2),
+            ("num_accepted", verdict.num_accepted, 1),
+            ("bonus", verdict.bonus, 1),
+            *((f"counts[{key!r}]", count, 1) for key, count in verdict.counts.items()),
+        ]
+        for what, given, axes in pieces:
+            wanted = f"a tensor {f'({rows}, depth)' if axes == 2 else f'({rows},)'} on {device}"
+            if not isinstance(given, Tensor):
+                raise ValueError(f"{name} returned {type(given).__name__} as {what}, not {wanted}")
+            if given.ndim != axes or len(given) != rows or given.device != device:
+                shape = tuple(given.shape)
+                raise ValueError(
+                    f"{name} returned {what} of shape {shape} on {given.device}, expected {wanted}"
+                )
+            if given.dtype != torch.long and not what.startswith("counts"):
+                raise ValueError(f"{name} returned {what} of {given.dtype}, expected torch.long")
 
     def _check_verdict(
         self,

@@ -116,6 +116,8 @@ class Structure:
             )
             parents = torch.from_numpy(given).to(device or torch.device("cpu"))
         most = parents.shape[1] - 1
+        # No lookup leaves the tree. A parent past its end is still one that comes too late.
+        parents = parents.clamp(max=most)
         depth = most if depth is None else min(depth, most)
         width = most if width is None else min(width, most)
         ancestors = _ancestors(parents, depth)
@@ -210,6 +212,9 @@ class TokenTree:
         depth: int | None = None,
         width: int | None = None,
     ) -> None:
+        for what, given, kind in (("tokens", tokens, Tensor), ("law", law, SiblingLaw)):
+            if not isinstance(given, kind):
+                raise ValueError(f"{what} must be a {kind.__name__}, got {type(given).__name__}")
         structure = parents
         if not isinstance(structure, Structure):
             if isinstance(structure, Tensor) and structure.ndim != 2:
@@ -226,10 +231,12 @@ class TokenTree:
                 f"a {law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came "
                 "from"
             )
-        if q is not None and (q.ndim != 3 or q.shape[:2] != tokens.shape):
+        whole = isinstance(q, Tensor) and q.ndim == 3 and q.shape[:2] == tokens.shape
+        if q is not None and not whole:
+            came = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
             raise ValueError(
                 f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got "
-                f"{tuple(q.shape)}"
+                f"{came}"
             )
 
     def __repr__(self) -> str:

@@ -152,6 +152,26 @@ def test_imports_point_one_way(package):
     assert not wrong, f"{package} may import {sorted(MAY_IMPORT[package])} of ours"
 
 
+def test_python_started_beside_the_clone_finds_the_package(tmp_path):
+    """`pip install -e`, then Python in the folder that holds the clone, which is named specdec: a
+    namespace package of that name is there, and empty."""
+    clone, site = tmp_path / "specdec", tmp_path / "site"
+    for package in PACKAGES:
+        without = shutil.ignore_patterns("__pycache__", "demo")
+        shutil.copytree(ROOT / package, clone / package, ignore=without)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    site.mkdir()
+    build = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    run(sys.executable, "-c", build, site, cwd=clone)
+    (wheel,) = site.glob("*.whl")
+    shutil.unpack_archive(wheel, site, "zip")
+    program = "import sys, site; site.addsitedir(sys.argv[1]); import specdec"
+    shown = f"{program}; print(specdec.__file__)"
+    found = run(sys.executable, "-S", "-c", shown, site, cwd=tmp_path)
+    assert Path(found.strip()) == clone / "specdec" / "__init__.py"
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
     """An environment with this project installed from its wheel, and the libraries of the running
