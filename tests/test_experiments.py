@@ -154,9 +154,12 @@ def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
     before, since = (
         studies.read("laws", str(root / "multirun"), sweep) for sweep in ("before", "since")
     )
-    assert list(frames.table(before.results)["law"]) == ["not certified", "not certified", "lossy"]
-    table = frames.table(since.results)
-    assert list(table["law"]) == ["certified", "not certified", "lossy"]
+    without = "lossless, not certified"
+    assert list(frames.table(before.results)["law"]) == [without, without, "lossy"]
+    table, covered = frames.table(since.results), "certified: rule and tree, other settings (exact)"
+    assert list(table["law"]) == [covered, without, "lossy"]
+    assert list(tables.headline(since.results).text["law"])[:3] == list(table["law"])
+    assert covered in "".join(collect.readable(table)["law"])
     assert list(table["drafter"]) == ["ngram", "ngram", "ngram (lossy)"]
     assert set(frames.phases(since.results)["drafter"]) >= set(
         frames.acceptance(since.results)["drafter"]

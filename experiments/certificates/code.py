@@ -123,8 +123,22 @@ def _plain(node: Any) -> Any:
         return repr(node)
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         node = ast.Raise(node.exc.func, node.cause)
+    if isinstance(node, ast.JoinedStr):
+        return ["JoinedStr", *_joined(node.values)]
     fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
     return [type(node).__name__, *([name, _plain(value)] for name, value in fields)]
+
+
+def _joined(parts: list[ast.expr]) -> list[Any]:
+    """The parts of an f-string; Python 3.12 may leave pieces of its text apart."""
+    found: list[Any] = []
+    for part in parts:
+        piece = _plain(part) if isinstance(part, ast.FormattedValue) else ast.literal_eval(part)
+        if isinstance(piece, str) and found and isinstance(found[-1], str):
+            found[-1] += piece
+        elif piece != "":
+            found.append(piece)
+    return found
 
 
 def _is_text(node: Any) -> bool:

@@ -69,7 +69,7 @@ def wanted(
 
 def _is_current(certificate: Certificate, checks: Sequence[str], where: Surroundings) -> bool:
     git, ours = certificate.get("git"), where.git
-    asked = set(certificate["plan"]["checks"]) if certificate.get("plan") else set()
+    asked = set((certificate.get("plan") or {}).get("checks", ()))
     return (
         certificate.get("schema_version") == SCHEMA_VERSION
         and not code.changed(certificate)
