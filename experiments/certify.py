@@ -106,7 +106,7 @@ def plan_of(config: DictConfig) -> Any:
 def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
     """A pair, with the other settings of the config."""
     from experiments.certificates.certificate import Pair, certify
-    from experiments.certificates.kept import write
+    from experiments.certificates.kept import law_of, write
     from experiments.certificates.law import NOT_APPLICABLE, NOT_CERTIFIED
     from experiments.system.surroundings import surroundings
     from experiments.terminal.progress import bar
@@ -121,7 +121,7 @@ def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
         _say(f"{title}: {NOT_APPLICABLE}")
         return
     path = write(certificate, config.folder)
-    _say(f"{title}: {certificate['verdict']} ({certificate['seconds']:.0f} s, {path})")
+    _say(f"{title}: {law_of(certificate)}, {certificate['seconds']:.0f} s, {path}")
     if certificate["verdict"] == NOT_CERTIFIED:
         failures.append(title)
 

@@ -335,7 +335,7 @@ def test_a_folder_is_renewed_side_by_side(tmp_path):
     assert [one["plan"]["seed"] for one in found] == [3, 4]
     assert {kept.law_of(one).verdict for one in found} == {"certified"}
     assert {tuple(kept.checks_of(one)) for one in found} == {("exact", "sampled")}
-    assert "ngram + naive: certified (" in said
+    assert "ngram + naive: certified (exact, sampled), " in said
     assert "4 sampled tests as one family; those that fall: none" in said
 
 

@@ -18,6 +18,7 @@ from experiments.certificates.certificate import Bar, Pair, Plan, certify
 from experiments.certificates.kept import (
     SCHEMA_VERSION,
     checks_of,
+    law_of,
     path_of,
     read_certificates,
     write,
@@ -106,8 +107,8 @@ def renew(
                 found.append(certificate)
                 for reason in certificate["reasons"]:
                     say(f"{name}: {reason}")
-                pair, verdict = " + ".join(certificate["pair"]), certificate["verdict"]
-                say(f"{pair}: {verdict} ({certificate['seconds']:.0f} s, {name})")
+                pair, seconds = " + ".join(certificate["pair"]), certificate["seconds"]
+                say(f"{pair}: {law_of(certificate)}, {seconds:.0f} s, {name}")
             advance()
     if errors:
         raise ValueError("not renewed:\n" + "\n".join(errors))
