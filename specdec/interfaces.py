@@ -231,7 +231,8 @@ class Drafter(ABC):
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
-    learns: ClassVar[bool] = False  # proposals depend on earlier runs, until `forget`
+    # proposals depend on earlier runs, until `forget`, or on other rows of the same run
+    learns: ClassVar[bool] = False
 
     law: SiblingLaw = SiblingLaw.DET
     chain: bool = False  # every tree is a chain

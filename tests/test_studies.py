@@ -492,6 +492,7 @@ def test_help_lists_the_groups_that_a_program_has(program, groups):
         text=True,
         check=True,
     )
+    assert ("again=FOLDER " in done.stdout) == (program == "certify")
     listed = done.stdout.partition("(group=option)\n\n")[2].partition("\n\n")[0]
     assert [line.partition(":")[0] for line in listed.splitlines()] == groups.split()
     for group in ("drafter", "verifier"):

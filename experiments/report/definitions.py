@@ -1,5 +1,7 @@
 """What the words of a report mean. They stand at the end of every page."""
 
+from experiments.certificates.law import WORDS
+
 DEFINITIONS = {
     "Round": "One draft, one forward pass of the target over all drafted nodes, one verification, "
     "one commit. Reading the prompt "
@@ -28,11 +30,7 @@ DEFINITIONS = {
     "prompts there is none.",
     "Noise": "The first baseline decoded twice and divided by itself. A speed-up within it is "
     "none.",
-    "Certified, lossless, lossy": "lossless: the acceptance rule gives exactly the target's law by "
-    "its contract. certified: besides, this pair of drafter and rule "
-    ""
-    "has a certificate (computed law, sampled law, greedy tokens) in this code. lossy: the output "
-    "does not follow the target's law.",
+    "Law": f"{WORDS}.",
     "Cold, warm": "A drafter that learns across prompts is warm when it has met the earlier "
     "prompts of its run, in their order, and cold when it forgets "
     "before each. Headline numbers are warm; their intervals cover the choice of prompts, not "

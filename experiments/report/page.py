@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from experiments.certificates.law import mark
 from experiments.report.looks import Drawn, save
 from experiments.report.tables import Told
 from experiments.system.files import write_text
@@ -48,6 +49,7 @@ def render(title: str, lead: str, sections: Sequence[Section], command: str) -> 
     environment = Environment(
         loader=PackageLoader("experiments.report", "."), autoescape=True, trim_blocks=True
     )
+    environment.filters["mark"] = mark
     tables, figures = iter(range(1, 10_000)), iter(range(1, 10_000))
     told = [
         {
