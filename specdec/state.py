@@ -3,7 +3,7 @@
 Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -71,6 +71,21 @@ class State:
     sampling: Sampling
     last: Last
     memory: Any = None  # the target's session of this run, for drafters of its own layers
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[Sequence[int]], sampling: Sampling, room: int = 100, slots: int = 0
+    ) -> "State":
+        """A state outside of a run, to try a rule or a drafter at: `texts` are the committed tokens
+        of its rows, of which each may add `room` more. slots: L, at least the longest text."""
+        rows, lengths = len(texts), [len(text) for text in texts]
+        tokens = torch.zeros(rows, max(slots, *lengths, 1), dtype=torch.long)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = torch.tensor(text)
+        written = [list(text) for text in texts]
+        host = OnHost(lengths, [True] * rows, [room] * rows, [False] * rows, written)
+        last = Last(None, None, [0] * rows, None, None)
+        return cls(host, tokens, torch.arange(rows), sampling, last)
 
     @property
     def rows(self) -> int:
