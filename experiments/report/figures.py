@@ -63,7 +63,7 @@ def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel("speed-up (seconds per token of the baseline / of the method)")
+    axis.set_xlabel("speed-up (time per token, baseline / method)")
     legend(figure, [axis])
     return Drawn(
         figure,
@@ -200,13 +200,15 @@ def time_by_phase(phases: Frame) -> Drawn:
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("milliseconds per token")
     legend(figure, [axis], columns=6)
+    plain = ""
+    if (phases["drafter"] == "none").any():
+        plain = ' "none" is plain decoding in the same runs (mean of them).'
     return Drawn(
         figure,
         "Time by phase",
         f"Where the time of a token goes, sums over n = {prompts_of(phases)} prompts: reading the "
         "prompt, drafting, the target's pass, "
-        'verification, keeping the accepted path, and the rest of the loop. "none" is plain '
-        "decoding in the same runs (mean of them).",
+        f"verification, keeping the accepted path, and the rest of the loop.{plain}",
     )
 
 
@@ -271,10 +273,10 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
     for axis in axes:
         axis.grid(axis="x", visible=False)
     legend(figure, axes)
+    speed = f" and speed-up over {called(baseline)} ({INTERVALS}; none below three prompts)"
     return Drawn(
         figure,
         "By category",
-        f"Block efficiency (rounds of the category pooled) and speed-up over {called(baseline)} "
-        f"({INTERVALS}; none below three prompts). n = {span(parts['prompts'])} prompts per "
-        "category.",
+        f"Block efficiency (rounds of the category pooled){speed if both else ''}. "
+        f"n = {span(parts['prompts'])} prompts per category.",
     )
