@@ -13,6 +13,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from experiments import compare_verifiers, search_layers
 from experiments.report import acceptance, knobs, looks, tables
@@ -59,22 +60,42 @@ def drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[Text]:
 
 
 def faults(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Texts that are cut by the edge of the figure, or too small when it is shown."""
+    """Texts that are cut by the edge of the figure, overlap, or are too small when it is shown."""
     scale = SHOWN / (72 * figure.get_size_inches()[0])
+    boxes: list[tuple[str, Bbox]] = []
     for text in drawn_texts(figure, monkeypatch):
         if text.get_fontsize() * scale < LEAST - 0.3:
             yield f"{text.get_text()!r} is {text.get_fontsize() * scale:.1f} pixels high"
         box, paper = text.get_window_extent(), figure.bbox
+        boxes.append((text.get_text(), box))
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= paper.x1 + 1 and box.y1 <= paper.y1 + 1
         if not inside:
             yield f"{text.get_text()!r} is cut"
+    for (one, its_box), (other, other_box) in itertools.combinations(boxes, 2):
+        shared = Bbox.intersection(its_box, other_box)
+        if shared is not None and shared.width > 2 and shared.height > 2:
+            yield f"{one!r} and {other!r} overlap"
+
+
+def many(study: studies.Study) -> studies.Study:
+    """Twenty-one runs at three temperatures, with the names that methods have."""
+    names = [f"small_model tree {number}" for number in range(7)]
+    jobs = []
+    for name, temperature in itertools.product(names, (0.0, 0.6, 1.0)):
+        one = study.results[len(jobs) % len(study.results)]
+        sampling = replace(one.config.sampling, temperature=temperature)
+        config = replace(one.config, label=name, sampling=sampling)
+        result = replace(one, run=str(len(jobs)), config=config)
+        jobs.append(studies.Job(Path(str(len(jobs))), [], result, ""))
+    return studies.Study(study.folder, study.sweeps, [], jobs)
 
 
 def test_every_text_is_whole_and_legible(study, monkeypatch):
-    drawn = figures_of(study)
-    assert len(drawn) >= 6
-    wrong = {name: list(faults(each.figure, monkeypatch)) for name, each in drawn.items()}
-    assert not {name: found for name, found in wrong.items() if found}
+    for some in (study, many(study)):
+        drawn = figures_of(some)
+        assert len(drawn) >= 6
+        wrong = {name: list(faults(each.figure, monkeypatch)) for name, each in drawn.items()}
+        assert not {name: found for name, found in wrong.items() if found}
 
 
 def test_panels_that_share_an_axis_have_numbers_on_each(monkeypatch):

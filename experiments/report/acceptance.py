@@ -5,6 +5,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from experiments.report.looks import (
     COLOURS,
+    STYLE,
     Drawn,
     entitle,
     legend,
@@ -58,8 +59,8 @@ def heat_map(acceptance: Frame) -> Drawn:
         axis.set_yticks(range(0, deepest, down), range(1, deepest + 1, down))
     for axis in axes[len(runs) :]:
         axis.set_axis_off()
-    figure.supxlabel("sibling rank", fontsize=9)
-    figure.supylabel("depth", fontsize=9)
+    figure.supxlabel("sibling rank", fontsize=STYLE["font.size"])
+    figure.supylabel("depth", fontsize=STYLE["font.size"])
     figure.colorbar(
         shown,
         ax=axes,
@@ -104,7 +105,7 @@ def acceptance_per_depth(groups: Frame) -> Drawn:
                 rate[few],
                 **(looks[name] | {"linestyle": "", "markerfacecolor": "white"}),
             )
-        axis.set(xlabel="depth (drafted tokens)", ylim=(0, 1.02))
+        axis.set(xlabel="depth (tokens)", ylim=(0, 1.02))
         if len(temperatures) > 1:
             entitle(axis, f"T = {temperature:g}")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -135,8 +136,8 @@ def accepted_lengths(lengths: Frame) -> Drawn:
         axis.grid(axis="x", visible=False)
     for axis in axes[len(runs) :]:
         axis.set_axis_off()
-    figure.supxlabel("accepted drafted tokens in a round", fontsize=9)
-    figure.supylabel("rounds (%)", fontsize=9)
+    figure.supxlabel("accepted drafted tokens in a round", fontsize=STYLE["font.size"])
+    figure.supylabel("rounds (%)", fontsize=STYLE["font.size"])
     rounds = lengths.groupby("run")["rounds"].sum()
     return Drawn(
         figure,

@@ -164,7 +164,7 @@ def tau_by_position(parts: Frame, width: int) -> Drawn:
         here = parts[parts["temperature"] == temperature]
         for name, part in here.groupby(names[here.index], sort=False):
             axis.plot(part["first"] + width / 2, part["tau"], label=str(name), **looks[name])
-        axis.set_xlabel("position in the output")
+        axis.set_xlabel(wrapped("position in the output", 30 // len(axes)))
         if len(temperatures) > 1:
             entitle(axis, f"T = {temperature:g}")
     axes[0].set_ylabel("τ (tokens per round)")
@@ -251,6 +251,10 @@ def predicted_and_measured(table: Frame) -> Drawn:
 
 def per_category(parts: Frame, baseline: str) -> Drawn:
     """Grouped bars: tau and speed-up by category of prompts."""
+    note = ""
+    if parts["run"].nunique() > len(COLOURS) and parts["temperature"].nunique() > 1:
+        lowest = parts["temperature"].min()
+        parts, note = parts[parts["temperature"] == lowest], f" Only the runs at T = {lowest:g}."
     kinds = list(dict.fromkeys(parts["category"]))
     column = f"speedup_{baseline}"
     names = named(parts)
@@ -267,7 +271,7 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
             axes[1].bar(places, middle, 0.94 * width, yerr=error, **looks[name], **ERROR)
     axes[0].set_ylabel("τ (tokens per round)")
     if both:
-        axes[1].set_ylabel(f"speed-up over\n{called(baseline)}")
+        axes[1].set_ylabel(wrapped(f"speed-up over {called(baseline)}", 20))
         axes[1].axhline(1, color="black", linewidth=0.8)
     axes[-1].set_xticks(range(len(kinds)), [wrapped(kind, 14) for kind in kinds])
     for axis in axes:
@@ -278,5 +282,5 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
         figure,
         "By category",
         f"Block efficiency (rounds of the category pooled){speed if both else ''}. "
-        f"n = {span(parts['prompts'])} prompts per category.",
+        f"n = {span(parts['prompts'])} prompts per category.{note}",
     )

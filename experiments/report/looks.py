@@ -115,7 +115,7 @@ def bar_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
 
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them. The figure grows by its height."""
     found = {
         text: line
         for axis in axes
@@ -127,6 +127,8 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> 
                 2 if max(map(len, found)) > 20 else 3 if max(map(len, found)) > 12 else 4
             )
             figure.legend(found.values(), found, ncols=columns, loc="outside lower center")
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.17 * -(-len(found) // columns))
 
 
 def named(frame: pd.DataFrame, without: Iterable[str] = ()) -> pd.Series:
