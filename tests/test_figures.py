@@ -79,7 +79,7 @@ def faults(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def many(study: studies.Study) -> studies.Study:
     """Twenty-one runs at three temperatures, with the names that methods have."""
-    names = [f"small_model tree {number}" for number in range(7)]
+    names = [f"small_model branching=4,2,2,{number}" for number in range(7)]
     jobs = []
     for name, temperature in itertools.product(names, (0.0, 0.6, 1.0)):
         one = study.results[len(jobs) % len(study.results)]

@@ -123,12 +123,16 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> 
     }
     if found:
         with matplotlib.rc_context(STYLE):
-            columns = columns or (
-                2 if max(map(len, found)) > 20 else 3 if max(map(len, found)) > 12 else 4
-            )
+            columns = columns or _columns(max(map(len, found)))
             figure.legend(found.values(), found, ncols=columns, loc="outside lower center")
         width, height = figure.get_size_inches()
         figure.set_size_inches(width, height + 0.17 * -(-len(found) // columns))
+
+
+def _columns(longest: int) -> int:
+    """How many columns a legend has room for, by the letters of its longest name."""
+    inches = 0.6 + longest * SMALL / 72 * 0.6  # the line before it, and letters of average width
+    return max(1, min(4, int(WIDTH / inches)))
 
 
 def named(frame: pd.DataFrame, without: Iterable[str] = ()) -> pd.Series:
