@@ -53,7 +53,7 @@ SMALL = 8  # points: titles of panels, legends
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure and what stands below it."""
+    """A figure with its title and caption."""
 
     figure: Figure
     title: str

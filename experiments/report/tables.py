@@ -137,7 +137,7 @@ def definitions_of_tau(results: list[Result]) -> Told:
         pd.DataFrame(shown),
         table[columns],
         "Tokens per round. What papers call τ, mean accepted length or block efficiency is one of "
-        "these; the definitions stand below.",
+        "these; the page ends with their definitions.",
     )
 
 
