@@ -1,8 +1,8 @@
 """The figures of a report, each from frames of experiments/report/frames.py to a figure with its
 caption.
 
-Draw the first baseline's ratios unless told otherwise. "Median" is over prompts (batches of them,
-at batch sizes above 1).
+Ratios are those over the first baseline, unless a function says otherwise. "Median" is over prompts
+(over batches, at batch sizes above 1).
 """
 
 from typing import Any
