@@ -222,7 +222,8 @@ class Drafter(ABC):
 
     A law other than DET is a promise: every token was drawn fresh from the recorded q after the
     decision to draw it, and was never removed or reordered afterwards. A drafter that cannot
-    promise this declares DET, which is exact for every tree.
+    promise this declares DET, which is exact for every tree. At temperature 0 nothing is drawn, so
+    the law is DET.
 
     Certificates and the suite of laws run every drafter on targets of two to eight tokens, which
     no trained weights fit. They build one with `tiny`. `variants` are small settings beside those

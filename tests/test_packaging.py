@@ -116,6 +116,21 @@ def test_rooms_of_experiments_import_only_what_is_below_them():
     assert not wrong
 
 
+LOOP = {f"specdec.{name}" for name in ("generate", "requests", "seats", "outcome", "output")}
+
+
+def test_what_the_loop_uses_does_not_know_the_loop():
+    known = modules()
+    wrong = {}
+    for name, path in known.items():
+        if name.split(".")[:2] in (
+            ["specdec", room] for room in ("models", "drafting", "heads", "verifying")
+        ):
+            needs = imported_modules(path, set(known), at_once=False) & LOOP
+            wrong |= {name: sorted(needs)} if needs else {}
+    assert not wrong
+
+
 def test_only_programs_lie_on_top_of_experiments():
     others = {
         f"experiments.{path.stem}"
