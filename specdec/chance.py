@@ -367,8 +367,7 @@ class Trace(Chance, Draws):
         ]
         if not branches:
             raise ValueError(f"a draw from a law without support: {weights}")
-        if len(branches) == 1:
-            return branches[0][0]
+        # What is certain is a draw too: by rounding it may not be so in another repeat.
         if self.position == len(self.script):
             self.script.append((0, branches))
         taken, branches = self.script[self.position]

@@ -121,10 +121,10 @@ class Shape:
                 f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as "
                 "branching says"
             )
-        if self.max_nodes > MOST_NODES:
+        if self.slots > MOST_NODES:
             raise ValueError(
                 f"depth={depth}, branching={branching!r} and nodes={nodes!r} make trees of "
-                f"{self.max_nodes} nodes or more; at most {MOST_NODES} are drafted"
+                f"{self.slots} nodes or more; at most {MOST_NODES} are drafted"
             )
         if self.stop_rule is not None and not self.chain:
             raise ValueError(

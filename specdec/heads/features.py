@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 
 from specdec.chance import Draws
 from specdec.drafting.shape import BY_VALUE, FEW_VARIANTS, HeadShapeArguments, Shape, TreeDrafter
+from specdec.errors import integer
 from specdec.heads.decoder_layer import Unrolled, decoder_of, shape_of
 from specdec.heads.head import (
     FirstRounds,
@@ -40,7 +41,7 @@ from specdec.models.memory import Layout, Memory
 from specdec.models.support import layer_kinds
 from specdec.sampling import Sampling
 from specdec.state import State
-from specdec.tree import TokenTree
+from specdec.tree import MOST_NODES, TokenTree
 
 
 class FeatureHead(Head):
@@ -138,7 +139,8 @@ def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ra
     """The shape that a head's drafter is asked for. Unless given, trees by value and static ones
     have 24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled is a
     chain."""
-    depth, draw, tree = given.get("depth", depth), given.get("draw", draw), given.get("tree")
+    depth = integer("depth", given.get("depth", depth), 1, MOST_NODES)
+    draw, tree = given.get("draw", draw), given.get("tree")
     nodes, branching = given.get("nodes"), given.get("branching")
     if nodes is None and tree is None and draw in (*BY_VALUE, "static"):
         nodes = 24
