@@ -1,0 +1,5 @@
+"""."""
+
+from tests.production_mutants.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = ()
