@@ -66,6 +66,18 @@ PRELOADED = (  # imported once, in the process that is forked for each mutant
     "pydantic",
 )
 
+USUAL = (
+    "-x",
+    "-q",
+    "--tb=line",
+    "--assert=plain",
+    "--hypothesis-profile=first",
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    "not slow",
+)
+
 
 # ------------------------------------------------------------------------------ one run of tests
 
@@ -83,8 +95,7 @@ def _tests(folder: Path, selection: str, log: Path) -> None:
         del sys.modules[name]  # those of the checkout
     import pytest
 
-    usual = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--tb=line", "--assert=plain"]
-    code = int(pytest.main([*usual, *shlex.split(selection)]))
+    code = int(pytest.main([*USUAL, *shlex.split(selection)]))
     sys.stdout.flush()
     os._exit(code)
 
