@@ -604,6 +604,19 @@ def test_a_drafter_that_returns_a_malformed_tree(tree, words):
         )
 
 
+@pytest.mark.parametrize("beyond", [0, 7])
+def test_a_token_past_the_vocabulary_is_reported_before_it_is_looked_up(beyond):
+    """An embedding would end the process, or the device."""
+    model = shared("llama_gqa")
+    vocabulary = model.config.vocab_size
+    refused(
+        "outside the vocabulary",
+        target=model,
+        prompts=[0],
+        drafter=Broken([-1, 0, 1], [vocabulary + beyond, 1]),
+    )
+
+
 def test_a_tree_past_the_wanted_length():
     refused(
         "deeper than room - 1",
@@ -667,6 +680,11 @@ THIRDS = torch.full((1, 3, 3), 1 / 3, dtype=torch.float64)
         (lambda state: [[0, 1]], {}, ("returned list",)),
         (another_root, {}, ("column 0 of its tokens is not the root",)),
         (written, {}, ("has written into state.tokens", "row 0")),
+        (
+            lambda state: tree_of(state, [-1, 0, 1], [1, 0], depth=1),
+            {},
+            ("the tree is deeper than its `depth`",),
+        ),
         (
             lambda state: tree_of(state, [-1, 0, 0], [1, 2]),
             {"chain": True},

@@ -18,6 +18,7 @@ from specdec import Coupled
 from specdec.models.load import BUNDLED
 from specdec.models.session import TransformersSession
 from specdec.models.table import TableModel
+from specdec.output import TextStream
 from specdec.plugins import names
 from tests.exact import KNOWN, make, title
 from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, build, prompts, shared, similar
@@ -459,6 +460,38 @@ def test_streamed_text_is_whole_characters_and_adds_up(depth, options, prompt):
         len(events) - 1
     ) + whole.finish_reasons
     assert all(0 <= event.num_accepted <= min(depth, len(event.tokens)) for event in events)
+
+
+class Pieces:
+    """A tokenizer that tokenizers does not know: each token is some bytes."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def decode(self, ids, **_):
+        return b"".join(self.pieces[number] for number in ids).decode(errors="replace")
+
+
+def shown(pieces, *stop):
+    """What a stream shows after each piece, and in all."""
+    stream = TextStream(Pieces(*pieces), [], stop)
+    parts = []
+    for number in range(len(pieces)):
+        over = stream.push([number])
+        parts.append(stream.take(final=over))
+    return parts
+
+
+def test_what_may_begin_a_stop_string_is_held_back():
+    assert shown([b"xaa", b"c"], "aab") == ["x", "aac"]
+    assert shown([b"xaa", b"b"], "aab") == ["x", ""]
+    assert shown([b"xa", b"a", b"ab"], "aab") == ["x", "", "a"]
+    assert shown([b"x", b"abc"], "bc", "ab") == ["x", ""]
+    assert shown([b"x", b"abcd"], "cd", "b") == ["x", "a"]
+
+
+def test_half_a_character_is_held_back():
+    assert shown([b"x\xc3", b"\xa9y"]) == ["", "x\u00e9y"]
 
 
 def test_events_come_per_live_row_and_add_up():

@@ -93,7 +93,7 @@ MUTANTS = (
         "length <= self.model.context - self.shape.depth",
         "length <= self.model.context - self.shape.depth + 1",
         "a draft at a position that the model does not have",
-        "tests/test_generate.py -k own_context",
+        "tests/test_generate.py -k 'own_context or draft_models_context'",
     ),
     Mutant(
         "rows that drafted nothing go back",
