@@ -2,7 +2,7 @@
 checkout and runs the tests that should fail.
 
 python -m tests.mutate                                  all of them (about half an hour)
-python -m tests.mutate --only chance                    those whose name or file contains a word
+python -m tests.mutate --only chance walk               those whose name or file has such a part
 python -m tests.mutate --sample 10 --seed 3             some of them
 python -m tests.mutate --write docs/mutants_of_production.md
                                                         and write the table; rows of mutants that
@@ -184,10 +184,14 @@ def judged(
             pool.shutdown(cancel_futures=True)
 
 
-def chosen(only: str | None, sample: int | None, seed: int) -> list[Mutant]:
-    found = [mutant for mutant in MUTANTS if only is None or only in f"{mutant.file} {mutant.name}"]
+def chosen(only: Sequence[str], sample: int | None, seed: int) -> list[Mutant]:
+    found = [
+        mutant
+        for mutant in MUTANTS
+        if not only or any(part in f"{mutant.file} {mutant.name}" for part in only)
+    ]
     if not found:
-        raise SystemExit(f"no mutant's name or file contains {only!r}")
+        raise SystemExit(f"no mutant's name or file contains {' or '.join(only)}")
     if sample is None or sample >= len(found):
         return found
     picked = set(random.Random(seed).sample(range(len(found)), sample))
@@ -250,6 +254,11 @@ def page(verdicts: dict[str, str], before: str) -> str:
     )
 
 
+def write(path: Path, verdicts: dict[str, str]) -> None:
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    path.write_text(page(verdicts, before), encoding="utf-8")
+
+
 ALL_VERDICTS = (KILLED, SURVIVED, TIMED_OUT, EQUIVALENT, NO_TESTS, FAILS_ANYWAY)
 PAGE = """\
 # Mutants of the production code
@@ -274,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", help="those whose name or file contains this")
+    parser.add_argument("--only", nargs="+", default=[], help="those whose name or file has this")
     parser.add_argument("--sample", type=int, help="so many of them, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
@@ -301,6 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             if verdict != KILLED:
                 table.add_row(mutant.name, mutant.file, mutant.breaks, verdict)
+            if wanted.write:
+                write(wanted.write, verdicts)
     except KeyboardInterrupt:
         console.print("interrupted")
     finally:
@@ -309,10 +320,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if table.row_count:
         console.print(table)
     console.print(summary(list(verdicts.values())))
-    if wanted.write:
-        before = wanted.write.read_text(encoding="utf-8") if wanted.write.exists() else ""
-        wanted.write.write_text(page(verdicts, before), encoding="utf-8")
-        console.print(f"written: {wanted.write}")
     return int(any(verdict not in (KILLED, EQUIVALENT) for verdict in verdicts.values()))
 
 
