@@ -225,6 +225,16 @@ def test_settings_that_do_not_fit_say_why(make, message):
         )
 
 
+def test_the_sublayers_that_are_named_are_left_out(monkeypatch):
+    asked, without = [], TransformersLM.without
+    monkeypatch.setattr(
+        TransformersLM, "without", lambda *given: asked.append(given[1:]) or without(*given)
+    )
+    drafter = LayerSkip({"layers": 3, "attention": [1], "mlp": [0, 2]})
+    drafter.begin(specdec.load(models.shared("llama_gqa")), 1, specdec.Sampling(1.0))
+    assert asked == [([1], [0, 2])]
+
+
 def test_a_set_can_come_from_a_file(tmp_path):
     place = tmp_path / "skip.yaml"
     place.write_text(yaml.safe_dump({**SKIP, "cost": 0.5}))

@@ -166,6 +166,11 @@ def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(
     assert run([3, 1, 4, 0, 2], 1) == everybody
 
 
+def test_more_seats_than_prompts_are_not_made(target):
+    out = specdec.generate(target, ROWS[:2], max_new_tokens=3, drafter="none", seats=99)
+    assert {len(step.live) for step in out.steps} == {2}
+
+
 def test_a_seat_is_taken_as_soon_as_it_is_free(target):
     """Texts of different lengths: rounds are those of the seats' own loads, not of whole
     batches."""

@@ -69,7 +69,7 @@ MUTANTS = (
         "self._indices[row] = _Index(self.max_ngram)",
         "self._indices[row] = self._indices[row]",
         "a request drafts from another one's text",
-        "tests/test_sessions.py -k neither_on_seats",
+        "tests/test_sessions.py -k 'neither_on_seats and ngram'",
     ),
     Mutant(
         "the leaf that was never scored is kept",
@@ -117,7 +117,7 @@ MUTANTS = (
         "(depth - 1) * self._ranks + rank",
         "0 * depth * self._ranks + rank",
         "deeper nodes guess the first token again",
-        HEADS,
+        f"{HEADS} -k 'training_says or takes_each_rank'",
     ),
     Mutant(
         "Medusa's heads guess one token early",
@@ -205,6 +205,6 @@ MUTANTS = (
         "lender.without(self.attention, self.mlp)",
         "lender.without(self.mlp, self.attention)",
         "other sublayers are left out than were asked for",
-        "tests/test_self_speculation.py",
+        "tests/test_self_speculation.py -k sublayers_that_are_named",
     ),
 )

@@ -81,7 +81,7 @@ MUTANTS = (
         "self.lengths[row] = self.roots[row] = 0",
         "self.lengths[row] = 0",
         "the next request starts behind the last one's text",
-        f"{SESSIONS} -k 'random_schedule or neither_on_seats'",
+        SCHEDULE,
     ),
     Mutant(
         "memory that grows forgets",
