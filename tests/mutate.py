@@ -8,8 +8,8 @@ python -m tests.mutate --write docs/mutants_of_production.md
                                                         and write the table; rows of mutants that
                                                         did not run now are kept
 
-A mutant is killed where its tests fail, and only if the same tests pass on the code as it is (which
---sound takes for granted: it saves half the time after a whole run of the suite). The exit status is 1 where a mutant survived or has no valid verdict.
+A mutant is killed where its tests fail, and only if they pass on the code as it is, which is tried
+first unless --sound says so. The exit status is 1 where a mutant survived or has no valid verdict.
 """
 
 import argparse
