@@ -1,6 +1,7 @@
 """Tests, intervals and bounds against what is known of them."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from experiments.measuring import measures
 from experiments.measuring.intervals import difference_interval, median_interval, pooled_interval
 from experiments.measuring.ways import METHOD, Sample
 from experiments.report import comparison
+from experiments.study import studies
 from tests.exact import KNOWN
 from tests.test_experiments import played, report, step
 
@@ -133,6 +135,12 @@ def test_bins_are_called_by_their_first_position():
         (32, 1, 3),
         (64, 1, 4),
     ]
+
+
+def test_jobs_are_in_the_order_of_their_numbers():
+    folders = [Path(name) for name in ("10", "again", "2", "0")]
+    in_order = sorted(folders, key=studies._order)
+    assert [folder.name for folder in in_order] == ["0", "2", "10", "again"]
 
 
 def test_a_comparison_is_of_b_and_a_over_what_both_have():

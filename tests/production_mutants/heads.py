@@ -125,6 +125,14 @@ MUTANTS = (
         f"{PUBLISHED} -k must_be_the_targets",
     ),
     Mutant(
+        "speculators of any kind",
+        "specdec/heads/speculators.py",
+        "if found != ALGORITHM:",
+        "if False:",
+        "a head of another algorithm is read as EAGLE-3",
+        PUBLISHED,
+    ),
+    Mutant(
         "left-over keys pass",
         FILES,
         "if missing or extra or wrong:",
