@@ -106,7 +106,7 @@ MUTANTS = (
         "both of two equal siblings live",
         WALK,
         "if trees.width > 1:",
-        "if trees.width > 2:",
+        "if trees.width < 1:",
         "of two copies of a token the one with the luckier children is taken",
         "tests/test_walk.py",
     ),
@@ -235,7 +235,7 @@ MUTANTS = (
         "self.z.set(parent, torch.where(lost, (z - drawn).clamp_(min=0), z))",
         "self.z.set(parent, z)",
         "q of later WOR siblings is taken for all of q",
-        one_round("traversal"),
+        one_round("1]-wor-traversal"),
     ),
     Mutant(
         "z is updated behind the last child only",
@@ -243,7 +243,7 @@ MUTANTS = (
         "if self.shrinks and not last:",
         "if self.shrinks and last:",
         "the same",
-        one_round("traversal"),
+        one_round("1]-wor-traversal"),
     ),
     Mutant(
         "what is left counts for nothing",
