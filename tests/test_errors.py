@@ -490,6 +490,9 @@ def test_rules_that_need_a_fixed_width():
             **options,
         )
     refused("'hub'", "WOR", "HUB", drafter=make(adaptive, KNOWN)(), verifier="hub", **options)
+    for rule, law in (("kseq", "WR"), ("is2", "WR"), ("ot", "WR"), ("hub", "HUB")):
+        drafter = Says(lambda state: TokenTree.root(state.roots), law=SiblingLaw[law])
+        refused(f"'{rule}'", "fixed_width", drafter=drafter, verifier=rule, **options)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in rules() if rule not in ("naive", "greedy")])

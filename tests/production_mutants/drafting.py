@@ -45,7 +45,7 @@ MUTANTS = (
         "(law is SiblingLaw.WOR and k == 1)",
         "law is SiblingLaw.WOR",
         "siblings without replacement repeat",
-        one_round("2-1]-wor", "rrs_wor"),
+        one_round("1]-wor-rrs_wor", "rrs_wor"),
     ),
     Mutant(
         "as many fixed children as there are",

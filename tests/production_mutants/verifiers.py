@@ -126,7 +126,7 @@ MUTANTS = (
         "child = torch.where(ending, walk.find(token), child)",
         "child = torch.where(ending, child, child)",
         "SpecHub's fixed children are never accepted",
-        f"{KNOWN} tests/test_laws.py",
+        KNOWN,
     ),
     Mutant(
         "nodes that a row has not draw",
@@ -356,6 +356,7 @@ MUTANTS = (
         "slots / total.clamp(min=1e-300), 0.0)",
         "tuples whose weights are all 0 are left out of the proposal",
         one_round("is2"),
+        equivalent="their tokens have p = 0: neither a coin nor the residual asks for them",
     ),
     Mutant(
         "weights of importance upside down",
