@@ -70,6 +70,19 @@ def test_a_row_drafts_as_deep_as_its_room_and_not_at_all_once_it_ended(grow):
     assert [bool(tree.used[row, 1:].any()) for row in range(5)] == [True, True, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("law", "children"),
+    [(SiblingLaw.WOR, 2), (SiblingLaw.DET, 2), (SiblingLaw.HUB, 2), (SiblingLaw.WR, 3)],
+)
+def test_a_node_has_no_more_children_than_its_law_has_tokens(law, children):
+    """Independent ones may repeat."""
+    state, _, score = begun([9])
+    logits = torch.tensor([[[0.3, 0.0, 0.7, 0.0, 0.0]]], dtype=torch.float64).log()
+    tree = by_level(logits, score, state, Keyed(0).round(state), [3], law).tree
+    assert len(paths_of(tree)) == children
+    assert {path[0] for path in paths_of(tree)} <= {0, 2}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("expand", "nodes"), [(2, 6), (3, 9), (2, 3)])
 def test_ranked_trees_are_the_best_nodes_of_the_best(expand, nodes, temperature):

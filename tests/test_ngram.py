@@ -2,7 +2,13 @@
 
 import random
 
-from drafters.ngram import _Index
+import pytest
+import torch
+
+from drafters.ngram import NGram, _Index
+from specdec import Keyed, Sampling
+from specdec.state import Last, OnHost, State
+from tests.exact import KNOWN
 
 
 def index_of(tokens, max_ngram=3):
@@ -50,3 +56,16 @@ def test_a_text_that_comes_in_pieces_is_the_same_text():
         whole = index_of(text)
         assert pieces.ends == whole.ends
         assert pieces.chain(5) == whole.chain(5)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_draft_leaves_room_for_the_bonus_token(tree):
+    text, rooms = [1, 2, 1, 2, 1, 2], [9, 4, 2, 1]
+    host = OnHost([6] * 4, [True] * 4, rooms, [True] * 4, [text] * 4)
+    last = Last(None, None, [0] * 4, None, None)
+    state = State(host, torch.tensor([text] * 4), torch.arange(4), Sampling(), last)
+    drafter = NGram(length=5, tree=tree)
+    drafter.begin(KNOWN.target, 4, state.sampling)
+    drafter.enter(range(4), state)
+    drafted = drafter.propose(state, Keyed(0).round(state))
+    assert drafted.depths.amax(1).tolist() == [5, 3, 1, 0]

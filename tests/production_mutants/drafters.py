@@ -29,7 +29,7 @@ MUTANTS = (
         "limit = min(self.length, host.room[row] - 1)",
         "limit = min(self.length, host.room[row])",
         "no room for the bonus token",
-        "tests/test_generate.py -k 'length_inside or greedy_tokens_are_those and gpt2'",
+        LOOKUP,
     ),
     Mutant(
         "a period one too long",

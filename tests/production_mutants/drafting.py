@@ -69,7 +69,7 @@ MUTANTS = (
         "< (q > 0).sum(1, keepdim=True)\n",
         "<= (q > 0).sum(1, keepdim=True)\n",
         "a token of probability 0 is drafted",
-        one_round("1-3-wor", "rrs_wor"),
+        f"{GROWING} -k law_has_tokens",
     ),
     Mutant(
         "levels share their nodes' numbers",
@@ -159,7 +159,7 @@ MUTANTS = (
         "ranks[every, site] = rank + alive",
         "ranks[every, site] = rank",
         "all siblings are drawn with one number",
-        GROWING,
+        "tests/test_chance.py -k 'no_key_is_used_twice and adaptive and naive'",
     ),
     Mutant(
         "a drawn site stays as promising",

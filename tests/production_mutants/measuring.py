@@ -118,7 +118,8 @@ MUTANTS = (
         "prompts = np.where(outcome.live, prompts, -1)",
         "prompts = np.where(outcome.live, prompts, prompts)",
         "rows that are not live name a prompt",
-        "tests/test_sessions.py tests/test_generate.py -k 'reports_count or report_adds_up or end_early'",
+        "tests/test_sessions.py tests/test_generate.py -k 'reports_count or report_adds_up or "
+        "end_early'",
     ),
     Mutant(
         "other is the whole round",
