@@ -72,6 +72,8 @@ def test_prompt_and_new_tokens_longer_than_the_context():
         "at most 5",
         prompts=[1] * (CONTEXT - 5),
     )
+    fits = specdec.generate(shared("llama_gqa"), [1] * (CONTEXT - 5), max_new_tokens=5)
+    assert len(fits.tokens[0]) == 5
 
 
 @pytest.mark.parametrize("token", [-1, VOCABULARY, 10**6])
@@ -629,6 +631,8 @@ def test_a_tree_past_the_wanted_length():
         drafter=Broken([-1, 0, 1], [1, 0]),
         max_new_tokens=2,
     )
+    deep = {"target": KNOWN.target, "prompts": [0], "drafter": Broken([-1, 0], [1])}
+    refused("deeper than room - 1", max_new_tokens=1, **deep)
 
 
 def test_the_row_and_the_drafter_are_named():

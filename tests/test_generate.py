@@ -318,8 +318,12 @@ def test_a_draft_model_past_its_own_context_drafts_nothing():
         max_new_tokens=30,
     )
     assert tokens_of(out) == [greedy(model, prompts(10)[0], 30)]
-    assert out.steps[0].num_nodes[0] == 3
-    assert out.steps[-1].num_nodes[0] == 0
+    length = 10
+    for step in out.steps:  # three levels behind a text of 17 end at the last of 20 positions
+        if length < 37:  # and there is room
+            assert step.num_nodes[0] == (3 if length <= 17 else 0)
+        length += int(step.kept[0])
+    assert length == 40
 
 
 def test_a_row_past_the_draft_models_context_leaves_the_others_their_drafts():

@@ -70,6 +70,14 @@ def test_a_row_drafts_as_deep_as_its_room_and_not_at_all_once_it_ended(grow):
     assert [bool(tree.used[row, 1:].any()) for row in range(5)] == [True, True, False, False, True]
 
 
+def test_a_state_knows_how_deep_trees_may_be():
+    """The bonus token needs one of the room."""
+    state, *_ = begun([4, 2])
+    assert (state.deepest, state.shallowest) == (3, 1)
+    state, *_ = begun([4, 2, 9], [True, True, False])
+    assert (state.deepest, state.shallowest) == (3, -1)
+
+
 @pytest.mark.parametrize(
     ("law", "children"),
     [(SiblingLaw.WOR, 2), (SiblingLaw.DET, 2), (SiblingLaw.HUB, 2), (SiblingLaw.WR, 3)],

@@ -93,7 +93,7 @@ MUTANTS = (
         "length <= self.model.context - self.shape.depth",
         "length <= self.model.context - self.shape.depth + 1",
         "a draft at a position that the model does not have",
-        "tests/test_generate.py -k 'own_context or draft_models_context'",
+        "tests/test_generate.py -k own_context",
     ),
     Mutant(
         "rows that drafted nothing go back",
@@ -141,7 +141,7 @@ MUTANTS = (
         "(tree.parents[:, start:] - self._first).clamp(min=0)",
         "(tree.parents[:, start:] - self._first - 1).clamp(min=0)",
         "a node is guessed from its uncle's path",
-        f"{HEADS} -k 'training_says or static_tree_is_cut or draw_alike'",
+        f"{HEADS} -k hydra_sees",
     ),
     Mutant(
         "Hydra's paths upside down",
@@ -149,7 +149,7 @@ MUTANTS = (
         "torch.cat([above, self._target.embed(tree.tokens[:, start:])], -1)",
         "torch.cat([self._target.embed(tree.tokens[:, start:]), above], -1)",
         "heads see the path in another order than in training",
-        f"{HEADS} -k what_training_says",
+        f"{HEADS} -k hydra_sees",
     ),
     Mutant(
         "feature before embedding",
@@ -157,7 +157,7 @@ MUTANTS = (
         "torch.cat([embeddings, features.to(embeddings.dtype)], -1)",
         "torch.cat([features.to(embeddings.dtype), embeddings], -1)",
         "published EAGLE weights meet the wrong halves",
-        "tests/test_published_heads.py",
+        f"{HEADS} -k embedding_first",
     ),
     Mutant(
         "the highest tap one layer late",
@@ -165,7 +165,7 @@ MUTANTS = (
         "(2, layers // 2, layers - 3)",
         "(2, layers // 2, layers - 2)",
         "EAGLE-3 reads other layers than it was trained on",
-        "tests/test_published_heads.py -k taps",
+        f"{HEADS} -k usual_taps",
     ),
     Mutant(
         "outputs for inputs of layers",
@@ -197,7 +197,7 @@ MUTANTS = (
         "behind = scored.num_nodes + missing.cumsum(1) - 1",
         "behind = scored.num_nodes + missing.cumsum(1) - 2",
         "the target goes on from another node's state",
-        "tests/test_self_speculation.py -k 'greedy_output and early_exit'",
+        "tests/test_self_speculation.py -k 'in_step and early_exit and ranked'",
     ),
     Mutant(
         "attention and MLP swapped",

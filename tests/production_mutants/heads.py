@@ -90,7 +90,7 @@ MUTANTS = (
         'described["layer_types"][-1:]',
         'described["layer_types"][:1]',
         "a head's layer has the first layer's attention window",
-        "tests/test_families.py tests/test_heads.py -k 'gemma3 or last_layer'",
+        f"{HEADS} -k last_layer",
     ),
     Mutant(
         "the state of the round's root",
@@ -98,7 +98,7 @@ MUTANTS = (
         "return taps[torch.arange(len(taps), device=taps.device), accepted, -1]",
         "return taps[torch.arange(len(taps), device=taps.device), 0 * accepted, -1]",
         "Medusa drafts from an old state after an acceptance",
-        f"{HEADS} -k 'what_training_says'",
+        f"{HEADS} -k newest_state",
     ),
     Mutant(
         "drafts after prompts of one token",
@@ -106,7 +106,7 @@ MUTANTS = (
         "live = [live and length > 1 for",
         "live = [live and length > 0 for",
         "a head drafts from a state that there is not",
-        f"{HEADS} -k 'whatever_was_accepted or one_token'",
+        f"{HEADS} -k newest_state",
     ),
     Mutant(
         "a head of any size",
@@ -138,7 +138,7 @@ MUTANTS = (
         "if missing or extra or wrong:",
         "if missing or wrong:",
         "weights that no module takes are dropped",
-        f"{PUBLISHED} -k missing_extra",
+        f"{HEADS} -k left_over",
     ),
     Mutant(
         "names are replaced anywhere",

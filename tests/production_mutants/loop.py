@@ -26,7 +26,7 @@ MUTANTS = (
         "0 if fresh else n\n",
         "n\n",
         "a new row starts with another request's acceptance",
-        NEITHER,
+        f"{SESSIONS} -k what_is_left",
     ),
     Mutant(
         "the prefill reads the root",
@@ -67,7 +67,7 @@ MUTANTS = (
         "room[row] -= len(added)",
         "room[row] -= 1",
         "trees are deeper than what may still be added",
-        f"{TEXTS} tests/test_laws.py -k 'length_inside or whole_generations'",
+        f"{SESSIONS} -k what_is_left",
     ),
     Mutant(
         "the state of the root for the one before it",
@@ -123,7 +123,7 @@ MUTANTS = (
         "stack.callback(one.close)",
         "stack.callback(list)",
         "a draft model's memory outlives its run",
-        f"{SESSIONS} -k memory_is_freed",
+        f"{SESSIONS} -k whoever_still_holds",
     ),
     Mutant(
         "Ctrl-C loses what is finished",
@@ -140,7 +140,7 @@ MUTANTS = (
         "if len(row) + max_new_tokens > context:",
         "if len(row) + max_new_tokens >= context:",
         "the last position is never used",
-        f"{TEXTS} -k 'just_fits and gpt2'",
+        f"{ERRORS} -k longer_than_the_context",
     ),
     Mutant(
         "the token behind the vocabulary",
@@ -189,7 +189,7 @@ MUTANTS = (
         "default=1) - 1",
         "default=1)",
         "no room for the bonus token",
-        f"{TEXTS} -k length_inside",
+        "tests/test_growing.py -k state_knows",
     ),
     Mutant(
         "every row may go as deep as its room",
@@ -197,7 +197,7 @@ MUTANTS = (
         "min(self.on_host.room) - 1 if",
         "min(self.on_host.room) if",
         "chains are not cut where the room ends",
-        "tests/test_growing.py tests/test_laws.py -k 'room or whole_generations'",
+        "tests/test_growing.py -k state_knows",
     ),
     Mutant(
         "the token behind the last one",
@@ -222,7 +222,7 @@ MUTANTS = (
         "keep = np.where(live, accepted, -1)",
         "keep = np.where(live, accepted, 0)",
         "memory of rows that ended grows",
-        f"{TEXTS} {SESSIONS} -k 'end_early or seat_is_taken or live_rows_only or books'",
+        f"{SESSIONS} -k row_that_ended_stays",
     ),
     Mutant(
         "q off by a tenth",
@@ -343,7 +343,7 @@ MUTANTS = (
         "min(len(text), len(stop) - 1), 0, -1)",
         "min(len(text), len(stop) - 2), 0, -1)",
         "a stream shows the beginning of a stop string",
-        STREAMED,
+        f"{TEXTS} -k held_back",
     ),
     Mutant(
         "the shortest beginning is held back",

@@ -57,7 +57,7 @@ MUTANTS = (
         "positions.clamp(max=self.layout.context - 1)",
         "positions.clamp(max=self.layout.context)",
         "padding looks up a position that the model has not",
-        "tests/test_generate.py -k 'just_fits and (gpt2 or opt)'",
+        f"{MODEL} -k padding_past",
     ),
     Mutant(
         "trees without a mask",
@@ -65,7 +65,7 @@ MUTANTS = (
         "sees_all = uniform and tree.is_chain and start == nodes - 1",
         "sees_all = uniform and start == nodes - 1",
         "the last node of a tree sees its siblings",
-        f"{MODEL} -k one_level_after_the_other",
+        f"{MODEL} -k last_node_of_a_tree",
     ),
     Mutant(
         "ragged rows without a mask",
@@ -73,7 +73,7 @@ MUTANTS = (
         "(empty or (length == 1 and uniform))",
         "(empty or length == 1)",
         "shorter rows see other rows' leftovers",
-        SCHEDULE,
+        "tests/test_growing.py -k memory",
     ),
     Mutant(
         "a released row keeps its root",
@@ -81,7 +81,7 @@ MUTANTS = (
         "self.lengths[row] = self.roots[row] = 0",
         "self.lengths[row] = 0",
         "the next request starts behind the last one's text",
-        SCHEDULE,
+        f"{SESSIONS} -k 'neither_on_seats and Keyed and ngram'",
     ),
     Mutant(
         "memory that grows forgets",
@@ -162,7 +162,7 @@ MUTANTS = (
         "column = torch.tensor([last.index(max(count - 1, 0)) for count in counts])",
         "column = torch.tensor([0 for count in counts])",
         "in a ragged batch logits come from another place of the text",
-        SCHEDULE,
+        f"{MODEL} -k own_end",
     ),
     Mutant(
         "a tree that was handed over twice",
@@ -224,7 +224,7 @@ MUTANTS = (
         "altered embeddings pass",
         PROOF,
         "if not (unaltered and off <= allowed):",
-        "if not (unaltered or off <= allowed):",
+        "if False:",
         "models that alter their inputs are resumed",
         "tests/test_self_speculation.py -k alter_embeddings",
     ),
@@ -258,7 +258,7 @@ MUTANTS = (
         "self._texts[row] = self._texts[row] + self._roots[row] + drafted",
         "self._texts[row] = self._texts[row] + drafted",
         "certificates compare with another text",
-        "tests/test_laws.py -k whole_generations",
+        "tests/test_laws.py -k 'two_rounds and small_model and 2-1-wor-block'",
     ),
     Mutant(
         "tables count the prompt",
