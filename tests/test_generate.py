@@ -494,6 +494,19 @@ def test_what_may_begin_a_stop_string_is_held_back():
     assert shown([b"x", b"abcd"], "cd", "b") == ["x", "a"]
 
 
+class Words(Pieces):
+    """Drops a space at the beginning, as tokenizers of sentences do."""
+
+    def decode(self, ids, **_):
+        return super().decode(ids).removeprefix(" ")
+
+
+def test_the_first_word_comes_out_as_in_running_text():
+    stream = TextStream(Words(b" the", b" end"), [0])
+    stream.push([1])
+    assert stream.take(final=True) == " end"
+
+
 def test_half_a_character_is_held_back():
     assert shown([b"x\xc3", b"\xa9y"]) == ["", "x\u00e9y"]
 

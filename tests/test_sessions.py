@@ -215,6 +215,7 @@ def test_reports_count_live_rows_only_and_times_run_from_admission(target):
     admitted = [one.admitted for one in report.served]
     assert admitted == sorted(admitted)
     assert admitted[2] > report.served[0].first_token > admitted[0]
+    assert all(one.first_token < one.finished for one in report.served)
     assert all(0 < one < report.wall_seconds for one in report.finished_seconds)
     assert len(report.gaps) == 5 * 7
     assert report.prefill_seconds > 0

@@ -33,6 +33,14 @@ def test_the_statistics_of_a_fit_are_scipys():
     assert found.tv_upper == pytest.approx(wide)
 
 
+def test_the_statistics_of_the_power_of_a_test():
+    """A test of size SIZE on m cells rejects a law of this noncentrality with probability POWER."""
+    for cells in (2, 27, 300):
+        threshold = stats.chi2.isf(statistics.SIZE, cells - 1)
+        power = stats.ncx2.sf(threshold, cells - 1, statistics.noncentrality(cells))
+        assert power == pytest.approx(statistics.POWER, abs=1e-6)
+
+
 def test_the_statistics_of_merged_cells():
     """Two small cells expect 3 and 5, together less than ten: a third one joins them."""
     observed, expected = np.array([3.0, 50, 30, 5]), np.array([5.0, 60, 20, 3])

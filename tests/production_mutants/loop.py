@@ -399,6 +399,6 @@ MUTANTS = (
         "list(prompt[-CONTEXT:])",
         "list(prompt[:0])",
         "the first word loses its space",
-        STREAMED,
+        f"{TEXTS} -k first_word",
     ),
 )
