@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments
+from specdec.errors import switch
 from specdec.heads.decoder_layer import layer_config, published_layer
 from specdec.heads.features import FeatureDrafter, FeatureHead
 from specdec.heads.files import Published
@@ -31,7 +32,7 @@ class EagleHead(FeatureHead):
 
     def __init__(self, layer: dict[str, Any], vocabulary: int, bias: bool = True) -> None:
         super().__init__()
-        self.settings = {"layer": layer, "vocabulary": vocabulary, "bias": bias}
+        self.settings = {"layer": layer, "vocabulary": vocabulary, "bias": switch("bias", bias)}
         self.vocabulary = vocabulary
         self._build(layer)
         self.layer.input_layernorm = nn.Identity()

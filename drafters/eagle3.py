@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from specdec import LanguageModel
 from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments
+from specdec.errors import switch
 from specdec.heads import speculators
 from specdec.heads.decoder_layer import layer_config, published_layer
 from specdec.heads.features import FeatureDrafter, FeatureHead
@@ -90,8 +91,8 @@ class Eagle3Head(FeatureHead):
             "vocabulary": vocabulary,
             "draft_vocabulary": draft_vocabulary,
             "taps": None if taps is None else list(taps),
-            "norm_before_residual": norm_before_residual,
-            "norm_before_fc": norm_before_fc,
+            "norm_before_residual": switch("norm_before_residual", norm_before_residual),
+            "norm_before_fc": switch("norm_before_fc", norm_before_fc),
         }
         self.vocabulary, self.taps = vocabulary, tuple(taps or ())
         self._build(layer)

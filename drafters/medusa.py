@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.static import structure_of
+from specdec.errors import switch
 from specdec.heads.files import Published
 from specdec.heads.head import (
     FirstRounds,
@@ -65,7 +66,7 @@ class MedusaHeads(Head, nn.ModuleList):
             "heads": heads,
             "blocks": blocks,
         }
-        self.settings = {**sizes, "tied": tied}
+        self.settings = {**sizes, "tied": switch("tied", tied)}
         self.hidden_size, self.vocabulary, self.blocks, self.tied = (
             hidden_size,
             vocabulary,

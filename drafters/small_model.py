@@ -43,6 +43,11 @@ class SmallModel(TreeDrafter):
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         super().begin(target, rows, sampling)
         check_same_tokens(self.model, target)
+        if self.model.device != target.device:
+            raise ValueError(
+                f"the draft model {self.model.name} is on {self.model.device}, the target on "
+                f"{target.device}; load it there: specdec.load(..., device={str(target.device)!r})"
+            )
         self._session = self.model.open(rows, 0)  # grows with the texts
         self.opened = (self._session,)
         self._seen = [0] * rows  # tokens in memory
@@ -117,8 +122,8 @@ class SmallModel(TreeDrafter):
         if min(first) == max(first):
             tokens = state.tokens[:, first[0] : first[0] + widest]
         else:
-            steps = torch.arange(widest, device=state.tokens.device)
-            index = torch.tensor(first, device=state.tokens.device)[:, None] + steps
+            steps = torch.arange(widest, device=state.device)
+            index = torch.tensor(first, device=state.device)[:, None] + steps
             tokens = state.tokens.gather(1, index.clamp(max=state.tokens.shape[1] - 1))
         logits = self._session.read(tokens, counts, root=True).logits
         self._seen = [seen + count for seen, count in zip(first, counts, strict=True)]

@@ -1,5 +1,5 @@
-"""The README's table of figures: all ways interleaved prompt by prompt in one process, ratios
-paired, medians over prompts.
+"""The first table of docs/benchmarks.md: all ways interleaved prompt by prompt in one process,
+ratios paired, medians over prompts.
 
     python -m experiments.benchmark
     python -m experiments.benchmark limit=2 deep_limit=1 max_new_tokens=16        a trial
@@ -26,8 +26,8 @@ Line = dict[str, str]  # what, measured, how
 
 @dataclass
 class Benchmark(Options):
-    """python -m experiments.benchmark: measure the README's table of figures, print it, and write
-    it to a folder."""
+    """python -m experiments.benchmark: measure ours against transformers' ways, print a table and
+    write it to a folder."""
 
     draft: str = "demo-draft"
     # of chains, ours and transformers' alike

@@ -1,6 +1,6 @@
-"""The README's table of trained and self-speculating drafters: tau and wall clock at several
-temperatures, all interleaved with plain decoding prompt by prompt in one process; and tau under
-every rule at temperature 1.
+"""The table of trained and self-speculating drafters in docs/benchmarks.md: tau and wall clock at
+several temperatures, all interleaved with plain decoding prompt by prompt in one process; and tau
+under every rule at temperature 1.
 
     python -m experiments.benchmark_drafters
     python -m experiments.benchmark_drafters limit=2 deep_limit=0 rules_limit=1 max_new_tokens=16
@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # they know torch, and help does not need it
 
 @dataclass
 class Benchmark(Options):
-    """python -m experiments.benchmark_drafters: measure the README's table of drafters, print it,
-    and write it to a folder."""
+    """python -m experiments.benchmark_drafters: measure trained and self-speculating drafters,
+    print a table and write it to a folder."""
 
     limit: int = 12
     deep_limit: int = 6

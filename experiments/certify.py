@@ -4,14 +4,22 @@ rules (conf/certify.yaml).
 python -m experiments.certify drafter=small_model verifier=traversal drafter.branching=2
 python -m experiments.certify -m drafter=none,ngram,small_model verifier=naive,block,traversal
 python -m experiments.certify cases=FILE.json
-python -m experiments.certify summary=FOLDER
-python -m experiments.certify again=FOLDER folder=FOLDER
+python -m experiments.certify summary=FOLDER     verdicts of a folder, its tests as one family
+python -m experiments.certify again=FOLDER       renew a folder, as many pairs at once as cores
+python -m experiments.certify again=FOLDER folder=OTHER     the same, written to another folder
+
+A certificate speaks of the code that it is of: when specdec/, the drafter's or the rule's file or
+their YAML change, it is shown as stale. again= renews each with its own seed, samples and limits
+and with the checks of this command. Each is written when it is done; after Ctrl-C or a kill the
+same command goes on, and what is of this code already stays. Commit first: files that differ from
+the commit leave the mark "dirty" in a certificate (files of its own folder do not).
 """
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -37,8 +45,10 @@ class Certify:
     cases: str | None = None  # a case file; drafter and verifier are then those of each case
     # a folder of certificates: run none, judge all their sampled tests as one family
     summary: str | None = None
-    # a folder of certificates: certify each of its pairs anew, then judge them as `summary` does
+    # a folder of certificates: renew those that are not of this code with all `checks`, in place
+    # or into `folder`, then judge them as `summary` does
     again: str | None = None
+    workers: int | None = None  # processes of `again`; null: one per core
     folder: str = "certificates"
     checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
     outcomes: int = 200_000  # an enumeration gives up after as many
@@ -55,7 +65,7 @@ class Certify:
 
 
 ConfigStore.instance().store(name="certify_schema", node=Certify)
-register_help("certify", ("drafter", "verifier"))
+register_help("certify", ("drafter", "verifier"), __doc__)
 search_path.register()
 failures: list[str] = []
 certificates: list[dict[str, Any]] = []
@@ -73,8 +83,7 @@ def main(config: DictConfig) -> None:
         elif config.summary is not None:
             failures.extend(summarise(read_folder(config.summary)))
         elif config.again is not None:
-            for old in read_folder(config.again):
-                certify_pair(config, old["drafter"], old["verifier"])
+            failures.extend(certify_again(config))
         else:
             choices = HydraConfig.get().runtime.choices
             search_path.check(choices)
@@ -86,19 +95,24 @@ def main(config: DictConfig) -> None:
         print(error, file=sys.stderr)
 
 
-def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
-    """A pair, with the other settings of the config."""
-    from experiments.certificates.certificate import Pair, Plan, certify
-    from experiments.certificates.kept import NOT_APPLICABLE, NOT_CERTIFIED, write
-    from experiments.terminal.progress import bar
+def plan_of(config: DictConfig) -> Any:
+    from experiments.certificates.certificate import Plan
 
     names = ("checks", "outcomes", "size", "strength", "seed")
-    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(settings, dict)
-    pair = Pair(drafter, verifier)
-    plan = Plan(**{name: settings[name] for name in names}, **settings["greedy"])
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return Plan(**{name: settings[name] for name in names}, **settings["greedy"])
 
-    certificate = certify(pair, plan, partial(bar, shown=settings["progress"]), _say)
+
+def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
+    """A pair, with the other settings of the config."""
+    from experiments.certificates.certificate import Pair, certify
+    from experiments.certificates.kept import law_of, write
+    from experiments.certificates.law import NOT_APPLICABLE, NOT_CERTIFIED
+    from experiments.system.surroundings import surroundings
+    from experiments.terminal.progress import bar
+
+    shown, where = partial(bar, shown=config.progress), surroundings(Path(config.folder))
+    certificate = certify(Pair(drafter, verifier), plan_of(config), shown, _say, where)
     certificates.append(certificate)
     title = " + ".join(certificate["pair"])
     for reason in certificate["reasons"]:
@@ -106,10 +120,40 @@ def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
     if certificate["verdict"] == NOT_APPLICABLE:  # nothing was found out, so nothing is written
         _say(f"{title}: {NOT_APPLICABLE}")
         return
-    path = write(certificate, settings["folder"])
-    _say(f"{title}: {certificate['verdict']} ({certificate['seconds']:.0f} s, {path})")
+    path = write(certificate, config.folder)
+    _say(f"{title}: {law_of(certificate)}, {certificate['seconds']:.0f} s, {path}")
     if certificate["verdict"] == NOT_CERTIFIED:
         failures.append(title)
+
+
+def certify_again(config: DictConfig) -> list[str]:
+    """Renew a folder. Returns what keeps the result from being certified."""
+    from experiments.certificates import renew
+    from experiments.certificates.certificate import Plan
+    from experiments.certificates.kept import FOLDER
+    from experiments.system.surroundings import cores, surroundings
+    from experiments.terminal.progress import bar
+
+    plan = plan_of(config)
+    if replace(plan, checks=Plan().checks) != Plan():
+        raise ValueError(
+            f"again= keeps {', '.join(renew.KEPT)} of each certificate; leave them out, or certify "
+            "a pair by its name"
+        )
+    if config.workers is not None and config.workers < 1:
+        raise ValueError(f"workers must be >= 1, or null for one per core, got {config.workers}")
+    into = config.again if config.folder == FOLDER else config.folder
+    most = config.workers or cores()
+    read_folder(config.again)
+    threads = config.threads or max(1, cores() // most)
+    where = replace(surroundings(Path(into)), threads=threads)
+    renewals, current = renew.wanted(config.again, into, plan.checks, where)
+    if current:
+        _say(f"{len(current)} of {len(current) + len(renewals)} are of this code already and stay")
+    workers = max(1, min(most, len(renewals)))
+    shown = partial(bar, shown=config.progress)
+    found = renew.renew(renewals, into, workers, threads, where, shown, _say)
+    return summarise([*current, *found])
 
 
 def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
@@ -187,11 +231,19 @@ def read_folder(folder: str) -> list[dict[str, Any]]:
 def summarise(suite: list[dict[str, Any]]) -> list[str]:
     """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one
     family (Holm). Returns what keeps the suite from being certified."""
-    from experiments.certificates.kept import NOT_CERTIFIED
+    from experiments.certificates.kept import law_of
+    from experiments.certificates.law import NOT_CERTIFIED, STALE, Law
     from experiments.certificates.statistics import holm
 
+    bad: list[str] = []
     for one in suite:
-        _say(f"{one['pair'][0]:16} {one['pair'][1]:16} {one['verdict']}")
+        try:
+            law = law_of(one)
+        except ValueError as error:
+            law = Law(verdict=f"{STALE}: {error}")
+        _say(f"{one['pair'][0]:16} {one['pair'][1]:16} {law}")
+        if law.verdict.startswith((STALE, NOT_CERTIFIED)):
+            bad.append(" + ".join(one["pair"]))
     tests = [
         (one["pair"], test) for one in suite for test in (one.get("sampled") or {}).get("tests", [])
     ]
@@ -204,7 +256,7 @@ def summarise(suite: list[dict[str, Any]]) -> list[str]:
     _say(
         f"{len(tests)} sampled tests as one family; those that fall: {', '.join(fallen) or 'none'}"
     )
-    return [*fallen, *(" + ".join(one["pair"]) for one in suite if one["verdict"] == NOT_CERTIFIED)]
+    return [*fallen, *bad]
 
 
 if __name__ == "__main__":

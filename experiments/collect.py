@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments.certificates.law import WORDS
 from experiments.report import frames
 from experiments.study import studies
 from experiments.study.outcome import Interval
@@ -50,8 +51,7 @@ LEGEND = (
     "at nodes that were reached. tokens/s: while decoding. vs X: seconds per token of X / those of "
     "the method, whole calls, paired by prompt in one run; the median and its 95% bootstrap "
     "interval. distinct: share of distinct 4-grams in the method's output; loops flatter every "
-    "drafter. law: certified (the pair has a certificate, named in result.json), not certified, or "
-    "lossy (not the target's law). differ: prompts whose greedy output differs from plain decoding "
+    f"drafter. law: {WORDS}. differ: prompts whose greedy output differs from plain decoding "
     "(near-ties of rounding, other kernels). n: prompts."
 )
 
@@ -61,7 +61,7 @@ class Collect:
     """python -m experiments.collect study=NAME: one table from a study's runs."""
 
     study: str = MISSING  # a name, or the folder of a study, of a sweep or of one run
-    root: str | None = None  # where studies lie; null: multirun, else outputs
+    root: str | None = None  # the folder of studies; null: multirun, else outputs
     sweep: str = "latest"  # | all | the name of a sweep's folder
 
 

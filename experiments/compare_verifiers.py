@@ -6,15 +6,14 @@ python -m experiments.compare_verifiers folder=outputs/rules prompts=24
 """
 
 import itertools
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.measuring.intervals import pooled_interval
@@ -163,88 +162,58 @@ def out_of_order(exact: pd.DataFrame) -> list[str]:
 
 
 def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
-    """Left: exact accepted lengths, mean over the tables, with the bound as a line. Right: tau per
-    temperature."""
-    from experiments.report.looks import COLOURS, HATCHES, MARKERS, STYLE
+    """Above: exact accepted lengths, mean over the tables, with the bound as a line. Below: tau and
+    its interval, a panel per temperature."""
+    from experiments.report.looks import bar_styles, entitle, legend, line_styles, panels
+    from experiments.report.marks import reach
 
-    names = [name for name in dict.fromkeys(exact["rule"]) if name != "bound"]
-    looks = {name: (COLOURS[i % 8], HATCHES[i % 8], MARKERS[i % 8]) for i, name in enumerate(names)}
-    looks = {
-        name: (look[0] if i < 8 else "#999999", *look[1:])
-        for i, (name, look) in enumerate(looks.items())
-    }
-    panels = [] if measured is None else sorted(measured["temperature"].unique())
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8 + 2.8 * len(panels), 4.2), layout="constrained")
-        axes = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
-        mean = exact.groupby(["drafts", "rule"], sort=False)["accepted"].mean()
-        shapes = list(dict.fromkeys(exact["drafts"]))
-        for place, shape in enumerate(shapes):
-            present = [name for name in names if (shape, name) in mean.index]
-            width = 0.8 / len(present)
-            for number, name in enumerate(present):
-                colour, hatch, _ = looks[name]
-                left = place - 0.4 + (number + 0.5) * width
-                axes[0].bar(
-                    left,
-                    mean[shape, name],
-                    width,
-                    color=colour,
-                    hatch=hatch,
-                    edgecolor="white",
-                    linewidth=0.3,
-                )
-            axes[0].hlines(
-                mean[shape, "bound"], place - 0.45, place + 0.45, color="black", linewidth=1.4
-            )
-        axes[0].set_xticks(
-            range(len(shapes)),
-            [
-                shape.replace(" 2 x 2", "\n2 x 2").replace("without ", "without\n")
-                for shape in shapes
-            ],
-            fontsize=6.5,
-        )
-        axes[0].set(
-            ylabel="accepted drafted tokens per round",
-            title="exact, table models; line: bound for any rule",
-        )
-        for axis, temperature in zip(axes[1:], panels, strict=True):
-            part = measured[measured["temperature"] == temperature]  # type: ignore[index]
-            shapes = list(dict.fromkeys(part["drafts"]))
-            for shape, points in part.groupby("drafts", sort=False):
-                for number, point in enumerate(points.itertuples()):
-                    # side by side
-                    place = shapes.index(shape) + 0.7 * ((number + 0.5) / len(points) - 0.5)
-                    reach = (
-                        None
-                        if point.low is None
-                        else [[point.tau - point.low], [point.high - point.tau]]
-                    )
-                    colour, _, marker = looks[point.rule]
-                    axis.errorbar(
-                        place,
-                        point.tau,
-                        reach,
-                        fmt=marker,
-                        color=colour,
-                        markersize=4.5,
-                        elinewidth=0.8,
-                        capsize=1.5,
-                    )
-            axis.set_xticks(
-                range(len(shapes)), [shape.replace(" ", "\n") for shape in shapes], fontsize=7
-            )
-            axis.set(title=f"measured, T = {temperature:g}")
-        if panels:
-            axes[1].set_ylabel("tau (bonus included), 95% bootstrap interval")
-        handles = [
-            axes[0].scatter([], [], color=looks[n][0], marker=looks[n][2], label=n) for n in names
-        ]
-        figure.legend(
-            handles=handles, fontsize=7, ncols=math.ceil(len(names) / 2), loc="outside lower center"
-        )
+    rules = [name for name in dict.fromkeys(exact["rule"]) if name != "bound"]
+    bars, points = bar_styles(rules), line_styles(rules)
+    temperatures = [] if measured is None else sorted(measured["temperature"].unique())
+    figure, (first, *others) = panels(1 + len(temperatures), 1, 2.3)
+    mean = exact.groupby(["drafts", "rule"], sort=False)["accepted"].mean()
+    drafts = list(dict.fromkeys(exact["drafts"]))
+    for number, shape in enumerate(drafts):
+        present = [name for name in rules if (shape, name) in mean.index]
+        for name, place in zip(present, _side_by_side(number, len(present)), strict=True):
+            first.bar(place, mean[shape, name], 0.8 / len(present), **bars[name])
+        ends = number - 0.45, number + 0.45
+        first.hlines(mean[shape, "bound"], *ends, color="black", linewidth=1.4)
+    first.set_ylabel("accepted per round")
+    entitle(first, "exact, on table models; line: the bound for any rule")
+    _name_drafts(first, drafts)
+    for axis, temperature in zip(others, temperatures, strict=True):
+        assert measured is not None
+        part = measured[measured["temperature"] == temperature]
+        shapes = list(dict.fromkeys(part["drafts"]))
+        for number, shape in enumerate(shapes):
+            own = part[part["drafts"] == shape]
+            places = _side_by_side(number, len(own))
+            for place, one in zip(places, own.itertuples(), strict=True):
+                up = reach(one.tau, one.low, one.high)
+                look = points[one.rule] | {"linestyle": ""}
+                axis.errorbar(place, one.tau, up, elinewidth=0.9, capsize=2, **look)
+        axis.set_ylabel("τ (tokens per round)")
+        entitle(axis, f"measured, T = {temperature:g}, 95% bootstrap intervals over prompts")
+        _name_drafts(axis, shapes)
+    for name in rules:
+        look = points[name] if others else {"color": bars[name]["color"], "marker": "s"}
+        first.plot([], [], **(look | {"linestyle": ""}), label=name)
+    legend(figure, [first])
     return figure
+
+
+def _side_by_side(number: int, count: int) -> list[float]:
+    """Where `count` marks stand that share the place `number` of an axis."""
+    return [number + 0.8 * ((each + 0.5) / count - 0.5) for each in range(count)]
+
+
+def _name_drafts(axis: Axes, drafts: list[str]) -> None:
+    from experiments.report.looks import wrapped
+
+    names = [wrapped(name.replace(" 2 x 2", ""), 12) for name in drafts]
+    axis.set_xticks(range(len(drafts)), names, fontsize=8)
+    axis.grid(axis="x", visible=False)
 
 
 def main(wanted: Compare) -> None:

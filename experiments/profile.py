@@ -76,7 +76,7 @@ def measure(wanted: Profile) -> list[dict[str, Any]]:
 
 def draw(times: pd.DataFrame, machine: str) -> Any:
     """A panel per model: milliseconds against nodes, a line per batch and context."""
-    from experiments.report.looks import Drawn, legend, line_styles, panels
+    from experiments.report.looks import Drawn, entitle, legend, line_styles, panels
 
     models = list(times["model"].unique())
     figure, axes = panels(1, len(models), 2.9)
@@ -90,7 +90,10 @@ def draw(times: pd.DataFrame, machine: str) -> Any:
         for name, part in times[times["model"] == model].groupby("line", sort=False):
             axis.plot(part["nodes"], 1000 * part["seconds"], label=str(name), **looks[name])
         axis.set_xscale("log", base=2)
-        axis.set(xlabel="nodes scored in a pass", title=model, ylim=(0, None))
+        axis.set_xticks(sorted(times["nodes"].unique()))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set(xlabel="nodes in a pass", ylim=(0, None))
+        entitle(axis, str(model).rstrip("/").rpartition("/")[2])
     axes[0].set_ylabel("time of a pass (ms)")
     legend(figure, axes[:1])
     return Drawn(

@@ -130,7 +130,7 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
         **record,
         **{**vars(outcome), "ways": {**outcome.ways, "method": counted}},
         effective=lineup.in_effect(settings, method, report, play.chat),
-        certificate=result.Law(**attached(settings.drafter, settings.verifier, report)),
+        certificate=attached(settings.drafter, settings.verifier, report),
         skipped=play.skipped,
     )
     write_rounds(folder / ROUNDS, frame)
@@ -140,7 +140,7 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
             logger.log_result(settings.logger, folder, measured, frame)
         except Exception as error:  # the result stays, whatever becomes of its copy
             log.warning("%s was not logged: %s: %s", title, type(error).__name__, error)
-    log.info("%s: tau %.2f, %s", title, counted.tau, measured.certificate.verdict)
+    log.info("%s: tau %.2f, %s", title, counted.tau, measured.certificate)
     return next((ratio.median for ratio in counted.speedup.values()), counted.tau)
 
 

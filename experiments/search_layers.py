@@ -61,6 +61,11 @@ def main(wanted: Search) -> None:
         )
     chosen = max(path[1:], key=lambda skip: skip.best()[0])
     speed_up, depth = chosen.best()
+    if depth == 0:
+        raise ValueError(
+            f"nothing found: no part of {wanted.target} is predicted to be faster than the whole "
+            "model; nothing is written. More text (places) or a deeper target may help"
+        )
     found = {
         "layers": target.layers,
         "attention": sorted(chosen.attention),

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from experiments.study import schema
 from experiments.terminal import search_path
-from experiments.terminal.program import start
+from experiments.terminal.program import JobError, start
 
 schema.register()
 
@@ -20,15 +20,18 @@ def main(config: DictConfig) -> None:
 
     from experiments.training.recipes import processes, train
 
-    search_path.check(HydraConfig.get().runtime.choices, below="train/")
     device = (
         ("cuda" if torch.cuda.is_available() else "cpu")
         if config.device == "auto"
         else config.device
     )
-    processes(device)
-    train(config, Path(config.output), device)
+    try:
+        search_path.check(HydraConfig.get().runtime.choices, below="train/")
+        processes(device)
+        train(config, Path(config.output), device)
+    except Exception as error:
+        raise JobError from error
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, lambda: "interrupted; the same command goes on from its last checkpoint")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from specdec.registry import names
+from specdec.registry import described, names
 
 
 def drafter_choice(text: str) -> dict[str, Any]:
@@ -59,7 +59,16 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--verifier", default="auto", help=f"{', '.join(names('verifier'))} (default: auto)"
     )
+    options.add_argument(
+        "--device", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)"
+    )
+    options.add_argument("--dtype", help="float32, bfloat16 ... (default: the checkpoint's)")
     options.add_argument("--temperature", type=float, default=0.0)
+    options.add_argument("--top-p", type=float)
+    options.add_argument("--top-k", type=int)
+    options.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end there; may be given again"
+    )
     options.add_argument("--max-new-tokens", type=int, default=128)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument(
@@ -74,12 +83,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    """What shells expect: 0, 2 for what cannot be, 130 after Ctrl-C, 141 where the reader of a pipe
+    has gone."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return show(options)
+        return show(parser().parse_args(arguments))
+    except BrokenPipeError:
+        # so that flushing at exit fails no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     except ValueError as error:
         print(f"specdec: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"specdec: {error.strerror or error}{where}", file=sys.stderr)
         return 2
 
 
@@ -91,9 +112,17 @@ def show(options: argparse.Namespace) -> int:
     from specdec.models.load import load
     from specdec.requests import prepare
 
-    console = Console(highlight=False, soft_wrap=True)
+    class Printer(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with 1
+
+    console = Printer(highlight=False, soft_wrap=True)
     drafter = drafter_choice(options.drafter)
-    target = load(options.target)
+    place = {"device": options.device, "dtype": options.dtype}
+    target = load(options.target, **place)
+    draft = {**described("drafter", drafter["name"]), **drafter}.get("model")
+    if isinstance(draft, str):  # where the target is, and in its type
+        drafter["model"] = load(draft, **place)
     tokenizer = target.tokenizer
     if tokenizer is None:
         raise ValueError(f"{options.target} has no tokenizer, so it cannot take a text prompt")
@@ -101,6 +130,9 @@ def show(options: argparse.Namespace) -> int:
         "verifier": options.verifier,
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+        "stop": options.stop,
         "seed": options.seed,
         "allow_lossy": options.allow_lossy,
     }

@@ -15,35 +15,39 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cache, cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from specdec.errors import integer
 
 Out = TypeVar("Out")
 Part = slice | Tensor
+INT64 = (-(1 << 63), (1 << 63) - 1)
 
 
+@runtime_checkable
 class Committed(Protocol):
     """What a round's draws are keyed by; `specdec.State` has it."""
 
     @property
-    def request_ids(self) -> Tensor: ...  # (B,)
+    def request_ids(self) -> Int[Tensor, " B"]: ...
 
     @property
-    def lengths(self) -> Tensor: ...  # (B,) committed tokens
+    def lengths(self) -> Int[Tensor, " B"]: ...  # committed tokens
 
 
 class Sites(NamedTuple):
     """Where n draws stand. A site that is not live consumes nothing and answers 0."""
 
-    rows: Tensor  # (n,) row of the batch
-    # (n,) node where the law stands: the parent for a draw of children, the node itself for its
-    # coin
-    nodes: Tensor
-    ranks: Tensor  # (n,) sibling rank of the (first) draw
-    depths: Tensor  # (n,) depth of the node
-    live: Tensor  # (n,) bool
+    rows: Int[Tensor, " n"]  # of the batch
+    # where the law stands: the parent for a draw of children, the node itself for its coin
+    nodes: Int[Tensor, " n"]
+    ranks: Int[Tensor, " n"]  # sibling rank of the (first) draw
+    depths: Int[Tensor, " n"]  # of the node
+    live: Bool[Tensor, " n"]
 
 
 class Draws(ABC):
@@ -53,8 +57,8 @@ class Draws(ABC):
     by_place = False  # a draw depends on its place alone: one that nobody looks at changes nothing
 
     @abstractmethod
-    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
-        """(n,) bool: u < p for a u uniform on [0, 1). Strict, so that p = 0 never happens."""
+    def bernoulli(self, p: Float[Tensor, " n"], at: Sites, purpose: str) -> Bool[Tensor, " n"]:
+        """u < p for a u uniform on [0, 1). Strict, so that p = 0 never happens."""
 
     def places(self, at: Sites, purpose: str, k: int = 1) -> "Places":
         """The same questions for places that are known before anything is drawn at them, up to `k`
@@ -62,18 +66,20 @@ class Draws(ABC):
         return Places(self, at, purpose)
 
     @abstractmethod
-    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
-        """(n,) tokens from `law` (n, V), non-negative, any positive sum. A token of weight 0 never
-        comes."""
+    def categorical(self, law: Float[Tensor, "n V"], at: Sites, purpose: str) -> Int[Tensor, " n"]:
+        """Tokens from `law`, non-negative, any positive sum. A token of weight 0 never comes."""
 
     @abstractmethod
-    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
-        """(n, k) distinct tokens in sampling order; past the support of `law` the entries mean
-        nothing."""
+    def without_replacement(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
+        """Distinct tokens in sampling order; past the support of `law` the entries mean nothing."""
 
     @abstractmethod
-    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
-        """(n, k) independent tokens."""
+    def independent(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
+        """Independent tokens."""
 
 
 class Places:
@@ -137,8 +143,8 @@ def _unit(bits: Tensor) -> Tensor:
     return ((bits >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
-def inverse(law: Tensor, u: Tensor) -> Tensor:
-    """(n, k) tokens at quantiles u (n, k) of `law` (n, V): the first token whose cumulative weight
+def inverse(law: Float[Tensor, "n V"], u: Float[Tensor, "n k"]) -> Int[Tensor, "n k"]:
+    """Tokens at quantiles u of `law`: the first token whose cumulative weight
     exceeds u times the sum.
 
     Weights of 0 leave the cumulative sum as it is and so are never the first to exceed anything,
@@ -160,7 +166,7 @@ class Keyed(Chance):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = integer("seed", seed, *INT64)
 
     def round(self, state: Committed) -> "KeyedDraws":
         return KeyedDraws(self.seed, state.request_ids, state.lengths)
@@ -186,20 +192,24 @@ class KeyedDraws(Draws):
             return _unit(_mix(key[:, None]))
         return _unit(_mix(key[:, None] + torch.arange(k, device=key.device) * _RANK))
 
-    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+    def bernoulli(self, p: Float[Tensor, " n"], at: Sites, purpose: str) -> Bool[Tensor, " n"]:
         return (self.uniform(at, 1, purpose)[:, 0] < p) & at.live
 
     def places(self, at: Sites, purpose: str, k: int = 1) -> "KeyedPlaces":
         """One hash for all of them."""
         return KeyedPlaces(self.uniform(at, k, purpose), at.live)
 
-    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+    def categorical(self, law: Float[Tensor, "n V"], at: Sites, purpose: str) -> Int[Tensor, " n"]:
         return self.independent(law, 1, at, purpose)[:, 0]
 
-    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+    def independent(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
         return inverse(law, self.uniform(at, k, purpose)) * at.live[:, None]
 
-    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+    def without_replacement(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
         return one_after_the_other(law, self.uniform(at, k, purpose)) * at.live[:, None]
 
 
@@ -222,8 +232,8 @@ class KeyedPlaces(Places):
         return one_after_the_other(law, self.u[part, :k]) * self._alive(part, live)[:, None]
 
 
-def one_after_the_other(law: Tensor, u: Tensor) -> Tensor:
-    """(n, k) distinct tokens: each drawn from what the ones before have left of `law` (n, V)."""
+def one_after_the_other(law: Float[Tensor, "n V"], u: Float[Tensor, "n k"]) -> Int[Tensor, "n k"]:
+    """Distinct tokens: each drawn from what the ones before have left of `law`."""
     left, drawn = law.double(), []
     for rank in range(u.shape[1]):
         token = inverse(left, u[:, rank : rank + 1])
@@ -244,7 +254,7 @@ class Coupled(Chance):
     coupled = True
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed = integer("seed", seed, *INT64)
 
     def round(self, state: Committed) -> "CoupledDraws":
         return CoupledDraws(
@@ -266,19 +276,23 @@ class CoupledDraws(Draws):
         u = _unit(_mix(key[:, None] + tokens)) + 2.0**-54
         return torch.where(law > 0, -u.log() / law.double(), torch.inf)
 
-    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+    def bernoulli(self, p: Float[Tensor, " n"], at: Sites, purpose: str) -> Bool[Tensor, " n"]:
         raise ValueError(
             "coupled chance has races, not coins: use the verifier 'naive' (or 'greedy' at "
             "temperature 0)"
         )
 
-    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+    def categorical(self, law: Float[Tensor, "n V"], at: Sites, purpose: str) -> Int[Tensor, " n"]:
         return self.finish(law, at).argmin(-1) * at.live
 
-    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+    def without_replacement(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
         return self.finish(law, at).topk(k, largest=False, sorted=True).indices * at.live[:, None]
 
-    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+    def independent(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
         """There is one race per position; its first k finishers, since k copies of the winner would
         help nobody."""
         ranked = self.without_replacement(law, min(k, law.shape[-1]), at, purpose)
@@ -357,7 +371,7 @@ class Trace(Chance, Draws):
         self.probability *= probability
         return outcome
 
-    def bernoulli(self, p: Tensor, at: Sites, purpose: str) -> Tensor:
+    def bernoulli(self, p: Float[Tensor, " n"], at: Sites, purpose: str) -> Bool[Tensor, " n"]:
         heads = [
             bool(self.choose([1 - min(max(chance, 0.0), 1.0), min(max(chance, 0.0), 1.0)]))
             if live
@@ -366,13 +380,17 @@ class Trace(Chance, Draws):
         ]
         return torch.tensor(heads, dtype=torch.bool)
 
-    def categorical(self, law: Tensor, at: Sites, purpose: str) -> Tensor:
+    def categorical(self, law: Float[Tensor, "n V"], at: Sites, purpose: str) -> Int[Tensor, " n"]:
         return self.independent(law, 1, at, purpose)[:, 0]
 
-    def independent(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+    def independent(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
         return self._draw(law, k, at, replace=True)
 
-    def without_replacement(self, law: Tensor, k: int, at: Sites, purpose: str) -> Tensor:
+    def without_replacement(
+        self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
+    ) -> Int[Tensor, "n k"]:
         return self._draw(law, k, at, replace=False)
 
     def _draw(self, law: Tensor, k: int, at: Sites, replace: bool) -> Tensor:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from specdec.chance import Chance
-from specdec.errors import misspelt_arguments_are_named
+from specdec.errors import misspelt_arguments_are_named, switch
 from specdec.interfaces import LanguageModel, Session
 from specdec.measuring.recorder import Recorder
 from specdec.measuring.report import Report, Step
@@ -63,7 +63,7 @@ def generate(
     model that breaks its contract.
     """
     options = dict(locals())
-    progress = options.pop("progress")
+    progress = switch("progress", options.pop("progress"))
     run = Run(prepare(**options))
     run.finish(progress)
     return run.output()
@@ -129,7 +129,7 @@ class Run:
                 with clock("verify"):
                     p = Laws(scores.logits, trees, state)
                     verdict = verifier.verify(trees, p, draws)
-                    outcome = inspector.read(verdict, trees, p, state, seats.tokens)
+                    outcome = inspector.read(verdict, trees, p, state)
                 with clock("commit"):
                     target.keep(outcome.verdict.path, outcome.keep)
                     state, kept = seats.commit(state, trees, outcome, scores.taps)

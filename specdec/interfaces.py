@@ -7,7 +7,7 @@ T tokens, K taps, d hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Scores(NamedTuple):
 # ------------------------------------------------------------------------------ language models
 
 
+@runtime_checkable
 class Opened(Protocol):
     """What a run opened, and closes at its end: one run's memory of something."""
 
@@ -83,7 +84,7 @@ class Session(Opened, Protocol):
     def release(self, rows: Sequence[int]) -> None:
         """These rows are empty again."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Session": ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -127,7 +128,7 @@ class LanguageModel(Protocol):
 class LendsHead(LanguageModel, Protocol):
     """A model whose embedding and LM head drafters may share."""
 
-    def embed(self, tokens: Tensor) -> Tensor: ...  # (..., d)
+    def embed(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... d"]: ...
 
     def final_norm(self, stream: Tensor) -> Tensor: ...  # the tap "head" of a stream (..., d)
 
@@ -144,10 +145,11 @@ class LendsHead(LanguageModel, Protocol):
 class PartScores(NamedTuple):
     """What a pass of some of a model's layers says about the nodes of a tree."""
 
-    logits: Tensor  # (B, n, V)
-    states: Tensor  # (B, n, d) the stream that leaves the last of these layers
+    logits: Float[Tensor, "B n V"]
+    states: Float[Tensor, "B n d"]  # the stream that leaves the last of these layers
 
 
+@runtime_checkable
 class Part(Protocol):
     """Some of a model's layers, run over that model's own memory. What they write there for the
     nodes of a tree is scratch until all layers have run."""
@@ -220,7 +222,8 @@ class Drafter(ABC):
 
     A law other than DET is a promise: every token was drawn fresh from the recorded q after the
     decision to draw it, and was never removed or reordered afterwards. A drafter that cannot
-    promise this declares DET, which is exact for every tree.
+    promise this declares DET, which is exact for every tree. At temperature 0 nothing is drawn, so
+    the law is DET.
 
     Certificates and the suite of laws run every drafter on targets of two to eight tokens, which
     no trained weights fit. They build one with `tiny`. `variants` are small settings beside those
@@ -231,7 +234,8 @@ class Drafter(ABC):
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
-    learns: ClassVar[bool] = False  # proposals depend on earlier runs, until `forget`
+    # proposals depend on earlier runs, until `forget`, or on other rows of the same run
+    learns: ClassVar[bool] = False
 
     law: SiblingLaw = SiblingLaw.DET
     chain: bool = False  # every tree is a chain

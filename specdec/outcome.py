@@ -58,7 +58,7 @@ class Inspector:
         drafter = self.drafter
         if not isinstance(trees, TokenTree):
             raise self._fault(f"returned {type(trees).__name__}, expected a specdec.TokenTree")
-        tokens, device = trees.tokens, state.tokens.device
+        tokens, device = trees.tokens, state.device
         if trees.rows != state.rows:
             raise self._fault(f"returned trees for {trees.rows} rows, there are {state.rows}")
         for what, tensor in (("tokens", tokens), ("parents", trees.parents), ("q", trees.q)):
@@ -91,45 +91,45 @@ class Inspector:
 
     # ---------------------------------------------------------------------------------- the read
 
-    def read(
-        self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State, own: Tensor
-    ) -> Outcome:
-        """`own`: the state's tokens as the loop knows them, to see whether somebody wrote there.
-
-        Raises ValueError for whatever broke its contract, naming it and the row.
-        """
+    def read(self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State) -> Outcome:
+        """Raises ValueError for whatever broke its contract, naming it and the row."""
+        self._check_verdict_form(verdict, state)
         live = np.array(state.on_host.live)
-        sampled = trees.q is not None and trees.num_nodes > 1
         pieces = {
             "path": verdict.path,
             "accepted": verdict.num_accepted,
             "bonus": verdict.bonus,
             "tokens": self._tokens,
-            "parents": trees.parents,
-            "depths": trees.depths,
             "no law": laws.faulty,
-            "written": (state.tokens != own).any(1),
+            "written": state.written,
         }
-        if sampled:
+        shape = trees.structure.on_host
+        if shape is None:
+            pieces |= {"parents": trees.parents, "depths": trees.depths}
+        if trees.q is not None and trees.num_nodes > 1:
             pieces |= q_faults(trees)
         if self.drafter.aside is not None:
             pieces["aside"] = self.drafter.aside
         counts = {f"count {name}": values for name, values in verdict.counts.items()}
         host = fetched(pieces | counts)
-        accepted, bonus, tokens = host["accepted"], host["bonus"], host["tokens"]
+        if shape is not None:
+            host |= {"parents": shape.parents, "depths": shape.depths}
+        path, accepted, bonus, tokens = (
+            host[name].tolist() for name in ("path", "accepted", "bonus", "tokens")
+        )
         if live.any():
-            self._check_state(host, state, live)
-            self._check_tree(host, trees, state, live)
-            self._check_laws(host, state, live)
-            self._check_verdict(host, live)
-        drafted = np.take_along_axis(tokens, host["path"].clip(0), 1).tolist()
-        numbers = zip(live.tolist(), drafted, accepted.tolist(), bonus.tolist(), strict=True)
-        out = [[*nodes[:n], extra] if alive else [] for alive, nodes, n, extra in numbers]
-        on_host = HostVerdict(host["path"], accepted, bonus)
-        keep = np.where(live, accepted, -1).tolist()
+            self._check_state(host["written"], state, live)
+            self._check_tree(host, tokens, trees, state, live)
+            self._check_laws(host["no law"], state, live)
+            self._check_verdict(path, accepted, bonus, host["parents"], live)
+        out, keep = [], []
+        for row, alive in enumerate(state.on_host.live):
+            nodes = path[row][: accepted[row]] if alive else []
+            out.append([*(tokens[row][node] for node in nodes), bonus[row]] if alive else [])
+            keep.append(accepted[row] if alive else -1)
+        on_host = HostVerdict(host["path"], host["accepted"], host["bonus"])
         found = {name: host[f"count {name}"] for name in verdict.counts}
-        aside = host.get("aside")
-        return Outcome(on_host, out, keep, live, host["parents"], found, aside)
+        return Outcome(on_host, out, keep, live, host["parents"], found, host.get("aside"))
 
     # --------------------------------------------------------------------------------- the checks
 
@@ -139,45 +139,43 @@ class Inspector:
     def _where(self, state: State, row: int) -> str:
         return f"row {row} (request {int(state.request_ids[row])})"
 
-    def _check_state(self, host: dict[str, np.ndarray], state: State, live: np.ndarray) -> None:
-        for row in np.flatnonzero(host["written"] & live).tolist():
+    def _check_state(self, written: np.ndarray, state: State, live: np.ndarray) -> None:
+        for row in np.flatnonzero(written & live).tolist():
             raise self._fault(
                 f"has written into state.tokens of {self._where(state, row)}; a state is only read"
             )
 
     def _check_tree(
-        self, host: dict[str, np.ndarray], trees: TokenTree, state: State, live: np.ndarray
+        self,
+        host: dict[str, np.ndarray],
+        tokens: list[list[int]],
+        trees: TokenTree,
+        state: State,
+        live: np.ndarray,
     ) -> None:
-        tokens, parents = host["tokens"], host["parents"]
-        nodes = parents.shape[1]
+        seen = state.on_host
         faults: dict[str, Any] = {}
-        host_state = state.on_host
-        last = [
-            text[length - 1] if alive else 0
-            for text, length, alive in zip(host_state.texts, host_state.lengths, live, strict=True)
-        ]
-        faults["column 0 of its tokens is not the root, the last committed token"] = (
-            tokens[:, 0] != last
+        rows = zip(tokens, seen.texts, seen.lengths, seen.live, strict=True)
+        faults["column 0 of its tokens is not the root, the last committed token"] = np.array(
+            [alive and row[0] != text[length - 1] for row, text, length, alive in rows]
         )
-        if nodes > 1:
-            drafted = parents >= 0
-            outside = drafted & ((tokens < 0) | (tokens >= self.vocabulary))
+        if trees.num_nodes > 1:
+            drafted = host["parents"] >= 0
+            outside = drafted & ((host["tokens"] < 0) | (host["tokens"] >= self.vocabulary))
             faults["a token id is outside the vocabulary"] = outside.any(1)
             if trees.structure.frame is None:  # else its shape was checked when it was made
-                shape = structure_faults(parents, host["depths"])
+                shape = structure_faults(host["parents"], host["depths"])
                 faults |= {name: shape[:, place] for place, name in enumerate(STRUCTURE)}
-            room = np.array(host_state.room)[:, None]
-            deep = drafted & (host["depths"] >= room)
+            deep = drafted & (host["depths"] >= np.array(seen.room)[:, None])
             faults["it is deeper than room - 1, past the wanted length"] = deep.any(1)
             faults |= self._promises(host, trees, drafted, live)
             faults |= {name: host[name] for name in Q_FAULTS if name in host}
-        for row in np.flatnonzero(live).tolist():
-            named = [name for name, bad in faults.items() if bad[row]]
-            if named:
-                raise ValueError(
-                    f"malformed tree of drafter {self.drafter_name!r} in "
-                    f"{self._where(state, row)}: {'; '.join(named)}"
-                )
+        for row in np.flatnonzero(np.any(list(faults.values()), axis=0) & live).tolist():
+            named = "; ".join(name for name, bad in faults.items() if bad[row])
+            raise ValueError(
+                f"malformed tree of drafter {self.drafter_name!r} in "
+                f"{self._where(state, row)}: {named}"
+            )
 
     def _promises(
         self, host: dict[str, np.ndarray], trees: TokenTree, drafted: np.ndarray, live: np.ndarray
@@ -221,33 +219,69 @@ class Inspector:
         varying: np.ndarray = (parents & (children < widest) & some_left).any(1)
         return varying
 
-    def _check_laws(self, host: dict[str, np.ndarray], state: State, live: np.ndarray) -> None:
-        for row in np.flatnonzero(host["no law"] & live).tolist():
+    def _check_laws(self, no_law: np.ndarray, state: State, live: np.ndarray) -> None:
+        for row in np.flatnonzero(no_law & live).tolist():
             raise ValueError(
                 f"the target's logits in {self._where(state, row)}, after position "
                 f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row of "
                 "-inf); check the model's dtype and the logits processors"
             )
 
-    def _check_verdict(self, host: dict[str, np.ndarray], live: np.ndarray) -> None:
-        path, accepted, parents = host["path"], host["accepted"], host["parents"]
-        taken = path >= 0
-        before = np.zeros_like(path)
-        before[:, 1:] = path[:, :-1]
-        inside = (path < parents.shape[1]) & (path != 0)
-        above = np.take_along_axis(parents, path.clip(0, parents.shape[1] - 1), 1)
-        on_path = (above == before) & (before >= 0) & inside
-        whole = (on_path | ~taken).all(1) & (taken.sum(1) == accepted)
-        bonus = (host["bonus"] >= 0) & (host["bonus"] < self.vocabulary)
-        for row in np.flatnonzero(~(whole & bonus) & live).tolist():
-            what = (
-                f"the bonus token {host['bonus'][row]}, outside the vocabulary of {self.vocabulary}"
-                if whole[row]
-                else f"the path {path[row].tolist()} with num_accepted={accepted[row]}, which is "
-                "no "
-                f"path from the root of the tree with parents {parents[row].tolist()}"
+    def _check_verdict_form(self, verdict: Any, state: State) -> None:
+        """Raises ValueError for what types, shapes and devices show."""
+        name = f"verifier {self.verifier_name!r}"
+        if not isinstance(verdict, Verdict):
+            raise ValueError(
+                f"{name} returned {type(verdict).__name__}, expected a specdec.Verdict"
             )
+        rows, device = state.rows, state.device
+        pieces: list[tuple[str, Any, int]] = [
+            ("path", verdict.path, 2),
+            ("num_accepted", verdict.num_accepted, 1),
+            ("bonus", verdict.bonus, 1),
+            *((f"counts[{key!r}]", count, 1) for key, count in verdict.counts.items()),
+        ]
+        for what, given, axes in pieces:
+            wanted = f"a tensor {f'({rows}, depth)' if axes == 2 else f'({rows},)'} on {device}"
+            if not isinstance(given, Tensor):
+                raise ValueError(f"{name} returned {type(given).__name__} as {what}, not {wanted}")
+            if given.ndim != axes or len(given) != rows or given.device != device:
+                shape = tuple(given.shape)
+                raise ValueError(
+                    f"{name} returned {what} of shape {shape} on {given.device}, expected {wanted}"
+                )
+            if given.dtype != torch.long and not what.startswith("counts"):
+                raise ValueError(f"{name} returned {what} of {given.dtype}, expected torch.long")
+
+    def _check_verdict(
+        self,
+        path: list[list[int]],
+        accepted: list[int],
+        bonus: list[int],
+        parents: np.ndarray,
+        live: np.ndarray,
+    ) -> None:
+        for row in np.flatnonzero(live).tolist():
+            if not _is_path(path[row], accepted[row], parents[row]):
+                what = (
+                    f"the path {path[row]} with num_accepted={accepted[row]}, which is no path "
+                    f"from the root of the tree with parents {parents[row].tolist()}"
+                )
+            elif not 0 <= bonus[row] < self.vocabulary:
+                what = f"the bonus token {bonus[row]}, outside the vocabulary of {self.vocabulary}"
+            else:
+                continue
             raise ValueError(f"verifier {self.verifier_name!r} returned {what} (row {row})")
+
+
+def _is_path(path: list[int], accepted: int, parents: np.ndarray) -> bool:
+    """Whether the first `accepted` nodes lead down from the root, and nothing comes after them."""
+    above = 0
+    for node in path[: max(accepted, 0)]:
+        if not 0 < node < len(parents) or parents[node] != above:
+            return False
+        above = node
+    return 0 <= accepted <= len(path) and all(node < 0 for node in path[accepted:])
 
 
 Q_FAULTS = (
@@ -278,17 +312,16 @@ def fetched(pieces: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors (B,) or (B, n) on the host, in one copy. Floats come as float64."""
     columns = []
     for piece in pieces.values():
-        flat = piece.reshape(len(piece), -1)
-        columns.append(flat.double().view(torch.long) if flat.is_floating_point() else flat.long())
-    widths = [column.shape[1] for column in columns]
+        flat = piece if piece.ndim == 2 else piece.reshape(len(piece), -1)
+        columns.append(flat.double().view(torch.long) if flat.is_floating_point() else flat)
     whole = torch.cat(columns, 1).cpu().numpy()
-    parts = np.split(whole, np.cumsum(widths)[:-1], axis=1)
-    found = {}
-    for (name, piece), part in zip(pieces.items(), parts, strict=True):
-        values = np.ascontiguousarray(part)
+    found, start = {}, 0
+    for (name, piece), column in zip(pieces.items(), columns, strict=True):
+        values = whole[:, start : start + column.shape[1]]
+        start += column.shape[1]
         if piece.is_floating_point():
-            values = values.view(np.float64)
+            values = np.ascontiguousarray(values).view(np.float64)
         elif piece.dtype == torch.bool:
-            values = values.astype(bool)
-        found[name] = values.reshape(piece.shape)
+            values = values != 0
+        found[name] = values if piece.ndim == 2 else values.reshape(piece.shape)
     return found

@@ -4,7 +4,7 @@
 from typing import Any
 
 from specdec.chance import Chance
-from specdec.errors import Refused
+from specdec.errors import Refused, integer, switch
 from specdec.interfaces import Drafter, Verifier
 from specdec.plugins import build
 from specdec.registry import described
@@ -31,6 +31,16 @@ def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
     return str(table[drafter.law.value])
 
 
+def check_declared(drafter: Drafter) -> None:
+    """Raise ValueError for what no drafter can declare about its trees."""
+    title = f"drafter {name_of(drafter)!r}: "
+    if not isinstance(drafter.law, SiblingLaw):
+        raise ValueError(f"{title}law must be a specdec.SiblingLaw, got {drafter.law!r}")
+    integer(f"{title}max_nodes (root included)", drafter.max_nodes, 1)
+    switch(f"{title}chain", drafter.chain)
+    switch(f"{title}fixed_width", drafter.fixed_width)
+
+
 def pair(
     drafter: Drafter,
     verifier: str | dict[str, Any] | Verifier,
@@ -41,6 +51,7 @@ def pair(
 ) -> Verifier:
     """The verifier for this drafter. Raises Refused, naming both sides, where the rule would not be
     exact."""
+    check_declared(drafter)
     if isinstance(verifier, Verifier):
         rule = verifier
     else:

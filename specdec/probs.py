@@ -6,6 +6,7 @@ Letters: B rows, N nodes, M nodes of a level, V vocabulary, n places, D depth.
 from functools import cached_property
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specdec.state import State
@@ -19,7 +20,7 @@ class Laws:
     (B, N, V); `laws.argmax` (B, N), the mode of every node's law, all that temperature 0 needs.
     """
 
-    def __init__(self, logits: Tensor, trees: TokenTree, state: State) -> None:
+    def __init__(self, logits: Float[Tensor, "B N V"], trees: TokenTree, state: State) -> None:
         self.scores, self.trees, self.state = logits, trees, state
         self.sampling = state.sampling
         self._bad: list[Tensor] = []  # (B,) bool per use
@@ -29,18 +30,20 @@ class Laws:
         return self.scores.shape[-1]
 
     @cached_property
-    def rows(self) -> Tensor:
-        """(B,) row numbers."""
+    def rows(self) -> Int[Tensor, " B"]:
+        """Row numbers."""
         return torch.arange(len(self.scores), device=self.scores.device)
 
     @property
-    def faulty(self) -> Tensor:
-        """(B,) bool: whether a law used so far was none: NaN, or no token left."""
+    def faulty(self) -> Bool[Tensor, " B"]:
+        """Whether a law used so far was none: NaN, or no token left."""
         if not self._bad:
             return torch.zeros(len(self.scores), dtype=torch.bool, device=self.scores.device)
         return self._bad[0] if len(self._bad) == 1 else torch.stack(self._bad).any(0)
 
-    def __getitem__(self, index: tuple[Tensor, Tensor]) -> Tensor:
+    def __getitem__(
+        self, index: tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+    ) -> Float[Tensor, "n V"]:
         rows, nodes = index
         logits = picked(self.scores, rows, nodes)
         law = self.sampling.law(logits, lambda: self.prefixes(rows, nodes))
@@ -49,8 +52,8 @@ class Laws:
         self._bad.append(none.index_add_(0, rows, bad.float()) > 0)
         return law
 
-    def at(self, nodes: Tensor) -> Tensor:
-        """(B, V) the laws at one node (B,) of each row."""
+    def at(self, nodes: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """The laws at one node of each row."""
         one = len(self.scores) == 1
         logits = (
             self.scores[0].index_select(0, nodes) if one else picked(self.scores, self.rows, nodes)
@@ -60,24 +63,27 @@ class Laws:
         return law
 
     @cached_property
-    def everywhere(self) -> Tensor:
-        """(B, N, V). A node that its row does not use has some law or other."""
+    def everywhere(self) -> Float[Tensor, "B N V"]:
+        """A node that its row does not use has some law or other."""
         rows, nodes, vocabulary = self.scores.shape
         logits = self.scores.reshape(-1, vocabulary)
         law = self.sampling.law(logits, self._all_prefixes).view(rows, nodes, vocabulary)
-        fine = self._finite(self.scores, law) | ~self.trees.used
-        self._bad.append(~fine.all(1))
+        self._bad.append(self._some(~self._finite(self.scores, law)))
         return law
 
     @cached_property
-    def argmax(self) -> Tensor:
+    def argmax(self) -> Int[Tensor, "B N"]:
         rows, nodes, vocabulary = self.scores.shape
         flat = self.scores.reshape(-1, vocabulary)
         scores = self.sampling.logits(flat, self._all_prefixes)
         most, winners = scores.view(rows, nodes, vocabulary).max(-1)
         # The largest score is finite where the law is one; max of NaN is NaN.
-        self._bad.append((~most.isfinite() & self.trees.used).any(1))
+        self._bad.append(self._some(~most.isfinite()))
         return winners
+
+    def _some(self, bad: Tensor) -> Tensor:
+        """(B,) bool: a node (B, N) that the row uses is bad."""
+        return (bad if self.trees.structure.full else bad & self.trees.used).any(1)
 
     def _finite(self, logits: Tensor, law: Tensor) -> Tensor:
         """Where a law is one. A NaN anywhere makes every entry of a softmax NaN."""
@@ -100,9 +106,13 @@ class DraftLaws:
         self.state, self.sampling = state, state.sampling
 
     def __call__(
-        self, logits: Tensor, tree: TokenTree, start: int, across_nodes: bool = False
-    ) -> Tensor:
-        """(B, M, V) laws of nodes start .. start + M - 1. At temperature 0: scores to rank tokens
+        self,
+        logits: Float[Tensor, "B M V"],
+        tree: TokenTree,
+        start: int,
+        across_nodes: bool = False,
+    ) -> Float[Tensor, "B M V"]:
+        """Laws of nodes start .. start + M - 1. At temperature 0: scores to rank tokens
         by, comparable `across_nodes` (log-probabilities) or only within one."""
         rows, nodes, vocabulary = logits.shape
         flat = logits.reshape(-1, vocabulary)
@@ -143,15 +153,16 @@ def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> lis
     return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
 
-def top(values: Tensor, k: int) -> Tensor:
-    """(n, k) indices of the largest values (n, V), largest first; ties go to the lowest index,
+def top(values: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n k"]:
+    """Indices of the largest values, largest first; ties go to the lowest index,
     which topk does not promise.
 
-    Values are compared as float32, made into integers that also carry the index.
+    Values are compared as float32, made into integers that also carry the index. In place, since
+    large tensors cost more to allocate than to go through.
     """
     if k == 1:
         return values.argmax(-1, keepdim=True)
     bits = (values.float() + 0.0).view(torch.int32)  # + 0.0: minus zero and zero are one value
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    ordered = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).long()
     index = torch.arange(values.shape[-1], device=values.device)
-    return ((ordered << 24) - index).topk(k, sorted=True).indices
+    return ordered.bitwise_left_shift_(24).sub_(index).topk(k, sorted=True).indices

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from specdec.chance import Chance, Keyed
+from specdec.chance import INT64, Chance, Keyed
 from specdec.errors import integer, switch
 from specdec.interfaces import Drafter, LanguageModel, Verifier
 from specdec.models.load import Loadable, load
@@ -19,7 +19,6 @@ from specdec.sampling import Processor, Sampling
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
 VerifierChoice = str | dict[str, Any] | Verifier
-INT64 = (-(1 << 63), (1 << 63) - 1)
 
 
 @dataclass(frozen=True)
@@ -104,15 +103,28 @@ def prepare(
         max_new_tokens,
         len(ids) if seats is None else min(integer("seats", seats, 1), len(ids)),
         stops,
-        frozenset() if switch("ignore_eos", ignore_eos) else model.eos_ids,
+        frozenset() if switch("ignore_eos", ignore_eos) else check_eos(model),
         switch("allow_lossy", allow_lossy),
     )
+
+
+def check_eos(model: LanguageModel) -> frozenset[int]:
+    """The model's end-of-sequence ids. Raises ValueError for what is no id of its vocabulary."""
+    for token in model.eos_ids:
+        whole = isinstance(token, int) and not isinstance(token, bool)
+        if not whole or not 0 <= token < model.vocabulary:
+            raise ValueError(
+                f"{model.name} has the end-of-sequence id {token!r}, which is no id of its "
+                f"vocabulary of {model.vocabulary} tokens; correct eos_token_id in its "
+                "generation_config.json or config.json, or pass ignore_eos=True"
+            )
+    return model.eos_ids
 
 
 def make_chance(seed: int | None, chance: Chance | None) -> Chance:
     """Keyed by the seed (default 0), or the chance that was given."""
     if chance is None:
-        return Keyed(0 if seed is None else integer("seed", seed, *INT64))
+        return Keyed(0 if seed is None else seed)
     if not isinstance(chance, Chance):
         raise ValueError(
             "chance must be a specdec.Chance such as Keyed(0) or Coupled(0), or None, got "

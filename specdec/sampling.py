@@ -108,13 +108,8 @@ class Sampling:
             ids, scores = torch.stack([tokens[place] for place in places]), out[places]
             for processor in self.penalties:
                 given = processor(ids, scores)
-                if not isinstance(given, Tensor) or given.shape != scores.shape:
-                    raise ValueError(
-                        f"the logits processor {processor!r} must return scores of the shape that "
-                        f"it was given, {tuple(scores.shape)}; it returned "
-                        f"{tuple(given.shape) if isinstance(given, Tensor) else given!r}"
-                    )
-                scores = given
+                check_scores(processor, given, scores)
+                scores = given.to(scores.dtype)
             out[places] = scores
         return out
 
@@ -128,6 +123,21 @@ class Sampling:
         for warper in self.warpers:
             scores = warper(None, scores)
         return scores.softmax(-1)
+
+
+def check_scores(processor: Processor, given: Any, scores: Tensor) -> None:
+    """Raise ValueError where a processor returns no scores like those that it was given."""
+    wanted = f"{tuple(scores.shape)} of a floating-point type on {scores.device}"
+    came = type(given).__name__
+    if isinstance(given, Tensor):
+        came = f"{tuple(given.shape)} of {given.dtype} on {given.device}"
+        like = given.shape == scores.shape and given.device == scores.device
+        if like and given.is_floating_point():
+            return
+    raise ValueError(
+        f"the logits processor {processor!r} must return scores as it was given them, {wanted}; "
+        f"it returned {came}"
+    )
 
 
 def _number(name: str, value: Any, fine: Callable[[float], bool], wanted: str) -> None:

@@ -40,8 +40,7 @@ class Seats:
         return self._state(host, Last(None, None, none, None, None))
 
     def _state(self, host: OnHost, last: Last) -> State:
-        """The tokens are a copy: what a drafter writes there changes nobody's text."""
-        return State(host, self.tokens.clone(), self._ids, self.call.sampling, last, self.target)
+        return State(host, self.tokens, self._ids, self.call.sampling, last, self.target)
 
     def fill(self, state: State) -> State:
         """Free seats take the next prompts: prefilled there, while their neighbours' memory
@@ -109,8 +108,8 @@ class Seats:
             lengths[row] += len(added)
             room[row] -= len(added)
             kept[row] = len(added)
-        rows, columns, values = torch.tensor(index).T.to(self.tokens.device)
-        self.tokens = self.tokens.index_put((rows, columns), values)
+        rows, columns, values = torch.tensor(index).to(self.tokens.device).unbind(1)
+        self.tokens[rows, columns] = values
         accepted = [max(count, 0) for count in outcome.keep]
         newest = on_path(taps, outcome.verdict.path)
         drafted = (outcome.parents >= 0).sum(1).tolist()

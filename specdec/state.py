@@ -3,7 +3,7 @@
 Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -66,36 +66,68 @@ class State:
     """What is committed. Drafters read it and never write it; a later state is another object."""
 
     on_host: OnHost
-    tokens: Int[Tensor, "B L"]  # right-padded
+    committed: Int[Tensor, "B L"]  # the run's own, right-padded; drafters ask for `tokens`
     request_ids: Int[Tensor, " B"]
     sampling: Sampling
     last: Last
     memory: Any = None  # the target's session of this run, for drafters of its own layers
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[Sequence[int]], sampling: Sampling, room: int = 100, slots: int = 0
+    ) -> "State":
+        """A state outside of a run, to try a rule or a drafter at: `texts` are the committed tokens
+        of its rows, of which each may add `room` more. slots: L, at least the longest text."""
+        rows, lengths = len(texts), [len(text) for text in texts]
+        tokens = torch.zeros(rows, max(slots, *lengths, 1), dtype=torch.long)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = torch.tensor(text)
+        written = [list(text) for text in texts]
+        host = OnHost(lengths, [True] * rows, [room] * rows, [False] * rows, written)
+        last = Last(None, None, [0] * rows, None, None)
+        return cls(host, tokens, torch.arange(rows), sampling, last)
 
     @property
     def rows(self) -> int:
         """B"""
         return len(self.on_host.lengths)
 
+    @property
+    def device(self) -> torch.device:
+        return self.committed.device
+
+    @cached_property
+    def tokens(self) -> Int[Tensor, "B L"]:
+        """Right-padded. A copy, made when somebody asks: what is written there changes nobody's
+        text, and is reported."""
+        return self.committed.clone()
+
+    @property
+    def written(self) -> Tensor:
+        """(B,) bool: somebody has written into `tokens`."""
+        if "tokens" not in vars(self):
+            return torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+        return (self.tokens != self.committed).any(1)
+
     @cached_property
     def lengths(self) -> Int[Tensor, " B"]:
         """Committed tokens, the root included."""
-        return torch.tensor(self.on_host.lengths, device=self.tokens.device)
+        return torch.tensor(self.on_host.lengths, device=self.device)
 
     @cached_property
     def live(self) -> Tensor:
         """(B,) bool: the row still decodes."""
-        return torch.tensor(self.on_host.live, device=self.tokens.device)
+        return torch.tensor(self.on_host.live, device=self.device)
 
     @cached_property
     def room(self) -> Int[Tensor, " B"]:
         """Tokens that the row may still add."""
-        return torch.tensor(self.on_host.room, device=self.tokens.device)
+        return torch.tensor(self.on_host.room, device=self.device)
 
     @cached_property
     def fresh(self) -> Tensor:
         """(B,) bool: the row's first round."""
-        return torch.tensor(self.on_host.fresh, device=self.tokens.device)
+        return torch.tensor(self.on_host.fresh, device=self.device)
 
     @cached_property
     def all_live(self) -> bool:
@@ -117,8 +149,8 @@ class State:
         """The last committed tokens."""
         lengths = self.on_host.lengths
         if len(lengths) == 1:
-            return self.tokens[:, max(lengths[0] - 1, 0)]
-        return self.tokens.gather(1, (self.lengths - 1).clamp(min=0)[:, None])[:, 0]
+            return self.committed[:, max(lengths[0] - 1, 0)].clone()
+        return self.committed.gather(1, (self.lengths - 1).clamp(min=0)[:, None])[:, 0]
 
     def text(self, row: int, start: int = 0) -> list[int]:
         """The committed tokens of a row from index `start` on, the prompt's first."""

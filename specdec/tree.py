@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class Structure:
     width: int  # siblings that there may be
     is_chain: bool  # every node's only child is the next node
     frame: tuple[int, ...] | None = None
+    full: bool = False  # every row has all nodes of the frame
 
     @classmethod
     def chain(
@@ -114,6 +116,8 @@ class Structure:
             )
             parents = torch.from_numpy(given).to(device or torch.device("cpu"))
         most = parents.shape[1] - 1
+        # No lookup leaves the tree. A parent past its end is still one that comes too late.
+        parents = parents.clamp(max=most)
         depth = most if depth is None else min(depth, most)
         width = most if width is None else min(width, most)
         ancestors = _ancestors(parents, depth)
@@ -155,6 +159,14 @@ class Structure:
         return self.parents.shape[1]
 
     @cached_property
+    def on_host(self) -> "HostShape | None":
+        """The shape on the host, where it is known there."""
+        if not self.full or self.frame is None:
+            return None
+        parents = np.tile(np.array(self.frame), (self.rows, 1))
+        return HostShape(parents, host_depths(parents))
+
+    @cached_property
     def used(self) -> Bool[Tensor, "B N"]:
         """The root and every node with a parent."""
         used = self.parents >= 0
@@ -166,6 +178,13 @@ class Structure:
         """How many siblings were drawn before the node."""
         same = self.parents[:, :, None] == self.parents[:, None, :]
         return (same & (self.parents[:, :, None] >= 0)).tril(-1).sum(-1)
+
+
+class HostShape(NamedTuple):
+    """A structure on the host."""
+
+    parents: np.ndarray  # (B, N)
+    depths: np.ndarray  # (B, N)
 
 
 class TokenTree:
@@ -193,6 +212,9 @@ class TokenTree:
         depth: int | None = None,
         width: int | None = None,
     ) -> None:
+        for what, given, kind in (("tokens", tokens, Tensor), ("law", law, SiblingLaw)):
+            if not isinstance(given, kind):
+                raise ValueError(f"{what} must be a {kind.__name__}, got {type(given).__name__}")
         structure = parents
         if not isinstance(structure, Structure):
             if isinstance(structure, Tensor) and structure.ndim != 2:
@@ -209,10 +231,12 @@ class TokenTree:
                 f"a {law.name} tree must carry q (rows, nodes, vocabulary), the law its nodes came "
                 "from"
             )
-        if q is not None and (q.ndim != 3 or q.shape[:2] != tokens.shape):
+        whole = isinstance(q, Tensor) and q.ndim == 3 and q.shape[:2] == tokens.shape
+        if q is not None and not whole:
+            came = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
             raise ValueError(
                 f"q must be (rows, nodes, vocabulary) = ({self.rows}, {self.num_nodes}, V), got "
-                f"{tuple(q.shape)}"
+                f"{came}"
             )
 
     def __repr__(self) -> str:
@@ -387,6 +411,7 @@ def _full_chain(rows: int, nodes: int, device: torch.device) -> Structure:
         min(nodes - 1, 1),
         True,
         tuple(range(-1, nodes - 1)),
+        True,
     )
 
 
@@ -403,6 +428,7 @@ def _shared(frame: tuple[int, ...], rows: int, device: torch.device) -> Structur
         one.width,
         False,
         frame,
+        True,
     )
 
 

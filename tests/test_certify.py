@@ -8,18 +8,20 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+import torch
 
 from experiments import certify as certify_command
 from experiments.certificates import exact, kept, sampled, statistics
 from experiments.certificates.certificate import Pair, Plan, certify
+from experiments.certificates.code import code_of
 from experiments.certificates.enumeration import outcomes
-from experiments.certificates.kept import find_certificate, resolved, write
+from experiments.certificates.kept import find_law, resolved, write
 from experiments.certificates.suite import make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
 from specdec.plugins import build, names
 from tests.exact import title
+from tests.learners import Counts
 
 STRENGTH = 0.05
 SMALL = [
@@ -93,6 +95,26 @@ def test_a_sampled_certificate_of_every_rule(rule):
     assert result.passes, result
 
 
+def test_a_rule_for_temperature_0_is_sampled_there():
+    pair = Pair({"name": "small_model", "depth": 2, "branching": [2, 1]}, {"name": "greedy"})
+    plan = Plan(checks=["sampled"], tables=SMALL[:1])
+    found = certify(pair, plan, no_bar)
+    assert found["verdict"] == "certified", found["reasons"]
+    for test in found["sampled"]["tests"]:
+        assert test["setting"].endswith("T = 0")
+        assert (test["fit"]["samples"], test["fit"]["impossible"]) == (sampled.ROWS, 0)
+        assert test["rounds_per_row"] > 1
+    wrong = sampled.prepare(
+        sampled.at_zero(sampled.SETTINGS[0]),
+        lambda target, draft: make(pair.drafter, target, draft),
+        pair.rule(0.0),
+    )
+    wrong.law[:] = np.roll(wrong.law, 1)  # another sequence
+    result = next(result for result in wrong.run() if result is not None)
+    assert result.fit.impossible == sampled.ROWS
+    assert not result.passes
+
+
 def test_outcomes_side_by_side_are_those_of_enumerate():
     tables = SMALL[1]
     pair = Pair({"name": "small_model", "depth": 2, "branching": [2, 1]}, {"name": "traversal"})
@@ -112,6 +134,43 @@ def test_an_enumeration_that_gives_up_certifies_nothing():
     assert not found.lossless
     assert 0 < found.covered < 1
     assert "nothing is certified" in str(found)
+
+
+def counts(dtype=torch.float64):
+    return lambda tables: Counts(tables.vocabulary, dtype)
+
+
+@pytest.mark.parametrize(("tokens", "rounds"), [(3, 1), (4, 2)])
+def test_outcomes_of_a_drafter_that_learns_are_runs_of_their_own(tokens, rounds, monkeypatch):
+    """Rows of one batch, and runs of one object, share what it learns: side by side they are no
+    function of their own draws, and a lossless pair looks lossy."""
+    rule = build("verifier", "token")
+    found = exact.exact(SMALL[1], counts(), rule, tokens, rounds)
+    assert found.lossless, str(found)
+    assert found.outcomes >= 10
+    monkeypatch.setattr(Counts, "learns", False)
+    shared = Counts(SMALL[1].vocabulary)
+    with pytest.raises(ValueError, match=r"not a function of its draws.*`learns = True`"):
+        exact.exact(SMALL[1], lambda tables: shared, rule, 6, 3)
+
+
+def test_a_pair_that_learns_is_certified_on_every_table():
+    found, left_out = exact.suite(counts(), build("verifier", "block"), SMALL, size=200)
+    assert {one.tables for one in found} == {tables.name for tables in SMALL}
+    assert all(one.lossless for one in found), [str(one) for one in found if not one.lossless]
+    assert any(one.rounds == 2 for one in found), left_out
+
+
+def test_laws_in_float32_are_called_rounding():
+    """Their error is above 1e-12 and below its bound; a fault is far above that."""
+    tables, rule = standard()[0], build("verifier", "token")
+    found = exact.exact(tables, counts(torch.float32), rule, 4, 2)
+    assert exact.LOSSLESS < found.tv < found.rounding < 1e-5
+    assert found.lossless
+    assert f"rounding of laws in less than float64: at most {found.rounding:.2g}" in str(found)
+    exactly = exact.exact(tables, counts(), rule, 4, 2)
+    assert exactly.rounding == 0
+    assert "rounding" not in str(exactly)
 
 
 def test_the_tables_have_what_hides_faults():
@@ -172,11 +231,33 @@ def test_certificates_are_found_by_the_pair(tmp_path):
     found = certify(pair, Plan(checks=["exact"], tables=SMALL[:1]), no_bar)
     assert found["verdict"] == "certified"
     write(found, tmp_path)
-    assert find_certificate(pair.drafter, pair.verifier, tmp_path)["same_settings"]
-    deeper = {**pair.drafter, "depth": 5, "model": "another"}
-    assert not find_certificate(deeper, pair.verifier, tmp_path)["same_settings"]
-    assert find_certificate(deeper, {"name": "naive"}, tmp_path) is None
-    assert find_certificate({**pair.drafter, "draw": "wr"}, pair.verifier, tmp_path) is None
+    assert str(find_law(pair.drafter, pair.verifier, tmp_path)) == "certified (exact)"
+    for other in ({"depth": 5}, {"model": "another"}):
+        law = find_law({**pair.drafter, **other}, pair.verifier, tmp_path)
+        assert str(law) == "certified: rule and tree, other settings (exact)"
+    assert find_law(pair.drafter, {"name": "naive"}, tmp_path) is None
+    assert find_law({**pair.drafter, "draw": "wr"}, pair.verifier, tmp_path) is None
+
+
+def test_the_certificate_of_the_very_settings_comes_first(tmp_path):
+    """Whatever the files are called; and a tree's is none of a chain."""
+    rule = {"name": "rrs_wor"}
+    tree = Pair({"name": "small_model", "depth": 2, "branching": 2}, rule)
+    found = certify(tree, Plan(checks=["exact"], tables=SMALL[:1]), no_bar)
+    others = [{**tree.drafter, "depth": depth} for depth in (2, 3, 4, 5, 6)]
+    for drafter in others:
+        write({**found, "drafter": drafter}, tmp_path)
+    for drafter in others:
+        assert find_law(drafter, rule, tmp_path).same_settings
+    assert find_law({**tree.drafter, "branching": 1}, rule, tmp_path) is None
+
+
+def test_rounds_are_run_for_real():
+    """Two have more outcomes than one, whose second half is plain decoding."""
+    pair = Pair({"name": "small_model", "depth": 1}, {"name": "token"})
+    one, two = (exact.exact(SMALL[1], pair.on_tables, pair.rule(1.0), 4, n) for n in (1, 2))
+    assert two.outcomes > one.outcomes
+    assert two.accepted == pytest.approx(one.accepted)
 
 
 def test_a_refused_pair_is_not_applicable():
@@ -198,29 +279,29 @@ def test_what_is_too_large_is_left_out_and_said():
 def test_a_folder_of_certificates_is_one_family(tmp_path, capsys):
     def certified(name, p_value):
         tests = [{"setting": "temperature", "fit": {"p_value": p_value}}]
-        settings = {
-            "drafter": {"_target_": "drafters.none.NoDrafter"},
-            "verifier": {"_target_": name},
-        }
+        settings = {"drafter": {"name": "none"}, "verifier": {"name": name}}
         return {
             **settings,
             "pair": ["none", name],
             "verdict": "certified",
+            "code": code_of(**settings),
             "sampled": {"tests": tests},
         }
 
-    for name in (
-        "a.b.C",
-        "d.e.F",
-    ):  # 8e-7 falls alone and after one that fell, not beside one that stands
-        (tmp_path / f"{name}.json").write_text(
-            json.dumps(certified(name, 8e-7 if name == "a.b.C" else 1e-9))
-        )
+    # 8e-7 falls alone and after one that fell, not beside one that stands
+    for name, p_value in (("greedy", 8e-7), ("naive", 1e-9)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(certified(name, p_value)))
     (tmp_path / "other.json").write_text("[]")
     suite = certify_command.read_folder(str(tmp_path))
-    assert [one["pair"][1] for one in suite] == ["a.b.C", "d.e.F"]
+    assert [one["pair"][1] for one in suite] == ["greedy", "naive"]
     assert len(certify_command.summarise(suite)) == 2
-    assert certify_command.summarise(suite[:1]) == ["none + a.b.C: temperature"]
+    assert certify_command.summarise(suite[:1]) == ["none + greedy: temperature"]
+    old = {**suite[0], "code": {}, "sampled": None}
+    gone = {**old, "pair": ["none", "gone"], "verifier": {"_target_": "gone.Rule"}}
+    assert certify_command.summarise([old, gone]) == ["none + greedy", "none + gone"]
+    said = capsys.readouterr().err
+    assert "stale: specdec, drafter, verifier changed" in said
+    assert "stale: _target_ gone.Rule lies outside" in said
     suite[1]["sampled"]["tests"][0]["fit"]["p_value"] = 0.5
     assert certify_command.summarise(suite) == []
     assert "2 sampled tests as one family" in capsys.readouterr().err
@@ -275,20 +356,3 @@ def test_rows_that_are_missing_are_the_roots():
             for key in itertools.product(range(2), repeat=2)
         }
     )
-
-
-def test_a_folder_is_certified_again_pair_by_pair(tmp_path, monkeypatch):
-    pairs_of = [({"name": "none"}, {"name": name}) for name in ("greedy", "naive")]
-    for number, (drafter, verifier) in enumerate(pairs_of):
-        content = {
-            "drafter": drafter,
-            "verifier": verifier,
-            "verdict": "certified",
-            "pair": ["none", "naive"],
-        }
-        (tmp_path / f"{number}.json").write_text(json.dumps(content))
-    seen = []
-    monkeypatch.setattr(certify_command, "certify_pair", lambda config, *pair: seen.append(pair))
-    config = certify_command.Certify(again=str(tmp_path), drafter={}, verifier={})
-    certify_command.main.__wrapped__(OmegaConf.structured(config))
-    assert seen == pairs_of

@@ -159,11 +159,54 @@ def test_options_outside_their_range(option, value, expected):
     refused(option, expected, *shown, **{option: value})
 
 
-@pytest.mark.parametrize("given", [lambda ids, scores: scores[:, :3], lambda ids, scores: None])
-def test_a_processor_that_returns_something_else(given):
+@pytest.mark.parametrize(
+    ("given", "came"),
+    [
+        (lambda ids, scores: scores[:, :3], "(1, 3)"),
+        (lambda ids, scores: scores[0], f"({VOCABULARY},)"),
+        (lambda ids, scores: None, "NoneType"),
+        (lambda ids, scores: scores.numpy(), "ndarray"),
+        (lambda ids, scores: scores.long(), "torch.int64"),
+        (lambda ids, scores: scores > 0, "torch.bool"),
+        (lambda ids, scores: scores.to(torch.complex64), "torch.complex64"),
+        (lambda ids, scores: scores.to("meta"), "on meta"),
+    ],
+)
+def test_a_processor_that_returns_something_else(given, came):
     refused(
-        "logits processor", "must return scores", f"(1, {VOCABULARY})", logits_processors=[given]
+        "logits processor",
+        f"must return scores as it was given them, (1, {VOCABULARY})",
+        came,
+        logits_processors=[given],
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_processor_may_answer_in_another_precision(dtype):
+    """As in transformers."""
+    plain, ours = (
+        specdec.generate(
+            shared("llama_gqa"), ROW, max_new_tokens=6, logits_processors=[processor]
+        ).tokens[0]
+        for processor in (
+            lambda ids, scores: scores.to(dtype).float(),
+            lambda ids, scores: scores.to(dtype),
+        )
+    )
+    assert torch.equal(plain, ours)
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_progress_is_a_yes_or_a_no(value):
+    with pytest.raises(ValueError, match=rf"progress must be True or False, got {value!r}"):
+        specdec.generate(shared("llama_gqa"), ROW, progress=value)
+
+
+@pytest.mark.parametrize("chance", [Keyed, Coupled])
+@pytest.mark.parametrize("seed", ["x", 1.5, True, None, 2**64])
+def test_seeds_that_are_none(chance, seed):
+    with pytest.raises(ValueError, match=r"seed must be an integer .*got"):
+        chance(seed)
 
 
 def test_a_model_where_a_drafter_is_expected():
@@ -380,7 +423,7 @@ def test_sizes_that_no_pass_could_score_are_refused_at_once(settings):
     own["eagle"] = {"heads": head("eagle", lm("llama_gqa"))}
     began = time.monotonic()
     assert re.search(
-        r"at most|more than", refused(drafter={**own.get(settings["name"], {}), **settings})
+        r"at most|more than|<= ", refused(drafter={**own.get(settings["name"], {}), **settings})
     )
     assert time.monotonic() - began < 5
 
@@ -662,6 +705,22 @@ class Says(Drafter):
         return self.answer(state)
 
 
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"law": "wor"}, "law must be a specdec.SiblingLaw, got 'wor'"),
+        ({"law": None}, "law must be a specdec.SiblingLaw, got None"),
+        ({"max_nodes": None}, "max_nodes (root included) must be an integer >= 1, got None"),
+        ({"max_nodes": "4"}, "max_nodes (root included) must be an integer >= 1, got '4'"),
+        ({"chain": "no"}, "chain must be True or False, got 'no'"),
+        ({"fixed_width": 1}, "fixed_width must be True or False, got 1"),
+    ],
+)
+def test_what_no_drafter_can_declare(declared, said):
+    drafter = Says(lambda state: TokenTree.root(state.roots), **declared)
+    refused(f"drafter 'test_errors': {said}", target=KNOWN.target, prompts=[0], drafter=drafter)
+
+
 def tree_of(state, parents, tokens, **options):
     return TokenTree(
         torch.tensor([[int(state.roots[0]), *tokens]]), torch.tensor([parents]), **options
@@ -713,6 +772,7 @@ THIRDS = torch.full((1, 3, 3), 1 / 3, dtype=torch.float64)
             ("trees for 2 rows, there are 1",),
         ),
         (lambda state: TokenTree.root(state.roots.to("meta")), {}, ("are on meta", "cpu")),
+        (lambda state: tree_of(state, [-1, 7], [1]), {}, ("parent must be an earlier node",)),
         (
             lambda state: TokenTree.chain(
                 state.roots[:, None].repeat(1, 2), None, SiblingLaw.WR, THIRDS[:, :2, :2]
@@ -730,6 +790,29 @@ def test_a_drafter_that_breaks_its_contract(answer, declared, words):
         prompts=[0],
         drafter=Says(answer, **declared),
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((None, [[-1]]), "tokens must be a Tensor, got NoneType"),
+        (([[1]], [[-1]]), "tokens must be a Tensor, got list"),
+        ((torch.ones(1, 2).long(), [[-1, 0]], "wr"), "law must be a SiblingLaw, got str"),
+        (
+            (torch.ones(1, 2).long(), [[-1, 0]], SiblingLaw.WR, [[0.5]]),
+            "q must be (rows, nodes, vocabulary) = (1, 2, V), got list",
+        ),
+        (
+            (torch.ones(1, 2).long(), [[-1, 0]], SiblingLaw.WR, torch.ones(1, 1, 3)),
+            "q must be (rows, nodes, vocabulary) = (1, 2, V), got (1, 1, 3)",
+        ),
+        ((torch.ones(2).long(), torch.ones(2).long()), "parents must be (rows, nodes), got (2,)"),
+        ((torch.ones(1, 2).long(), [[-1]]), "a tree needs tokens and parents of one shape"),
+    ],
+)
+def test_a_tree_of_what_is_no_tree(arguments, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        TokenTree(*arguments)
 
 
 def test_a_width_that_is_declared_fixed_and_is_not():
@@ -784,6 +867,46 @@ def test_a_verifier_that_breaks_its_contract(path, accepted, bonus, words):
     refused(
         "verifier 'test_errors'",
         *words,
+        target=KNOWN.target,
+        prompts=[0],
+        drafter=drafter,
+        verifier=rule,
+    )
+
+
+def verdict(path=((1, -1),), accepted=(1,), bonus=(0,), **counts):
+    """A sound one, but for what is given."""
+    pieces = (torch.tensor(piece) for piece in (path, accepted, bonus))
+    return Verdict(*pieces, counts)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda: None, "NoneType, expected a specdec.Verdict"),
+        (lambda: (1, 2, 3), "tuple, expected a specdec.Verdict"),
+        (lambda: Verdict([[1, -1]], [1], [0]), "list as path, not a tensor (1, depth) on cpu"),
+        (lambda: verdict(path=((1.0, -1.0),)), "path of torch.float32, expected torch.long"),
+        (lambda: verdict(accepted=(1.0,)), "num_accepted of torch.float32"),
+        (lambda: verdict(bonus=(0.0,)), "bonus of torch.float32"),
+        (lambda: verdict(path=((1, -1), (1, -1))), "path of shape (2, 2) on cpu"),
+        (lambda: verdict(path=(1,)), "path of shape (1,) on cpu"),
+        (lambda: verdict(accepted=1), "num_accepted of shape () on cpu, expected a tensor (1,)"),
+        (lambda: verdict(bonus=((0,),)), "bonus of shape (1, 1) on cpu"),
+        (lambda: verdict(tried=3), "int as counts['tried'], not a tensor (1,) on cpu"),
+        (lambda: verdict(tried=torch.ones(2)), "counts['tried'] of shape (2,) on cpu"),
+        (
+            lambda: Verdict(*(torch.ones(1, *more).long().to("meta") for more in ((2,), (), ()))),
+            "path of shape (1, 2) on meta, expected a tensor (1, depth) on cpu",
+        ),
+    ],
+)
+def test_a_verifier_that_returns_no_verdict(answer, said):
+    rule = Wanders([1], 1)
+    rule.verify = lambda trees, p, chance: answer()
+    drafter = Says(lambda state: tree_of(state, [-1, 0, 1], [1, 2]))
+    refused(
+        f"verifier 'test_errors' returned {said}",
         target=KNOWN.target,
         prompts=[0],
         drafter=drafter,

@@ -32,7 +32,7 @@ from experiments.measuring.rounds import COLUMNS, rounds
 from experiments.measuring.ways import Sample
 from experiments.prompts import Prompt
 from experiments.report import contents as pages
-from experiments.report import frames, logger
+from experiments.report import frames, logger, tables
 from experiments.study import folder, outcome, result, schema, studies
 from experiments.system import files
 from experiments.terminal import options, program, refusals
@@ -134,6 +134,8 @@ def test_assisted_generation_and_batches(command, tiny):
 def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
     """The certificate of the pair, if there is one; a lossy rule's name carries the word in every
     table and figure."""
+    said = []
+    monkeypatch.setattr(run.log, "info", lambda form, *values: said.append(form % values))
     monkeypatch.setattr(kept, "SHIPPED", Path("nowhere"))
     cool = [
         "-m",
@@ -154,9 +156,14 @@ def test_results_say_whose_law_they_have(command, tiny, monkeypatch):
     before, since = (
         studies.read("laws", str(root / "multirun"), sweep) for sweep in ("before", "since")
     )
-    assert list(frames.table(before.results)["law"]) == ["not certified", "not certified", "lossy"]
-    table = frames.table(since.results)
-    assert list(table["law"]) == ["certified", "not certified", "lossy"]
+    without = "lossless, not certified"
+    assert list(frames.table(before.results)["law"]) == [without, without, "lossy"]
+    table, covered = frames.table(since.results), "certified: rule and tree, other settings (exact)"
+    assert list(table["law"]) == [covered, without, "lossy"]
+    on_terminal = [line.partition(": tau ")[2].partition(", ")[2] for line in said]
+    assert on_terminal == [without, without, "lossy", covered, without, "lossy"]
+    assert list(tables.headline(since.results).text["law"])[:3] == list(table["law"])
+    assert covered in "".join(collect.readable(table)["law"])
     assert list(table["drafter"]) == ["ngram", "ngram", "ngram (lossy)"]
     assert set(frames.phases(since.results)["drafter"]) >= set(
         frames.acceptance(since.results)["drafter"]

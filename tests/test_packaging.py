@@ -116,6 +116,21 @@ def test_rooms_of_experiments_import_only_what_is_below_them():
     assert not wrong
 
 
+LOOP = {f"specdec.{name}" for name in ("generate", "requests", "seats", "outcome", "output")}
+
+
+def test_what_the_loop_uses_does_not_know_the_loop():
+    known = modules()
+    wrong = {}
+    for name, path in known.items():
+        if name.split(".")[:2] in (
+            ["specdec", room] for room in ("models", "drafting", "heads", "verifying")
+        ):
+            needs = imported_modules(path, set(known), at_once=False) & LOOP
+            wrong |= {name: sorted(needs)} if needs else {}
+    assert not wrong
+
+
 def test_only_programs_lie_on_top_of_experiments():
     others = {
         f"experiments.{path.stem}"
@@ -150,6 +165,26 @@ def test_imports_point_one_way(package):
         if (forbidden := (imported(path) & ours) - MAY_IMPORT[package])
     }
     assert not wrong, f"{package} may import {sorted(MAY_IMPORT[package])} of ours"
+
+
+def test_python_started_beside_the_clone_finds_the_package(tmp_path):
+    """`pip install -e`, then Python in the folder that holds the clone, which is named specdec: a
+    namespace package of that name is there, and empty."""
+    clone, site = tmp_path / "specdec", tmp_path / "site"
+    for package in PACKAGES:
+        without = shutil.ignore_patterns("__pycache__", "demo")
+        shutil.copytree(ROOT / package, clone / package, ignore=without)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    site.mkdir()
+    build = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    run(sys.executable, "-c", build, site, cwd=clone)
+    (wheel,) = site.glob("*.whl")
+    shutil.unpack_archive(wheel, site, "zip")
+    program = "import sys, site; site.addsitedir(sys.argv[1]); import specdec"
+    shown = f"{program}; print(specdec.__file__)"
+    found = run(sys.executable, "-S", "-c", shown, site, cwd=tmp_path)
+    assert Path(found.strip()) == clone / "specdec" / "__init__.py"
 
 
 @pytest.fixture(scope="module")

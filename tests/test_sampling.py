@@ -15,7 +15,7 @@ from transformers import (
 import specdec
 from specdec import Laws, Sampling, TokenTree
 from specdec.probs import DraftLaws, top
-from specdec.state import Last, OnHost, State
+from specdec.state import State
 from tests.models import prompts, shared
 
 V, LENGTHS = 11, [6, 9]
@@ -45,11 +45,8 @@ OPTIONS = [
 
 
 def state_of(tokens: torch.Tensor, lengths: list[int], sampling: Sampling) -> State:
-    rows = len(lengths)
-    fresh = [False] * rows
-    host = OnHost(lengths, [True] * rows, [99] * rows, fresh, tokens.tolist())
-    last = Last(None, None, [0] * rows, None, None)
-    return State(host, tokens, torch.arange(rows), sampling, last)
+    texts = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
+    return State.of(texts, sampling, 99, tokens.shape[1])
 
 
 def scored(

@@ -81,7 +81,7 @@ def test_a_certificate_of_a_package_that_is_not_here_is_passed_over(tmp_path):
     ):
         content |= {"drafter": drafter, "verifier": {"_target_": "verifiers.naive.Naive"}}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert kept.find_certificate({"name": "none"}, {"name": "naive"}, tmp_path) is None
+    assert kept.find_law({"name": "none"}, {"name": "naive"}, tmp_path) is None
 
 
 def test_names_are_found_without_importing_their_package(tmp_path, monkeypatch):

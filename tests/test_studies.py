@@ -4,6 +4,7 @@ on."""
 import errno
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -398,6 +399,41 @@ def test_a_model_that_is_not_there(monkeypatch):
         options.start(profile.main, profile.Profile, ["target=demo", "threads=0"])
 
 
+def test_a_value_of_another_type(capsys):
+    with pytest.raises(SystemExit) as end:
+        options.start(profile.main, profile.Profile, ["threads=many"])
+    first, second, *_ = str(end.value).splitlines()
+    assert first.startswith("threads: Value 'many' of type 'str' could not be converted to Integer")
+    assert second.startswith("options: ")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (ValueError("no such text"), "no such text\n(HYDRA_FULL_ERROR=1 shows where", ""),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), "No space left on device: x\n", ""),
+        (KeyboardInterrupt(), "", "interrupted; the same command goes on from its last checkpoint"),
+    ],
+)
+def test_a_training_that_cannot_go_on(raised, code, said, monkeypatch, capsys, tmp_path):
+    """One line, and none of Hydra's before it."""
+
+    def fail(*arguments):
+        raise raised
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(refusals.FULL, raising=False)
+    monkeypatch.setattr("experiments.training.recipes.train", fail)
+    monkeypatch.setattr(sys, "argv", ["train", "target=demo", "device=cpu", *QUIET[1:]])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("experiments.train", run_name="__main__", alter_sys=False)
+    if said:
+        assert end.value.code == refusals.INTERRUPTED
+    else:
+        assert str(end.value.code).startswith(code)
+    assert capsys.readouterr().err.strip() == said
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_disks_that_take_nothing(number, command, monkeypatch, capsys, tiny):
     """A run ends with one line that names the file; not even failed.json can be written."""
@@ -456,6 +492,7 @@ def test_help_lists_the_groups_that_a_program_has(program, groups):
         text=True,
         check=True,
     )
+    assert ("again=FOLDER " in done.stdout) == (program == "certify")
     listed = done.stdout.partition("(group=option)\n\n")[2].partition("\n\n")[0]
     assert [line.partition(":")[0] for line in listed.splitlines()] == groups.split()
     for group in ("drafter", "verifier"):
@@ -513,6 +550,15 @@ def test_lines_now_and_then(capsys):
     now[0] += 100 * SILENCE
     lines.advance()
     assert capsys.readouterr().err.startswith("study: 4 of 8, 50%, 51 min left")
+
+
+def test_lines_of_what_goes_on_from_an_earlier_run(capsys):
+    """The time left is that of this run's steps; a note, such as a loss, stands by the title."""
+    now = [0.0]
+    lines = Lines("training", 10, lambda: now[0], done=6)
+    now[0] += SILENCE
+    lines.advance("loss 2.500")
+    assert capsys.readouterr().err == "training loss 2.500: 7 of 10, 70%, 2 min left\n"
 
 
 def test_results_are_plain_json(command):

@@ -29,6 +29,7 @@ from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, train_tokenizer
 from specdec.heads.features import FeatureHead
 from specdec.heads.head import Guess, Head
+from specdec.heads.marks import mark_of
 from specdec.models.language_model import TransformersLM
 from specdec.plugins import CONF, build
 from tests import models
@@ -380,6 +381,12 @@ def test_every_recipe_of_a_head_trains_and_its_drafter_takes_the_head(
     notes = build("drafter", drafter).heads.notes  # type: ignore[attr-defined]
     assert notes["temperature"] == config.drafter.temperature
     assert 0 < sum(notes["accuracies"][0]) <= 1 + 1e-6
+    assert notes["target"] == mark_of(specdec.load(target))
+    other = specdec.load(target)
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight.mul_(1.5)
+    with pytest.raises(ValueError, match="was trained for another target"):
+        specdec.generate(other, "def f", drafter=drafter, max_new_tokens=8)
 
 
 @pytest.mark.parametrize("recipe", ["medusa", "eagle3"])

@@ -18,4 +18,4 @@ class Greedy(Verifier):
     coupled = True
 
     def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
-        return followed(trees, p.argmax, p.state.live)
+        return followed(trees, p.argmax, p.state)

@@ -9,27 +9,20 @@ from typing import Any
 import torch
 
 from experiments.certificates import exact, greedy, sampled, tiny
-from experiments.certificates.kept import (
-    CERTIFIED,
-    LOSSY,
-    NOT_APPLICABLE,
-    NOT_CERTIFIED,
-    SCHEMA_VERSION,
-    arguments_of,
-    resolved,
-)
+from experiments.certificates.code import code_of
+from experiments.certificates.kept import CHECKS, SCHEMA_VERSION, arguments_of, resolved
+from experiments.certificates.law import CERTIFIED, LOSSY, NOT_APPLICABLE, NOT_CERTIFIED
 from experiments.certificates.statistics import SIZE, holm
 from experiments.certificates.suite import Settings, make
 from experiments.certificates.tables import Tables, standard
 from experiments.prompts import read
-from experiments.system.surroundings import surroundings
+from experiments.system.surroundings import Surroundings, surroundings
 from specdec import Drafter, Refused, Verifier, load
 from specdec.chance import Keyed
 from specdec.models.language_model import TransformersLM
 from specdec.pairing import name_of
 from specdec.plugins import build, find
 
-CHECKS = ("exact", "sampled", "greedy")
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -83,15 +76,21 @@ class Pair:
 
 
 def certify(
-    pair: Pair, plan: Plan, bar: Bar, say: Callable[[str], None] = lambda line: None
+    pair: Pair,
+    plan: Plan,
+    bar: Bar,
+    say: Callable[[str], None] = lambda line: None,
+    where: Surroundings | None = None,
 ) -> dict[str, Any]:
-    """The certificate of a pair. `bar` shows progress, `say` hears of every result."""
+    """The certificate of a pair. `bar` shows progress, `say` hears of every result. where: what
+    the certificate says that it was made in (None: found out now)."""
     began = time.perf_counter()
-    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(surroundings())}
+    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(where or surroundings())}
     pair = Pair(arguments_of("drafter", pair.drafter), resolved(pair.drafter, pair.verifier, 1.0))
     head |= {
         "drafter": dict(pair.drafter),
         "verifier": dict(pair.verifier),
+        "code": code_of(pair.drafter, pair.verifier),
         "plan": _plain_plan(plan),
     }
     rule = pair.rule(1.0)
@@ -104,8 +103,8 @@ def certify(
     try:
         if "exact" in plan.checks or not rule.lossless:
             found["exact"], passed["exact"] = _exact(pair, plan, zero, reasons, bar, say)
-        if rule.lossless and "sampled" in plan.checks and not zero:
-            found["sampled"], passed["sampled"] = _sampled(pair, plan, reasons, bar, say)
+        if rule.lossless and "sampled" in plan.checks:
+            found["sampled"], passed["sampled"] = _sampled(pair, plan, zero, reasons, bar, say)
         if rule.lossless and "greedy" in plan.checks:
             found["greedy"], passed["greedy"] = _greedy(pair, plan, zero, reasons, say)
     except Refused as refusal:
@@ -166,16 +165,18 @@ def _exact(
         reasons.append(f"exact: no table could be run: {left_out[0]}")
         return None, False
     reasons += [f"exact: {one}" for one in results if not one.lossless]
+    bounds = [one.rounding for one in results]
     distances = [one.tv for one in results if one.tv is not None]
     total = sum(one.outcomes for one in results)
     say(
         f"exact: {len(results)} cases, {total} outcomes, largest TV "
-        f"{max(distances, default=float('nan')):.2e}"
+        f"{max(distances, default=float('nan')):.2e}{exact.rounding(max(bounds))}"
     )
     return {
         "lossless": all(one.lossless for one in results),
         "worst_tv": max(distances, default=None),
         "threshold": exact.LOSSLESS,
+        "worst_rounding": max(bounds),  # what laws in float32 may add to a total variation
         "outcomes": total,
         "cases": [asdict(one) for one in results],
         "left_out": left_out,
@@ -183,15 +184,18 @@ def _exact(
 
 
 def _sampled(
-    pair: Pair, plan: Plan, reasons: list[str], bar: Bar, say: Callable[[str], None]
+    pair: Pair, plan: Plan, zero: bool, reasons: list[str], bar: Bar, say: Callable[[str], None]
 ) -> tuple[Any, bool]:
+    """zero: at temperature 0, for rules that judge nothing else."""
+
     def drafter(target: TransformersLM, draft: TransformersLM) -> Drafter:
         return make(pair.drafter, target, draft)
 
     results = []
-    for setting in sampled.SETTINGS:
+    rule, chance = pair.rule(0.0 if zero else 1.0), Keyed(plan.seed)
+    for setting in map(sampled.at_zero, sampled.SETTINGS) if zero else sampled.SETTINGS:
         try:
-            job = sampled.prepare(setting, drafter, pair.rule(1.0), plan.strength, Keyed(plan.seed))
+            job = sampled.prepare(setting, drafter, rule, plan.strength, chance)
         except Refused:
             raise
         except ValueError as error:

@@ -1,11 +1,13 @@
 """`specdec.Enumerate`, many outcomes side by side: each row of a batch follows a script of its own.
 
 Rows of a batch do not touch one another, so the law of a row is the law of the code; a batch only
-saves time. Each row's branches are those of `specdec.chance.Trace`.
+saves time. (Rows whose drafter learns do: those are run one at a time.) Each row's branches are
+those of `specdec.chance.Trace`.
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -17,11 +19,24 @@ Out = TypeVar("Out")
 Script = list[tuple[int, list[tuple[int, float]]]]
 
 
+@dataclass
+class Rounding:
+    """How far laws that are not in float64 may move the law of an outcome.
+
+    A law of V weights in a type of machine epsilon e sums to 1 within V e / 2. It is drawn from as
+    if it did, and taken at its word by the rule's ratio and by its residual: per draw a total
+    variation of at most V e, in the first order of e.
+    """
+
+    bound: float = 0.0
+
+
 class Traces(Chance, Draws):
     """The chance of a batch whose row r follows `traces[r]`."""
 
     def __init__(self, traces: Sequence[Trace]) -> None:
         self.traces = traces
+        self.rounding = [0.0] * len(traces)  # of each row, see `Rounding`
 
     def round(self, state: Any) -> "Traces":
         return self
@@ -42,6 +57,10 @@ class Traces(Chance, Draws):
         """Each row's sites, in their order, by the row's own trace."""
         rows = at.rows.tolist()
         *size, purpose = rest
+        weights, draws = law[:1].numel(), size[0] if size else 1
+        each = 0.0
+        if law.dtype is not torch.float64:
+            each = draws * weights * torch.finfo(law.dtype).eps
         places: dict[int, list[int]] = {}
         for place in at.live.nonzero()[:, 0].tolist():
             places.setdefault(rows[place], []).append(place)
@@ -50,24 +69,35 @@ class Traces(Chance, Draws):
         for row, mine in places.items():
             index = torch.tensor(mine)
             sites = Sites(*(part[index] for part in at))
+            self.rounding[row] += each * len(mine)
             drawn[index] = getattr(self.traces[row], kind)(law[index], *size, sites, purpose)
         return drawn
 
 
 def outcomes(
-    program: Callable[[Chance, int], Sequence[Out]], rows: int = 256
+    program: Callable[[Chance, int], Sequence[Out]],
+    rows: int = 256,
+    rounding: Rounding | None = None,
 ) -> Iterator[tuple[float, Out]]:
     """Every outcome of `program` with its probability; `program(chance, n)` runs n rows and returns
-    what came of each."""
+    what came of each. `rounding` is told the largest bound of any outcome.
+
+    Raises ValueError for a program that is no function of its draws.
+    """
+    rounding = rounding or Rounding()
     waiting: list[Script] = [[]]
     while waiting:
         scripts, waiting = waiting[-rows:], waiting[:-rows]
         traces = [Trace(script) for script in scripts]
-        for script, trace, out in zip(
-            scripts, traces, program(Traces(traces), len(traces)), strict=True
-        ):
+        chance = Traces(traces)
+        found = program(chance, len(traces))
+        rounding.bound = max(rounding.bound, *chance.rounding)
+        for script, trace, out in zip(scripts, traces, found, strict=True):
             if trace.position < len(script):
-                raise ValueError("the program is not a function of its draws: a repeat drew less")
+                raise ValueError(
+                    "the program is not a function of its draws: a repeat drew less (a drafter "
+                    "that remembers anything of other rows or runs has to say `learns = True`)"
+                )
             for place in range(len(script), len(trace.script)):
                 head, (_, branches) = trace.script[:place], trace.script[place]
                 waiting += [[*head, (taken, branches)] for taken in range(1, len(branches))]
@@ -87,10 +117,14 @@ class _Dive(Trace):
         return self.source.choice(possible)
 
 
-def estimate(program: Callable[[Chance, int], Sequence[Any]], dives: int = 64) -> float:
+def estimate(
+    program: Callable[[Chance, int], Sequence[Any]], dives: int = 64, rows: int = 64
+) -> float:
     """About how many outcomes `program` has: the mean product of branch counts over random dives
-    (Knuth 1975)."""
+    (Knuth 1975), `rows` of them side by side."""
     source = random.Random(0)
     traces = [_Dive(source) for _ in range(dives)]
-    program(Traces(traces), dives)
+    for first in range(0, dives, rows):
+        some = traces[first : first + rows]
+        program(Traces(some), len(some))
     return sum(trace.branches for trace in traces) / dives

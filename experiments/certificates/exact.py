@@ -2,7 +2,8 @@
 
 The first round (or two) runs for real and what is missing to `tokens` tokens is plain decoding, so
 that the joint law of a round and of what follows it is compared with the target's. The total
-variation has to be below 1e-12.
+variation has to be below 1e-12; laws in float32 may add the bound of their rounding, which is then
+reported.
 """
 
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import specdec
-from experiments.certificates.enumeration import estimate, outcomes
+from experiments.certificates.enumeration import Rounding, estimate, outcomes
 from experiments.certificates.tables import Law, Prefix, Tables, distance
 from specdec import Drafter
 from specdec.chance import Chance
@@ -21,6 +22,7 @@ LOSSLESS = 1e-12
 OUTCOMES = 200_000  # enumeration gives up after as many
 TWO_ROUNDS = 100  # two rounds run for real where one has at most as many outcomes
 DEPTHS = (1, 2, 3)
+ROWS = 256  # outcomes side by side
 
 # tokens that a row emitted so far, drafted tokens accepted in its first round
 Round = tuple[Prefix, int]
@@ -38,10 +40,11 @@ class Exact:
     complete: bool
     tv: float | None  # None where it gave up
     accepted: float | None  # expected drafted tokens accepted in the first round
+    rounding: float = 0.0  # what laws that are not in float64 may add to `tv`, at most
 
     @property
     def lossless(self) -> bool:
-        return self.tv is not None and self.tv < LOSSLESS
+        return self.tv is not None and self.tv < LOSSLESS + self.rounding
 
     def __str__(self) -> str:
         if not self.complete:
@@ -51,22 +54,35 @@ class Exact:
                 "the limit)"
             )
         return (
-            f"{self.tables}: {self.rounds} round(s), {self.outcomes} outcomes, TV {self.tv:.2e}, "
-            f"accepted {self.accepted:.4f}"
+            f"{self.tables}: {self.rounds} round(s), {self.outcomes} outcomes, TV {self.tv:.2e}"
+            f"{rounding(self.rounding)}, accepted {self.accepted:.4f}"
         )
+
+
+def rounding(bound: float) -> str:
+    """What is said of a total variation where laws were not in float64."""
+    return f" (rounding of laws in less than float64: at most {bound:.2g})" if bound else ""
+
+
+def side_by_side(learns: bool, rows: int = ROWS) -> int:
+    """How many outcomes may be rows of one batch. Those of a drafter that learns share what it
+    learns, so there each outcome is a run of its own."""
+    return 1 if learns else rows
 
 
 def program(
     tables: Tables, drafter: Callable[[Tables], Drafter], verifier: Any, tokens: int, rounds: int
 ) -> Callable[[Chance, int], Sequence[Round]]:
-    """`rounds` rounds of decoding as a function of its draws."""
+    """`rounds` rounds of decoding as a function of its draws. A drafter that learns is made anew
+    for each run, and takes one row."""
     target, made = tables.target(), drafter(tables)
 
     def run(chance: Chance, rows: int) -> Sequence[Round]:
+        assert rows == side_by_side(made.learns, rows)
         events = specdec.stream(
             target,
             [list(tables.prompt)] * rows,
-            drafter=made,
+            drafter=drafter(tables) if made.learns else made,
             verifier=verifier,
             max_new_tokens=tokens,
             chance=chance,
@@ -96,15 +112,17 @@ def exact(
     rounds: int = 1,
     limit: int = OUTCOMES,
     advance: Callable[[int], None] = lambda outcomes: None,
-    rows: int = 256,
+    rows: int = ROWS,
 ) -> Exact:
     """The joint law of `tokens` tokens, of which the first `rounds` rounds run for real. `advance`
-    hears of every outcome; `rows` of them are run side by side."""
+    hears of every outcome; at most `rows` of them are run side by side."""
     law: Law = defaultdict(float)
     shares: list[float] = []
     lengths: list[float] = []
+    rounded = Rounding()
+    rows = side_by_side(drafter(tables).learns, rows)
     for probability, (emitted, accepted) in outcomes(
-        program(tables, drafter, verifier, tokens, rounds), rows
+        program(tables, drafter, verifier, tokens, rounds), rows, rounded
     ):
         if len(shares) == limit:
             return Exact(tables.name, tokens, rounds, limit, math.fsum(shares), False, None, None)
@@ -117,7 +135,10 @@ def exact(
         for key, mass in tables.completions(emitted, probability, tokens):
             joint[key] += mass
     covered, tv = math.fsum(shares), distance(joint, tables.plain(tokens))
-    return Exact(tables.name, tokens, rounds, len(shares), covered, True, tv, math.fsum(lengths))
+    accepted = math.fsum(lengths)
+    return Exact(
+        tables.name, tokens, rounds, len(shares), covered, True, tv, accepted, rounded.bound
+    )
 
 
 def suite(
@@ -140,7 +161,10 @@ def suite(
         shallower: Exact | None = None
 
         def too_many(what: str, tokens: int, rounds: int, tables: Tables = tables) -> bool:
-            estimated = estimate(program(tables, drafter, verifier, tokens, rounds))
+            estimated = estimate(
+                program(tables, drafter, verifier, tokens, rounds),
+                rows=side_by_side(drafter(tables).learns),
+            )
             if estimated > size:
                 left_out.append(
                     f"{tables.name}: {what}: about {estimated:.3g} outcomes, more than size={size}"

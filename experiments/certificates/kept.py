@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.certificates import code
+from experiments.certificates.law import LOSSY, NOT_CERTIFIED, STALE, Law
 from experiments.certificates.suite import Settings, begun
-from experiments.system.files import write_json
+from experiments.system.files import drafts, write_json
+from experiments.system.surroundings import Git
 from specdec.chance import Keyed
 from specdec.measuring.report import Report
 from specdec.pairing import choose
@@ -16,13 +19,8 @@ from specdec.plugins import find
 from specdec.registry import described
 from specdec.sampling import Sampling
 
-SCHEMA_VERSION = 2  # of a certificate
-CERTIFIED, NOT_CERTIFIED, LOSSY, NOT_APPLICABLE = (
-    "certified",
-    "not certified",
-    "lossy",
-    "not applicable",
-)
+SCHEMA_VERSION = 3  # of a certificate
+CHECKS = ("exact", "sampled", "greedy")
 FOLDER = "certificates"  # of the working folder: where `certify` writes
 SHIPPED = Path(__file__).parent / "shipped"  # those that come with the project
 
@@ -41,16 +39,21 @@ def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Setti
 
 
 def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:
-    """What a pair is; of its `kind`, numbers do not matter: they size the tree and choose no law
-    (one child per node or several does: a chain and a tree are two kinds)."""
+    """What a pair is: its arguments. Of its `kind`, numbers do not matter: they size the tree and
+    choose no law (one child per node or several does: a chain and a tree are two kinds); nor do
+    weights."""
     parts = []
     for group, settings in (("drafter", drafter), ("verifier", verifier)):
         arguments = arguments_of(group, settings)
-        weights = getattr(find(group, arguments).make, "weight_arguments", frozenset())
-        kept = {key: value for key, value in arguments.items() if key not in {"name", *weights}}
+        kept = {key: value for key, value in arguments.items() if key != "name"}
         if kind:
+            weights = getattr(find(group, arguments).make, "weight_arguments", frozenset())
             widths = kept.pop("branching", None)
-            kept = {key: value for key, value in kept.items() if not _number(value)}
+            kept = {
+                key: value
+                for key, value in kept.items()
+                if key not in weights and not _number(value)
+            }
             if widths is not None:
                 kept["chain"] = max(widths if isinstance(widths, Sequence) else [widths]) == 1
         parts.append(kept)
@@ -61,13 +64,19 @@ def _number(value: Any) -> bool:
     return (isinstance(value, (int, float)) and not isinstance(value, bool)) or value is None
 
 
-def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
-    """One file per pair and settings; a newer certificate replaces an older one."""
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+def path_of(certificate: Mapping[str, Any], folder: str | Path) -> Path:
+    """Where a certificate is kept: one file per pair and settings."""
     identity = _identity(certificate["drafter"], certificate["verifier"], kind=False)
     mark = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    path = place / f"{'-'.join(certificate['pair'])}-{mark}.json"
+    return Path(folder) / f"{'-'.join(certificate['pair'])}-{mark}.json"
+
+
+def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
+    """A newer certificate replaces an older one, whole or not at all."""
+    path = path_of(certificate, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in drafts(path):
+        leftover.unlink(missing_ok=True)
     write_json(path, dict(certificate))
     return path
 
@@ -84,18 +93,42 @@ def read_certificates(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]
             continue
 
 
-def find_certificate(
-    drafter: Settings, verifier: Settings, *folders: str | Path, temperature: float = 1.0
-) -> dict[str, Any] | None:
-    """The certificate of a pair given by its settings (`_target_` or `name`, and arguments), with
-    `same_settings`; None where there is none. `folders`: where to look, the first match wins; the
-    working folder's and the shipped ones by default.
+def checks_of(certificate: Mapping[str, Any]) -> list[str]:
+    """The checks that ran, in their order."""
+    return [check for check in CHECKS if certificate.get(check)]
 
-    One with the very same settings if there is one (a draft model's name is no such setting), else
-    one of the same kind, which differs in numbers only. `verifier` may be that of `auto`, which
-    then stands for its choice at `temperature`.
+
+def law_of(
+    certificate: Mapping[str, Any], file: Path | None = None, same_settings: bool = True
+) -> Law:
+    """What a certificate says of a pair under the code that is here; of other code it says nothing.
+    Raises ValueError for a plug-in that is not here."""
+    verdict, changed = certificate["verdict"], code.changed(certificate)
+    if changed and verdict != LOSSY:
+        verdict = STALE
+    git = certificate.get("git")
+    return Law(
+        verdict=verdict,
+        file=str(file) if file else None,
+        git=Git(**git) if git else None,
+        same_settings=same_settings,
+        checks=checks_of(certificate),
+        changed=changed,
+    )
+
+
+def find_law(
+    drafter: Settings, verifier: Settings, *folders: str | Path, temperature: float = 1.0
+) -> Law | None:
+    """What the certificate of a pair says; None where there is none. The pair is given by its
+    settings (`_target_` or `name`, and arguments). `folders`: where to look, the first match wins;
+    the working folder's and the shipped ones by default.
+
+    A certificate of this code goes before a stale one; then one of the very same arguments before
+    one of the same kind, which differs in numbers and in weights only. `verifier` may be that of
+    `auto`, which then stands for its choice at `temperature`.
     """
-    found: list[tuple[bool, dict[str, Any]]] = []
+    found: list[Law] = []
     written = [
         entry for folder in folders or (FOLDER, SHIPPED) for entry in read_certificates(folder)
     ]
@@ -108,22 +141,18 @@ def find_certificate(
             theirs = [
                 _identity(content["drafter"], content["verifier"], kind) for kind in (False, True)
             ]
+            if ours[1] == theirs[1]:
+                found.append(law_of(content, path, ours[0] == theirs[0]))
         except ValueError:  # of a plug-in that is not here
             continue
-        if ours[1] == theirs[1]:
-            kind = ours[0] != theirs[0]
-            found.append((kind, {**content, "file": str(path), "same_settings": not kind}))
-    return min(found, key=lambda entry: entry[0])[1] if found else None
+    best = sorted(found, key=lambda law: (law.verdict == STALE, not law.same_settings))
+    return best[0] if best else None
 
 
-def attached(drafter: Settings, verifier: Settings, report: Report) -> dict[str, Any]:
-    """What a run's result says about its law: `verdict` is certified | not certified | lossy; with
-    a certificate also its file, git state and whether its settings are the very same."""
+def attached(drafter: Settings, verifier: Settings, report: Report) -> Law:
+    """What a run's result says about its law."""
     if not report.lossless:
-        return {"verdict": LOSSY}
+        return Law(verdict=LOSSY)
     judge = verifier if "_target_" in verifier else {"name": report.verifier}  # what `auto` was
-    found = find_certificate(drafter, judge)
-    if found is None:
-        return {"verdict": NOT_CERTIFIED}
-    verdict = found["verdict"] if found["verdict"] == CERTIFIED else NOT_CERTIFIED
-    return {"verdict": verdict, **{key: found[key] for key in ("file", "git", "same_settings")}}
+    found = find_law(drafter, judge)
+    return found or Law(verdict=NOT_CERTIFIED)

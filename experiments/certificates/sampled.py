@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,12 @@ SETTINGS = (
         {"temperature": 0.8, "top_p": 0.9, "logits_processors": (Fatigue(),)},
     ),
 )
+
+
+def at_zero(setting: Setting) -> Setting:
+    """The same at temperature 0: one sequence has probability 1, any other is impossible."""
+    sampling = {**setting.sampling, "temperature": 0.0}
+    return replace(setting, name=f"{setting.name}, T = 0", sampling=sampling)
 
 
 @dataclass(frozen=True)
@@ -216,5 +222,6 @@ def prepare(
     most = int(math.log(SEQUENCES) / math.log(vocabulary) + 1e-9)
     tokens = min(chosen.max_nodes + 1, setting.longest, most)
     law = joint_law(model, prompt(vocabulary), max(tokens, 3), Sampling(**setting.sampling), eos)
-    samples = sample_size(min(CELLS, int((law > 0).sum())), strength=strength)
+    possible = min(CELLS, int((law > 0).sum()))
+    samples = sample_size(possible, strength=strength) if possible > 1 else ROWS
     return Job(setting, chosen, verifier, target, max(tokens, 3), law, samples, chance or Keyed(0))

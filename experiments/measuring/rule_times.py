@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 
 from experiments.terminal.progress import bar
-from specdec import Keyed, Laws, Sampling, SiblingLaw, State, TokenTree, Verifier
-from specdec.drafting.by_level import levels
-from specdec.outcome import Reading
+from specdec import Drafter, Keyed, Laws, Sampling, SiblingLaw, State, TokenTree, Verifier
+from specdec.chance import Draws
+from specdec.drafting.by_level import by_level
+from specdec.outcome import Inspector
 from specdec.plugins import build
-from specdec.state import Last, OnHost
 
 TREE, CHAIN = [4, 3, 2, 1], [1] * 8  # 4 + 12 + 24 + 24 = 64 nodes
 RULES = {
@@ -50,12 +50,8 @@ def case(
         own = torch.randn(1, nodes, vocabulary, generator=random)
         return 4 * (agreement * common + (1 - agreement**2) ** 0.5 * own)
 
-    tokens = torch.zeros(1, 300, dtype=torch.long)
-    sampling = Sampling(temperature=temperature)
-    state = State(
-        OnHost([200], [True], [100]), tokens, torch.tensor([0]), sampling, Last(None, None, None)
-    )
-    tree = levels(
+    state = State.of([[0] * 200], Sampling(temperature=temperature), slots=300)
+    tree = by_level(
         logits(1),
         lambda grown, start: logits(grown.num_nodes - start),
         state,
@@ -105,9 +101,23 @@ def measure(vocabulary: int, agreement: float, repeats: int, seed: int) -> pd.Da
     return pd.DataFrame(rows)
 
 
+class Given(Drafter):
+    """Proposes the tree that it was made with."""
+
+    def __init__(self, tree: TokenTree) -> None:
+        self.tree, self.law, self.max_nodes = tree, tree.law, tree.num_nodes
+
+    def propose(self, state: State, chance: Draws) -> TokenTree:
+        return self.tree
+
+
 def verify(
     rule: Verifier, tree: TokenTree, logits: torch.Tensor, state: State, seeds: Iterator[int]
 ) -> None:
     """One round's verification, with fresh chance at every call."""
-    laws = Laws(logits, tree, state)
-    Reading(rule.verify(tree, laws, Keyed(next(seeds)).round(state)), tree, laws, state)
+    drafter = Given(tree)
+    inspector = Inspector(drafter, rule, ("given", rule.yaml_name or ""), logits.shape[-1])
+    chance = Keyed(next(seeds)).round(state)
+    trees = inspector.admitted(drafter.propose(state, chance), state)
+    laws = Laws(logits, trees, state)
+    inspector.read(rule.verify(trees, laws, chance), trees, laws, state)

@@ -21,7 +21,7 @@ class Report:
     runs."""
 
     study: str = MISSING  # a name, or the folder of a study, of a sweep or of one run
-    root: str | None = None  # where studies lie; null: multirun, else outputs
+    root: str | None = None  # the folder of studies; null: multirun, else outputs
     sweep: str = "latest"  # | all | the name of a sweep's folder
     # where `python -m experiments.profile` has left this machine's forward times
     profile: str = "outputs/profile"

@@ -5,6 +5,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from experiments.report.looks import (
     COLOURS,
+    STYLE,
     Drawn,
     entitle,
     legend,
@@ -27,17 +28,16 @@ def heat_map(acceptance: Frame) -> Drawn:
     """Accepted / reached per depth and sibling rank, a panel per run that drafts."""
     runs, left_out = _first_runs(acceptance)
     columns = min(3, len(runs))
-    often = acceptance[acceptance["reached"] >= FEW]  # deeper down there is nothing to read
-    deepest = int((often if len(often) else acceptance)["depth"].max())
-    acceptance = acceptance[acceptance["depth"] <= deepest]
-    widest = int(acceptance["rank"].max()) + 1
-    height = 0.75 + 0.22 * min(deepest, 12)
-    figure, axes = panels(-(-len(runs) // columns), columns, height, sharex=False, sharey=True)
+    runs = [(name, _read_often(part)) for name, part in runs]
+    deepest_of_all = max(int(part["depth"].max()) for _, part in runs)
+    height = 0.85 + 0.24 * min(deepest_of_all, 12)
+    figure, axes = panels(-(-len(runs) // columns), columns, height)
     shown = None
     for axis, (name, part) in zip(axes, runs, strict=False):
+        deepest, widest = int(part["depth"].max()), int(part["rank"].max()) + 1
         rate = np.full((deepest, widest), np.nan)
         for cell in part.itertuples():
-            if cell.reached and cell.depth <= deepest:
+            if cell.reached:
                 rate[cell.depth - 1, cell.rank] = cell.accepted / cell.reached
                 if cell.reached >= FEW and widest <= NUMBERED:
                     value = rate[cell.depth - 1, cell.rank]
@@ -49,21 +49,18 @@ def heat_map(acceptance: Frame) -> Drawn:
                         color=ink,
                         ha="center",
                         va="center",
-                        fontsize=6.5,
+                        fontsize=7.5,
                     )
         shown = axis.imshow(rate, cmap=GREYS, vmin=0, vmax=1, aspect="auto")
-        entitle(axis, wrapped(name, 26))
+        entitle(axis, wrapped(name, 20))
         axis.grid(visible=False)
-        axis.set_xticks(range(widest), range(1, widest + 1))
-        axis.set_yticks(range(deepest), range(1, deepest + 1))
-        if widest > 12:
-            axis.set_xticks(range(0, widest, 4), range(1, widest + 1, 4))
-        if deepest > 12:
-            axis.set_yticks(range(0, deepest, 4), range(1, deepest + 1, 4))
+        across, down = (1 if count <= 8 else -(-count // 6) for count in (widest, deepest))
+        axis.set_xticks(range(0, widest, across), range(1, widest + 1, across))
+        axis.set_yticks(range(0, deepest, down), range(1, deepest + 1, down))
     for axis in axes[len(runs) :]:
         axis.set_axis_off()
-    figure.supxlabel("sibling rank", fontsize=8.5)
-    figure.supylabel("depth", fontsize=8.5)
+    figure.supxlabel("sibling rank", fontsize=STYLE["font.size"])
+    figure.supylabel("depth", fontsize=STYLE["font.size"])
     figure.colorbar(
         shown,
         ax=axes,
@@ -72,15 +69,23 @@ def heat_map(acceptance: Frame) -> Drawn:
         pad=0.01,
         aspect=18,
     )
-    reached = acceptance.groupby("run")["reached"].sum()
-    numbers = f"Numbers where at least {FEW} were reached; blank" if widest <= NUMBERED else "Blank"
+    reached = [part["reached"].sum() for _, part in runs]
+    numbered = any(part["rank"].max() < NUMBERED for _, part in runs)
+    numbers = f"Numbers where at least {FEW} were reached; blank" if numbered else "Blank"
     return Drawn(
         figure,
         "Acceptance per depth and sibling rank",
         "Share of the drafted nodes that were accepted among those reached (whose parent was "
-        f"accepted), n = {span(reached)} reached nodes per run. {numbers}: never reached. Depths "
-        f"at which no run reached {FEW} are left out.{left_out}",
+        f"accepted), n = {span(reached)} reached nodes per run. {numbers}: never reached. Each "
+        f"panel ends at the last depth with a node that was reached {FEW} times.{left_out}",
     )
+
+
+def _read_often(part: Frame) -> Frame:
+    """A run's cells down to the last depth at which there is something to read."""
+    often = part[part["reached"] >= FEW]
+    deepest = (often if len(often) else part[part["reached"] > 0])["depth"].max()
+    return part[part["depth"] <= deepest]
 
 
 def acceptance_per_depth(groups: Frame) -> Drawn:
@@ -100,7 +105,7 @@ def acceptance_per_depth(groups: Frame) -> Drawn:
                 rate[few],
                 **(looks[name] | {"linestyle": "", "markerfacecolor": "white"}),
             )
-        axis.set(xlabel="depth (drafted tokens)", ylim=(0, 1.02))
+        axis.set(xlabel="depth (tokens)", ylim=(0, 1.02))
         if len(temperatures) > 1:
             entitle(axis, f"T = {temperature:g}")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -126,13 +131,13 @@ def accepted_lengths(lengths: Frame) -> Drawn:
         axis.bar(part["accepted"], share, color=COLOURS[0], width=0.85)
         mean = (part["accepted"] * part["rounds"]).sum() / part["rounds"].sum()
         axis.axvline(mean, color="black", linewidth=0.9, linestyle="--")
-        entitle(axis, wrapped(name, 28))
+        entitle(axis, wrapped(name, 20))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(axis="x", visible=False)
     for axis in axes[len(runs) :]:
         axis.set_axis_off()
-    figure.supxlabel("accepted drafted tokens in a round", fontsize=8.5)
-    figure.supylabel("rounds (%)", fontsize=8.5)
+    figure.supxlabel("accepted drafted tokens in a round", fontsize=STYLE["font.size"])
+    figure.supylabel("rounds (%)", fontsize=STYLE["font.size"])
     rounds = lengths.groupby("run")["rounds"].sum()
     return Drawn(
         figure,

@@ -28,8 +28,8 @@ DECODED_ALIKE = ("target", "temperature", "batch")  # what two methods of one st
 LEGEND = (
     "tau: all prompts pooled. difference: B - A per prompt, the median and its 95% bootstrap "
     "interval over the prompts that both runs decoded. speed-up: over the baseline that both runs "
-    "share, each in its own process. ratio: B / A per prompt (or batch), likewise. A difference "
-    "whose interval holds 0, or a ratio whose interval holds 1, is none. p: of no difference, a "
+    "share, each in its own process. ratio: B / A per prompt (or batch), likewise. Where the "
+    "interval of a difference holds 0, or that of a ratio 1, none is shown. p: of no difference, a "
     "sign-flip test over the same pairs, adjusted for all tests of this table (Holm)."
 )
 

@@ -22,8 +22,8 @@ def sections(study: Study, profile: Path | None = None) -> list[Section]:
         raise ValueError(
             f"no job of {study.folder} has a result; `python -m experiments.collect` lists why"
         )
-    turned_by = results
-    results = knobs.told_apart(results)
+    turned_by = knobs.shortened(results)
+    results = knobs.told_apart(turned_by)
     table, baselines, still = (
         frames.table(results),
         frames.baselines(results),

@@ -1,4 +1,6 @@
-"""What the words of a report mean. They stand at the end of every page."""
+"""What the words of a report mean. Every page ends with them."""
+
+from experiments.certificates.law import WORDS
 
 DEFINITIONS = {
     "Round": "One draft, one forward pass of the target over all drafted nodes, one verification, "
@@ -14,25 +16,21 @@ DEFINITIONS = {
     "bonus and before cuts.",
     "Acceptance rate": "Accepted / offered, at nodes that were reached: whose parent was accepted, "
     "or is the root.",
-    "Offered, reached, accepted": "A node is offered when it stands in a tree, reached when its "
-    "parent was accepted, accepted when it was kept by the "
-    "verifier. Rank: its place among its siblings, from 1 in figures.",
+    "Offered, reached, accepted": "A node is offered when it is in a tree, reached when its parent "
+    "was accepted, accepted when the verifier kept it. Rank: its place among its siblings, from 1 "
+    "in figures.",
     "α": "Accepted / reached groups of siblings: the chance that one of the children of a reached "
     "node is accepted.",
     "Speed-up": "Seconds per token of the baseline / of the method, both decoding the same prompt "
-    "in the same process, in turn; whole calls. The median "
-    "over prompts (over batches, where there are several prompts in one). Runs are compared with "
-    "each other through the baseline that they share.",
+    "in the same process, in turn; whole calls. The median over prompts (over batches, where there "
+    "are several prompts in one). Runs are compared with each other through the baseline that they "
+    "share.",
     "Interval": "95% percentile bootstrap over prompts, 2,000 resamples. It covers the choice of "
     "prompts, not other machines or days; below three "
     "prompts there is none.",
-    "Noise": "The first baseline decoded twice and divided by itself. A speed-up within it is "
-    "none.",
-    "Certified, lossless, lossy": "lossless: the acceptance rule gives exactly the target's law by "
-    "its contract. certified: besides, this pair of drafter and rule "
-    ""
-    "has a certificate (computed law, sampled law, greedy tokens) in this code. lossy: the output "
-    "does not follow the target's law.",
+    "Noise": "The first baseline decoded twice and divided by itself. A speed-up within it means "
+    "nothing.",
+    "Law": f"{WORDS}.",
     "Cold, warm": "A drafter that learns across prompts is warm when it has met the earlier "
     "prompts of its run, in their order, and cold when it forgets "
     "before each. Headline numbers are warm; their intervals cover the choice of prompts, not "

@@ -1,8 +1,8 @@
 """The figures of a report, each from frames of experiments/report/frames.py to a figure with its
 caption.
 
-Draw the first baseline's ratios unless told otherwise. "Median" is over prompts (batches of them,
-at batch sizes above 1).
+Ratios are those over the first baseline, unless a function says otherwise. "Median" is over prompts
+(over batches, at batch sizes above 1).
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ def speedups(table: Frame, baselines: list[str], noise: Any = None) -> Drawn:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel("speed-up (seconds per token of the baseline / of the method)")
+    axis.set_xlabel("speed-up (time per token, baseline / method)")
     legend(figure, [axis])
     return Drawn(
         figure,
@@ -164,7 +164,7 @@ def tau_by_position(parts: Frame, width: int) -> Drawn:
         here = parts[parts["temperature"] == temperature]
         for name, part in here.groupby(names[here.index], sort=False):
             axis.plot(part["first"] + width / 2, part["tau"], label=str(name), **looks[name])
-        axis.set_xlabel("position in the output")
+        axis.set_xlabel(wrapped("position in the output", 30 // len(axes)))
         if len(temperatures) > 1:
             entitle(axis, f"T = {temperature:g}")
     axes[0].set_ylabel("τ (tokens per round)")
@@ -200,13 +200,15 @@ def time_by_phase(phases: Frame) -> Drawn:
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("milliseconds per token")
     legend(figure, [axis], columns=6)
+    plain = ""
+    if (phases["drafter"] == "none").any():
+        plain = ' "none" is plain decoding in the same runs (mean of them).'
     return Drawn(
         figure,
         "Time by phase",
         f"Where the time of a token goes, sums over n = {prompts_of(phases)} prompts: reading the "
         "prompt, drafting, the target's pass, "
-        'verification, keeping the accepted path, and the rest of the loop. "none" is plain '
-        "decoding in the same runs (mean of them).",
+        f"verification, keeping the accepted path, and the rest of the loop.{plain}",
     )
 
 
@@ -249,6 +251,10 @@ def predicted_and_measured(table: Frame) -> Drawn:
 
 def per_category(parts: Frame, baseline: str) -> Drawn:
     """Grouped bars: tau and speed-up by category of prompts."""
+    note = ""
+    if parts["run"].nunique() > len(COLOURS) and parts["temperature"].nunique() > 1:
+        lowest = parts["temperature"].min()
+        parts, note = parts[parts["temperature"] == lowest], f" Only the runs at T = {lowest:g}."
     kinds = list(dict.fromkeys(parts["category"]))
     column = f"speedup_{baseline}"
     names = named(parts)
@@ -265,16 +271,16 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
             axes[1].bar(places, middle, 0.94 * width, yerr=error, **looks[name], **ERROR)
     axes[0].set_ylabel("τ (tokens per round)")
     if both:
-        axes[1].set_ylabel(f"speed-up over\n{called(baseline)}")
+        axes[1].set_ylabel(wrapped(f"speed-up over {called(baseline)}", 20))
         axes[1].axhline(1, color="black", linewidth=0.8)
     axes[-1].set_xticks(range(len(kinds)), [wrapped(kind, 14) for kind in kinds])
     for axis in axes:
         axis.grid(axis="x", visible=False)
     legend(figure, axes)
+    speed = f" and speed-up over {called(baseline)} ({INTERVALS}; none below three prompts)"
     return Drawn(
         figure,
         "By category",
-        f"Block efficiency (rounds of the category pooled) and speed-up over {called(baseline)} "
-        f"({INTERVALS}; none below three prompts). n = {span(parts['prompts'])} prompts per "
-        "category.",
+        f"Block efficiency (rounds of the category pooled){speed if both else ''}. "
+        f"n = {span(parts['prompts'])} prompts per category.{note}",
     )

@@ -45,8 +45,8 @@ def key(result: Result) -> dict[str, Any]:
 
 def table(results: Iterable[Result]) -> pd.DataFrame:
     """One row per run; speed-ups as median, low and high, against every baseline that any run has.
-    `noise`: the same ratio of the first baseline to itself. `law`: lossy | certified | not
-    certified."""
+    `noise`: the same ratio of the first baseline to itself. `law`: what is known of
+    the output's law, in words (certificates/law.py)."""
     rows = []
     for result in results:
         method = result.method
@@ -70,7 +70,7 @@ def table(results: Iterable[Result]) -> pd.DataFrame:
             "distinct_4grams": method.distinct_4grams,
             "diverging": differing.diverging if differing else None,
             "faults": differing.faults if differing else None,
-            "law": result.certificate.verdict,
+            "law": str(result.certificate),
             "prompts": result.prompts,
         }
         rows.append(row)

@@ -2,7 +2,7 @@
 only."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from statistics import median
 from typing import Any
@@ -104,6 +104,25 @@ NAMED = (
     "sampling.temperature",
     "batch_size",
 )
+
+
+def shortened(results: Sequence[Result]) -> list[Result]:
+    """The results without those settings in their labels that every run which drafts has: they
+    tell nothing apart, and the page's setting names them."""
+    words = [
+        {word for word in str(result.config.label).split(" ")[1:] if "=" in word}
+        for result in results
+        if result.method.drafter != "none"
+    ]
+    common = set.intersection(*words) if len(words) > 1 else set()
+
+    def short(label: str) -> str:
+        return " ".join(word for word in label.split(" ") if word not in common)
+
+    return [
+        replace(result, config=replace(result.config, label=short(str(result.config.label))))
+        for result in results
+    ]
 
 
 def told_apart(results: list[Result]) -> list[Result]:
@@ -218,8 +237,8 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
             part["x"], part["tau"], error, label=str(name), elinewidth=0.7, capsize=2, **looks[name]
         )
     no_gain(left, noise)
-    left.set_ylabel(f"speed-up over {called(baseline)}")
-    right.set_ylabel("τ (tokens per round, bonus included)")
+    left.set_ylabel(wrapped(f"speed-up over {called(baseline)}", 24))
+    right.set_ylabel("τ (tokens per round)")
     for axis in (left, right):
         if knob.log and table["x"].min() > 0 and table["x"].max() / table["x"].min() > 4:
             axis.set_xscale("log", base=2)
@@ -227,7 +246,7 @@ def _draw(table: pd.DataFrame, knob: Knob, baseline: str, noise: Any) -> Drawn:
         if knob.name == "batch size":
             axis.set_xticks(sorted(table["x"].unique()))
             axis.minorticks_off()
-        axis.set_xlabel(wrapped(knob.axis, 40))
+        axis.set_xlabel(wrapped(knob.axis, 32))
     legend(figure, [left])
     unit = "batches of prompts" if knob.name == "batch size" else "prompts"
     return Drawn(

@@ -71,7 +71,7 @@ def log_result(logger: Logger, folder: Path, result: Result, rounds: pd.DataFram
         run.summary.update(
             {f"speedup_{name}": ratio.median for name, ratio in method.speedup.items()}
         )
-        run.summary["law"] = result.certificate.verdict
+        run.summary["law"] = str(result.certificate)
 
 
 def curve(rounds: pd.DataFrame) -> Iterator[dict[str, float]]:

@@ -1,7 +1,8 @@
 """How figures look: for print, for colour-blind readers, and in grey.
 
-Colours are Okabe and Ito's; markers, line styles and hatches tell the same apart without them. A
-figure has no title: its caption says what it shows, with units and n.
+Colours are Okabe and Ito's, then three of Paul Tol's; markers, line styles and hatches tell the
+same apart without them. Text can be read when a figure is shown 400 pixels wide. A figure has no
+title: its caption says what it shows, with units and n.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,13 +18,16 @@ from matplotlib.figure import Figure
 
 from experiments.system.files import written
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442"),
+    *("#882255", "#999933", "#332288"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
 STYLE = {
-    "font.size": 8.5,
-    "axes.titlesize": 8.5,
+    "font.size": 9,
+    "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
@@ -36,19 +40,20 @@ STYLE = {
     "lines.linewidth": 1.3,
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.5,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": 8,
     "legend.frameon": False,
     "legend.handlelength": 2.6,
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
 }
 FIXED = "\N{NO-BREAK SPACE}"  # a line never breaks inside "T = 0"
-WIDTH = 6.4  # inches: a page's text
+WIDTH = 5.4  # inches: 388 points, so that text of 8 points is 8 pixels in a figure of 400
+SMALL = 8  # points: titles of panels, legends
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure and what stands below it."""
+    """A figure with its title and caption."""
 
     figure: Figure
     title: str
@@ -56,10 +61,13 @@ class Drawn:
 
 
 def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of the page's width; `height` is that of one row, in inches."""
+    """A figure of the page's width; `height` is that of one row, in inches. Every panel has numbers
+    on its axes, also where it shares them."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **options)
+        for axis in axes.flat:
+            axis.tick_params(labelleft=True, labelbottom=True)
     return figure, list(axes.flat)
 
 
@@ -72,27 +80,33 @@ def save(figure: Figure, path: Path) -> None:
 
 def entitle(axis: Axes, text: str) -> None:
     """A panel's title; styles are read when text is set, so it says its size itself."""
-    axis.set_title(text, fontsize=7.5)
+    axis.set_title(text, fontsize=SMALL)
 
 
 def line_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
-    """Colour, marker and line by name; beyond eight names other pairs of colour and marker."""
+    """Colour, marker and line by name; beyond the colours there are, other pairs of colour and
+    marker."""
     found = {}
     for number, name in enumerate(dict.fromkeys(names)):
-        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
         found[name] = {
             "color": COLOURS[number % len(COLOURS)],
-            "marker": marker,
+            "marker": _other(MARKERS, number),
             "linestyle": LINES[number % len(LINES)],
         }
     return found
 
 
+def _other(marks: Sequence[Any], number: int) -> Any:
+    """The mark that goes with colour `number`; another one once the colours come again."""
+    return marks[(number + number // len(COLOURS)) % len(marks)]
+
+
 def bar_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
+    """Colour and hatch by name."""
     return {
         name: {
             "color": COLOURS[i % len(COLOURS)],
-            "hatch": HATCHES[i % len(HATCHES)],
+            "hatch": _other(HATCHES, i),
             "edgecolor": "white",
             "linewidth": 0.4,
         }
@@ -101,7 +115,7 @@ def bar_styles(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
 
 
 def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them. The figure grows by its height."""
     found = {
         text: line
         for axis in axes
@@ -109,10 +123,16 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int | None = None) -> 
     }
     if found:
         with matplotlib.rc_context(STYLE):
-            columns = columns or (
-                2 if max(map(len, found)) > 26 else 3 if max(map(len, found)) > 14 else 4
-            )
+            columns = columns or _columns(max(map(len, found)))
             figure.legend(found.values(), found, ncols=columns, loc="outside lower center")
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.17 * -(-len(found) // columns))
+
+
+def _columns(longest: int) -> int:
+    """How many columns a legend has room for, by the letters of its longest name."""
+    inches = 0.6 + longest * SMALL / 72 * 0.6  # the line before it, and letters of average width
+    return max(1, min(4, int(WIDTH / inches)))
 
 
 def named(frame: pd.DataFrame, without: Iterable[str] = ()) -> pd.Series:

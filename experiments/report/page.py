@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from jinja2 import Environment, PackageLoader
 
-from experiments.report.looks import Drawn, save
+from experiments.certificates.law import mark
+from experiments.report.looks import STYLE, Drawn, save
 from experiments.report.tables import Told
 from experiments.system.files import write_text
 
@@ -48,6 +50,7 @@ def render(title: str, lead: str, sections: Sequence[Section], command: str) -> 
     environment = Environment(
         loader=PackageLoader("experiments.report", "."), autoescape=True, trim_blocks=True
     )
+    environment.filters["mark"] = mark
     tables, figures = iter(range(1, 10_000)), iter(range(1, 10_000))
     told = [
         {
@@ -89,7 +92,8 @@ def _table(name: str, told: Told, number: int) -> dict[str, Any]:
 
 def _svg(drawn: Drawn) -> bytes:
     buffer = io.BytesIO()
-    drawn.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context(STYLE):
+        drawn.figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 

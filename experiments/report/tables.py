@@ -12,8 +12,6 @@ from experiments.report.looks import called
 from experiments.study.outcome import Interval
 from experiments.study.result import Result
 
-MARKS = {"certified": "certified", "not certified": "lossless", "lossy": "lossy"}
-
 
 @dataclass(frozen=True)
 class Told:
@@ -86,7 +84,7 @@ def headline(results: list[Result]) -> Told:
     """One row per run, then a row per baseline and the first baseline against itself."""
     table, baselines = frames.table(results), frames.baselines(results)
     shown: dict[str, list[str]] = who(table, ("temperature", "verifier"))
-    shown["law"] = [MARKS[law] for law in table["law"]]
+    shown["law"] = list(table["law"])
     shown["τ"] = with_interval(table, "tau")
     shown["accepted"] = table["acceptance_rate"].map(PERCENT).tolist()
     shown["tokens/s"] = table["tokens_per_second"].map(WHOLE).tolist()
@@ -101,6 +99,12 @@ def headline(results: list[Result]) -> Told:
         text.loc[len(text)] = {column: row.get(column, "") for column in text} | {
             "method": f"{called(baselines[0])} against itself"
         }
+    ratios = (
+        " ×: seconds per token of the baseline / of the method, whole calls; the median over "
+        "prompts."
+        if baselines
+        else ""
+    )
     last = (
         " The last row is the machine's noise: a baseline decoded twice, all runs pooled."
         if still is not None
@@ -112,8 +116,7 @@ def headline(results: list[Result]) -> Told:
         table,
         "Each run decodes every prompt with its method and with its baselines in turn. τ: tokens "
         "kept per round, bonus included, with its interval over prompts. accepted: accepted / "
-        "offered at reached nodes. tokens/s: while decoding, all prompts pooled. ×: seconds per "
-        "token of the baseline / of the method, whole calls; the median over prompts. Brackets: "
+        f"offered at reached nodes. tokens/s: while decoding, prompts pooled.{ratios} Brackets: "
         f"95% bootstrap intervals. distinct: distinct 4-grams of the output. n: prompts.{last}",
     )
 
@@ -132,7 +135,7 @@ def definitions_of_tau(results: list[Result]) -> Told:
         pd.DataFrame(shown),
         table[columns],
         "Tokens per round. What papers call τ, mean accepted length or block efficiency is one of "
-        "these; the definitions stand below.",
+        "these; the page ends with their definitions.",
     )
 
 
@@ -148,6 +151,7 @@ def latency(results: list[Result]) -> Told:
     # one row per setting: that of its first run
     once = plain.drop_duplicates(same) if len(plain) else plain
     both = pd.concat([table, once], ignore_index=True)
+    told = " Plain decoding as in the first run of its setting." if len(plain) else ""
     columns = ["first_token_seconds", "gap_p50", "gap_p95", "gap_p99"]
     shown = who(both)
     shown["tokens/s"] = both["tokens_per_second"].map(WHOLE).tolist()
@@ -161,7 +165,7 @@ def latency(results: list[Result]) -> Told:
         both[["run", "drafter", "temperature", "batch", "tokens_per_second", *columns, "prompts"]],
         "first token: median over calls, prefill included. gap: between one token of a text and "
         "the next, as they reach the reader; the tokens of a round arrive together, so that gaps "
-        "within it are 0. Plain decoding as in the first run of its setting.",
+        f"within it are 0.{told}",
     )
 
 
@@ -213,13 +217,18 @@ def prediction(table: pd.DataFrame) -> Told:
         shown["closed form"] = _and_error(table, "speedup_formula")
     if "speedup_profile" in table:
         shown["from the profile"] = _and_error(table, "speedup_profile")
+    words = {
+        "speed-up": "over plain decoding while decoding, all prompts pooled",
+        "closed form": "Leviathan et al., from the run's own α and drafting time",
+        "from the profile": "measured τ and the machine's forward times",
+    }
+    said = [f"{column}: {word}. " for column, word in words.items() if column in shown]
     return Told(
         "Predicted and measured",
         pd.DataFrame(shown),
         table,
-        "speed-up: over plain decoding while decoding, all prompts pooled. closed form: Leviathan "
-        "et al., from the run's own α and drafting time. from the profile: measured τ and the "
-        "machine's forward times. In parentheses: predicted / measured − 1.",
+        "α: accepted / reached groups of siblings. τ, closed form: Leviathan et al., from α. "
+        f"{''.join(said)}In parentheses: predicted / measured − 1.",
     )
 
 
@@ -243,7 +252,7 @@ def category(results: list[Result]) -> Told:
         "By category of prompts",
         pd.DataFrame(shown),
         table,
-        "As above, over the prompts of each category. n: prompts.",
+        "As in the results, over the prompts of each category. n: prompts.",
     )
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, and to whom it belongs."""
+"""A run's folder: its files, and the lock that keeps it to one run."""
 
 import os
 import socket

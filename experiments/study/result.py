@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from experiments.certificates.law import Law as Law
 from experiments.study.outcome import STRICT, Outcome
 from experiments.study.schema import Settings
 from experiments.system.files import read_json, write_json
-from experiments.system.surroundings import Git, Surroundings
+from experiments.system.surroundings import Surroundings
 
 SCHEMA_VERSION = 3
 
@@ -48,16 +49,6 @@ class NotApplicable(Record):
 
     status: Literal["not_applicable"] = "not_applicable"
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Law:
-    """What is known of the law of the method's output."""
-
-    verdict: str  # certified | not certified | lossy
-    file: str | None = None  # the pair's certificate
-    git: Git | None = None  # what the certificate is of
-    same_settings: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

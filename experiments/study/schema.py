@@ -170,7 +170,7 @@ def settings_of(config: DictConfig) -> Settings:
 
 
 def check_study(name: str) -> None:
-    """A study's name is that of a folder, and stands in pages and commands."""
+    """A study's name is that of its folder, and is printed in pages and commands."""
     if not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise ValueError(
             f"study={name!r} is no name for a folder: use letters, digits, '_', '-', '+' and '.'"

@@ -15,7 +15,7 @@ from experiments.study.folder import FAILED, RESULT, ROUNDS, STARTED
 from experiments.study.result import NotApplicable, Result
 from experiments.system.files import read_json
 
-ROOTS = ("multirun", "outputs")  # where sweeps lie, and single runs
+ROOTS = ("multirun", "outputs")  # of sweeps, and of single runs
 
 
 @dataclass(frozen=True)

@@ -48,18 +48,19 @@ class Surroundings:
     environment: dict[str, str]  # variables that tune libraries
 
 
-def surroundings() -> Surroundings:
+def surroundings(apart_from: Path | None = None) -> Surroundings:
+    """apart_from: a folder whose files make no checkout dirty."""
     import torch
 
     return Surroundings(
-        git=git_state(ROOT),
+        git=git_state(ROOT, apart_from),
         versions={
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
         },
         machine=Machine(
             cpu=_cpu(),
-            cores=_cores(),
+            cores=cores(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             system=platform.platform(),
         ),
@@ -70,7 +71,7 @@ def surroundings() -> Surroundings:
     )
 
 
-def git_state(root: Path) -> Git | None:
+def git_state(root: Path, apart_from: Path | None = None) -> Git | None:
     if not (root / ".git").exists():
         return None
 
@@ -79,8 +80,12 @@ def git_state(root: Path) -> Git | None:
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
+    where = ["."]
+    if apart_from is not None and apart_from.resolve().is_relative_to(root):
+        where.append(f":(exclude){apart_from.resolve().relative_to(root).as_posix()}")
     try:
-        return Git(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain")))
+        dirty = bool(git("status", "--porcelain", "--", *where))
+        return Git(commit=git("rev-parse", "HEAD"), dirty=dirty)
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -92,7 +97,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cores() -> int:
+def cores() -> int:
+    """That this process may use."""
     process = psutil.Process()
     allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None  # macOS has none
     return len(allowed) if allowed else psutil.cpu_count() or 1

@@ -48,4 +48,5 @@ def parse(options: type[T], arguments: list[str]) -> T:
             raise ValueError(f"{', '.join(sorted(missing))} must be given\n{usage}")
         return OmegaConf.to_object(found)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error}\n{usage}") from None
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(f"{where}{str(error).splitlines()[0]}\n{usage}") from None

@@ -58,9 +58,9 @@ ${{hydra.help.footer}}
 """
 
 
-def register_help(program: str, groups: Sequence[str]) -> None:
+def register_help(program: str, groups: Sequence[str], uses: str | None = None) -> None:
     """The `--help` of a program, as the option `program` of the group hydra/help: Hydra's own, with
-    the groups that the program has and no others that lie in conf/."""
+    the groups that the program has and no others that lie in conf/. uses: what it begins with."""
     store = ConfigStore.instance()
     lines = []
     for group in groups:
@@ -70,7 +70,7 @@ def register_help(program: str, groups: Sequence[str]) -> None:
         lines.append(f"{group}: {', '.join(sorted(options))}")
     node = {
         "app_name": "${hydra.job.name}",
-        "header": "${hydra.help.app_name} is powered by Hydra.",
+        "header": uses or "${hydra.help.app_name} is powered by Hydra.",
         "footer": FOOTER,
     }
     store.store(

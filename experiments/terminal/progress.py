@@ -4,17 +4,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 SILENCE = 30.0  # seconds between two lines
 
 
+class Advance(Protocol):
+    """One more is done. note: what is to be seen beside the title, such as a loss."""
+
+    def __call__(self, note: str = "") -> None: ...
+
+
 @contextmanager
-def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """`with bar("prompts", 8) as advance:`; call `advance` after each."""
+def bar(title: str, total: int, shown: bool = True, done: int = 0) -> Iterator[Advance]:
+    """`with bar("prompts", 8) as advance:`; call `advance` after each. done: how many an earlier
+    run did. What is printed meanwhile stands above the bar."""
     if not shown:
-        yield lambda: None
+        yield lambda note="": None
     elif not sys.stderr.isatty():
-        yield Lines(title, total).advance
+        yield Lines(title, total, done=done).advance
     else:
         from rich.console import Console
         from rich.progress import (
@@ -23,6 +31,7 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[], Non
             Progress,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
         )
 
         columns = (
@@ -30,30 +39,37 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[], Non
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task(title, total=total)
-            yield lambda: progress.advance(task)
+            task = progress.add_task(title, total=total, completed=done)
+            yield lambda note="": progress.update(
+                task, advance=1, description=f"{title} {note}".strip()
+            )
 
 
 class Lines:
     """ "title: 3 of 8, 38%, 2 min left", at most one in SILENCE seconds: a short run says
     nothing."""
 
-    def __init__(self, title: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, title: str, total: int, clock: Callable[[], float] = time.monotonic, done: int = 0
+    ) -> None:
         self.title, self.total, self.clock = title, total, clock
         self.began = self.said = clock()
-        self.done = 0
+        self.done = self.before = done
 
-    def advance(self) -> None:
+    def advance(self, note: str = "") -> None:
         self.done += 1
         now = self.clock()
         if now - self.said >= SILENCE:
             self.said = now
-            left = (now - self.began) / self.done * max(0, self.total - self.done)
-            share = self.done / max(1, self.total)
+            each = (now - self.began) / (self.done - self.before)
+            left = _duration(each * max(0, self.total - self.done))
+            share = f"{self.done / max(1, self.total):.0%}"
+            title = f"{self.title} {note}".strip()
             print(
-                f"{self.title}: {self.done} of {self.total}, {share:.0%}, {_duration(left)} left",
+                f"{title}: {self.done} of {self.total}, {share}, {left} left",
                 file=sys.stderr,
                 flush=True,
             )

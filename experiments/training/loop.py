@@ -5,6 +5,7 @@ A step's data and randomness are pure functions of (seed, step), so a run that w
 resumed reads the same windows, drops the same layers and reaches the same losses.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +13,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
+from experiments.terminal.progress import bar
 from experiments.training import checkpoints
 
 console = Console(stderr=True)
@@ -107,11 +101,7 @@ def fit(
             group["lr"] = rate * factor(done.step)
     spent, begun = done.seconds, time.perf_counter()
     saved = begun
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=quiet
-    ) as progress:
-        task = progress.add_task(title, total=steps, completed=done.step)
+    with bar(title, steps, not quiet, done.step) as advance:
         for step in range(done.step, steps):
             model.train()
             loss = objective(step * accelerator.num_processes + accelerator.process_index)
@@ -126,7 +116,7 @@ def fit(
                 step + 1,
                 value if done.loss is None else 0.98 * done.loss + 0.02 * value,
             )
-            progress.update(task, advance=1, description=f"{title} loss {done.loss:.3f}")
+            advance(f"loss {done.loss:.3f}")
             if quiet:
                 continue
             due = done.step % every == 0 or done.step == steps
@@ -136,9 +126,8 @@ def fit(
                     entry = {"step": done.step, "loss": done.loss, **evaluate()}
                 entry["seconds"] = spent + time.perf_counter() - begun
                 done.log.append(entry)
-                progress.console.print(
-                    "  ".join(f"{name} {number:.4g}" for name, number in entry.items())
-                )
+                said = "  ".join(f"{name} {number:.4g}" for name, number in entry.items())
+                print(said, file=sys.stderr, flush=True)
             if due or time.perf_counter() - saved >= 60 * minutes:
                 done.seconds = spent + time.perf_counter() - begun
                 checkpoints.save(model, optimizers, folder, done, settings)

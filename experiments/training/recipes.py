@@ -30,6 +30,7 @@ from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, encode, train_tokenizer
 from experiments.training.watch import curves, reporting
 from specdec.heads.head import Head
+from specdec.heads.marks import mark_of
 from specdec.models.language_model import TransformersLM
 from specdec.models.load import load
 from specdec.plugins import build, callable_named, construct
@@ -209,9 +210,8 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
     # Measured once more on all windows: the table is what static trees are built from.
     lessons = validation.lessons(max(1, config.evaluate_windows // 8))
     table = accuracies(head, teacher, lessons, recipe.temperature, device)
-    head.to(torch.bfloat16).save(
-        folder / "head", accuracies=table, temperature=recipe.temperature, trained_for=lm.name
-    )
+    notes = {"accuracies": table, "temperature": recipe.temperature}
+    head.to(torch.bfloat16).save(folder / "head", **notes, trained_for=lm.name, target=mark_of(lm))
     console.print(f"written to {folder / 'head'}; drafter={name} drafter.heads={folder / 'head'}")
 
 

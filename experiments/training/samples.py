@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 import specdec
+from experiments.terminal.progress import bar
 from experiments.training.checkpoints import differences
 from experiments.training.text import Stream
 from specdec.models.language_model import TransformersLM
@@ -91,10 +91,9 @@ def sample(
     settings |= {"temperatures": [float(each) for each in temperatures], "text": stream.digest}
     _agree(folder / "samples.json", settings)
     files = [folder / f"{number:05d}.npy" for number in range(count)]
-    with Progress(console=console) as progress:
-        for number in progress.track(range(count), description="samples"):
-            if files[number].exists():
-                continue
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    with bar("samples", count, done=count - len(missing)) as advance:
+        for number in missing:
             opened = stream.windows(prompt, batch, seed, number)
             out = specdec.generate(
                 target,
@@ -114,4 +113,5 @@ def sample(
             fresh = files[number].with_suffix(".new.npy")
             np.save(fresh, written.astype(np.int32))
             os.replace(fresh, files[number])
+            advance()
     return Rows(np.concatenate([np.load(file) for file in files]))

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
+from experiments.terminal.progress import bar
 from specdec.interfaces import Tap
 from specdec.models.language_model import TransformersLM
 
@@ -115,10 +115,8 @@ class Cached:
         self.ids = np.lib.format.open_memmap(
             folder / "ids.npy", mode, np.int32, (steps, *first.shape)
         )
-        with Progress(console=console) as progress:
-            for step in progress.track(
-                range(done, steps), description="states", total=steps, completed=done
-            ):
+        with bar("states", steps, done=done) as advance:
+            for step in range(done, steps):
                 ids = windows(step)
                 states = teacher.states(torch.from_numpy(ids).to(teacher.target.device))
                 self.ids[step] = ids
@@ -129,6 +127,7 @@ class Cached:
                     fresh = self.filled.with_suffix(".new")
                     fresh.write_text(json.dumps({**described, "batches": step + 1}))
                     os.replace(fresh, self.filled)
+                advance()
 
     def __call__(self, step: int) -> Lesson:
         device = self.teacher.target.device

@@ -154,7 +154,7 @@ def _places(
     level."""
     if law is SiblingLaw.DET:
         return None
-    rows, nodes, ranks, depths = _grid(state.rows, tuple(branching), state.tokens.device)
+    rows, nodes, ranks, depths = _grid(state.rows, tuple(branching), state.device)
     live = ranks == 0 if state.all_live else state.live[rows]
     most = 1 if law is SiblingLaw.HUB else max(branching)
     return chance.places(Sites(rows, nodes, ranks, depths, live), "draft", most)

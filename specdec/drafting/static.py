@@ -59,7 +59,7 @@ def static(logits: Tensor, score: Score, state: State, shape: RankTree) -> Grown
 def structure_of(shape: RankTree, state: State, live: Tensor | None = None) -> Structure:
     """The tree in every row, as deep as the row may go. live (B,): rows that draft (None: those
     that are live)."""
-    frame, device = (-1, *shape.parents), state.tokens.device
+    frame, device = (-1, *shape.parents), state.device
     if live is None and state.shallowest >= shape.depth:
         return Structure.shared(frame, state.rows, device)
     whole = Structure.shared(frame, state.rows, device)

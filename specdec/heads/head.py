@@ -25,9 +25,12 @@ from specdec.drafting.rank_tree import RankTree
 from specdec.heads.files import Published, fill, folder_of, read_folder, write_folder
 from specdec.heads.marks import Mark, check_mark
 from specdec.interfaces import LanguageModel, LendsHead, Tap
+from specdec.plugins import construct
 from specdec.state import State
 
 EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"  # of the target, in published files
+# what settings raise that somebody wrote by hand
+UNFIT = (ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 AnyHead = TypeVar("AnyHead", bound="Head")
 
 
@@ -110,7 +113,11 @@ class Head(nn.Module):
             published = cls._described(config, weights)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
-        head = cls(**published.settings)
+        try:
+            head: Self = construct(f"a {cls.kind} head", cls, published.settings)
+        except UNFIT as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder}: its settings make no {cls.kind} head ({why})") from error
         shared = published.shared
         own = {key: weight for key, weight in published.weights.items() if key not in shared}
         types = {weight.dtype for weight in own.values() if weight.is_floating_point()}

@@ -96,7 +96,8 @@ class TransformersLM:
         generation = getattr(self.model, "generation_config", None)
         found = getattr(generation, "eos_token_id", None)
         found = self.config.eos_token_id if found is None else found
-        return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+        several = found if isinstance(found, (list, tuple)) else [found]
+        return frozenset([] if found is None else several)
 
     # --------------------------------------------------------------------------------- contract
 

@@ -2,6 +2,8 @@
 has."""
 
 import copy
+import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from specdec.errors import integer, some, switch
+from specdec.errors import integer, misspelt_arguments_are_named, some, switch
 from specdec.models.language_model import TransformersLM
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
+MOST_LAYERS = 1000  # to append: each is a copy of the last one's weights
 BUNDLED = {"demo": DEMO / "target", "demo-draft": DEMO / "draft"}
 
 Loadable = (
@@ -29,6 +32,7 @@ Loadable = (
 )
 
 
+@misspelt_arguments_are_named
 def load(
     name: Loadable,
     *,
@@ -55,7 +59,7 @@ def load(
         return name
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
-    integer("extra_layers", extra_layers, 0)
+    integer("extra_layers", extra_layers, 0, MOST_LAYERS)
     switch("trust_remote_code", trust_remote_code)
     given = {
         "device": device,
@@ -102,7 +106,7 @@ def _from_disk(
     name: str, dtype: Any, revision: str | None, attention: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     folder: Path | None = BUNDLED.get(name, Path(name).expanduser())
-    if folder is not None and folder.is_dir():
+    if folder is not None and os.path.isdir(folder):  # False, too, for names that no file can have
         _check_weights(folder)
         name = str(folder)
     elif name in BUNDLED or name.startswith((".", "/", "~")):
@@ -117,10 +121,10 @@ def _from_disk(
             )
         dtype = getattr(torch, dtype)
     options = {"attn_implementation": attention} if attention else {}
+    config = _config(name, folder, hub)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{name} cannot score a token tree: it is an encoder-decoder model")
     try:
-        config = AutoConfig.from_pretrained(name, **hub)
-        if config.is_encoder_decoder:
-            raise ValueError(f"{name} cannot score a token tree: it is an encoder-decoder model")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
@@ -132,18 +136,45 @@ def _from_disk(
             **options,
         )
     except OSError as error:
-        raise ValueError(
-            f"cannot load {name!r}, neither a local folder nor a reachable hub id: {error}"
-        ) from error
+        raise _unread(name, folder, error) from error
     except SafetensorError as error:
         raise ValueError(
             f"{name}: a weights file is no whole safetensors file ({error}); copy it again"
         ) from error
-    except ImportError as error:  # a quantisation or an attention whose package is not installed
-        raise ValueError(f"cannot load {name!r}: {error}") from error
+    # a quantisation or an attention whose package is not installed; an index that is no JSON
+    except (ImportError, ValueError, KeyError) as error:
+        raise ValueError(f"cannot load the weights of {name!r}: {error}") from error
     model, found = loaded
     check_loaded(name, found)
     return model.eval(), _tokenizer(name, folder, hub)
+
+
+def _unread(name: str, folder: Path | None, error: OSError) -> ValueError:
+    hint = "" if folder else ", neither a local folder nor a reachable hub id"
+    return ValueError(f"cannot load {name!r}{hint}: {error}")
+
+
+def _config(name: str, folder: Path | None, hub: Mapping[str, Any]) -> Any:
+    """Raises ValueError for one that is none, and for a file beside it that transformers would
+    ignore where it is broken."""
+    try:
+        config = AutoConfig.from_pretrained(name, **hub)
+    except OSError as error:
+        raise _unread(name, folder, error) from error
+    except Exception as error:  # what a config's own checks raise is of many kinds
+        raise ValueError(
+            f"config.json of {name!r} describes no model that can be made: {error}"
+        ) from error
+    beside = folder / "generation_config.json" if folder else None
+    if beside is not None and beside.exists():
+        try:
+            json.loads(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{beside} is no JSON ({error}); copy it again, or remove it and its "
+                "end-of-sequence ids"
+            ) from error
+    return config
 
 
 # buffers that old files hold

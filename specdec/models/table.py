@@ -11,7 +11,6 @@ Letters: B rows, b rows of one call, N nodes, V vocabulary, K taps, d hidden siz
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Self
 
 import numpy as np
 import torch
@@ -127,7 +126,7 @@ class TableSession:
     def close(self) -> None:
         self._texts = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TableSession":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specdec.chance import Draws, Sites
 from specdec.probs import Laws
-from specdec.state import Verdict
+from specdec.state import State, Verdict
 from specdec.tree import TokenTree
 
 
@@ -107,7 +107,10 @@ def descend(
 # ----------------------------------------------------------------------------- token matching
 
 
-AT_ONCE = 1 << 21  # numbers: laws of all nodes are drawn from at once up to here
+# Laws of all nodes are drawn from at once up to so many numbers. On a CPU numbers cost more than
+# calls; on an accelerator it is the other way round.
+AT_ONCE = {"cpu": 1 << 16}
+AT_ONCE_ELSEWHERE = 1 << 21
 
 
 def matched(trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
@@ -118,14 +121,15 @@ def matched(trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
     nothing. While outcomes are enumerated, or where the laws of all nodes would be large, a node
     draws when it is reached. The tokens are the same.
     """
-    if chance.by_place and trees.rows * trees.num_nodes * laws.vocabulary <= AT_ONCE:
-        rows, nodes = trees.tokens.shape
+    rows, nodes = trees.tokens.shape
+    most = AT_ONCE.get(trees.tokens.device.type, AT_ONCE_ELSEWHERE)
+    if chance.by_place and rows * nodes * laws.vocabulary <= most:
         index = torch.arange(rows * nodes, device=trees.tokens.device)
         live = (laws.state.live[:, None] & trees.used).flatten()
         numbers = index % nodes
         at = Sites(index // nodes, numbers, torch.zeros_like(index), trees.depths.flatten(), live)
         choice = chance.categorical(laws.everywhere.flatten(0, 1), at, "target")
-        return followed(trees, choice.view(rows, nodes), laws.state.live)
+        return followed(trees, choice.view(rows, nodes), laws.state)
     walk = Walk(trees, laws.state.live)
     bonus = torch.zeros_like(walk.node)
     for level in range(trees.depth + 1):
@@ -137,10 +141,12 @@ def matched(trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
     return walk.verdict(bonus)
 
 
-def followed(trees: TokenTree, choice: Tensor, live: Tensor) -> Verdict:
+def followed(trees: TokenTree, choice: Tensor, state: State) -> Verdict:
     """The path of children that carry the target's choice (B, N) at their parent; of two siblings
     with one token the first is meant, and what is below the other is dead."""
-    rows = torch.arange(trees.rows, device=choice.device)
+    if trees.num_nodes == 1:
+        return Verdict(choice[:, 1:], torch.zeros_like(choice[:, 0]), choice[:, 0])
+    live, rows = state.live, torch.arange(trees.rows, device=choice.device)
     above = trees.parents.clamp(min=0)
     fits = (trees.tokens == choice.gather(1, above)) & (trees.parents >= 0)
     if trees.is_chain:  # a chain's nodes are in order: count until the first that does not fit

@@ -149,4 +149,28 @@ MUTANTS = (
         f"{PUBLISHED} -k every_key",
         equivalent="no key of a published head has such a part but at its beginning",
     ),
+    Mutant(
+        "the warning never comes",
+        HEAD,
+        "self.left = 0 if any(state.last.num_accepted) else self.left - 1",
+        "self.left = 0 if any(state.last.num_accepted) else self.left",
+        "a head of another target is silent",
+        "tests/test_marks.py",
+    ),
+    Mutant(
+        "marks are compared by shape",
+        MARKS,
+        "if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0.02, atol=1e-4):",
+        "if ours.shape != theirs.shape:",
+        "a head of another target of that size passes",
+        "tests/test_marks.py",
+    ),
+    Mutant(
+        "tokenizers are not compared",
+        MARKS,
+        'if mark.get("tokenizer") and digest and mark["tokenizer"] != digest:',
+        "if False:",
+        "a head of another tokenizer passes",
+        "tests/test_marks.py",
+    ),
 )

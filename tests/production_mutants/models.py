@@ -268,4 +268,28 @@ MUTANTS = (
         "the law after the prompt is looked up under the wrong prefix",
         "tests/test_laws.py -k known_expected_lengths",
     ),
+    Mutant(
+        "missing weights pass",
+        LOAD,
+        'missing = sorted(key for key in found["missing_keys"] if not OPTIONAL.search(key))',
+        "missing: list[str] = []",
+        "a target decodes with random layers",
+        "tests/test_load.py",
+    ),
+    Mutant(
+        "left-over weights pass",
+        LOAD,
+        'extra = sorted(key for key in found["unexpected_keys"] if not OPTIONAL.search(key))',
+        "extra: list[str] = []",
+        "a target decodes without some of its layers",
+        "tests/test_load.py",
+    ),
+    Mutant(
+        "other tokenizers pass",
+        "specdec/models/vocabulary.py",
+        "if ours is None or theirs is None or ours == theirs:",
+        "if True:",
+        "a draft model whose ids mean other tokens",
+        "tests/test_load.py tests/test_marks.py tests/test_errors.py -k tokenizer",
+    ),
 )

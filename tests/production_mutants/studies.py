@@ -122,7 +122,7 @@ MUTANTS = (
         "key: max(report.cache_bytes[key] for report in reports)",
         "key: sum(report.cache_bytes[key] for report in reports)",
         "memory grows with the number of batches",
-        f"{NUMBERS} pooled_numbers {OWN}",
+        f"{OWN} -k prefill",
     ),
     Mutant(
         "seconds of a batch once per prompt",
