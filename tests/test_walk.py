@@ -33,7 +33,7 @@ def test_matching_at_once_is_matching_node_by_node(monkeypatch):
         draws = Keyed(seed).round(laws.state)
         at_once = walk.matched(trees, laws, draws)
         with monkeypatch.context() as patch:
-            patch.setattr(walk, "AT_ONCE", 0)
+            patch.setattr(walk, "AT_ONCE", {"cpu": 0})
             one_by_one = walk.matched(trees, laws, draws)
         live = laws.state.live
         assert torch.equal(at_once.num_accepted, one_by_one.num_accepted)
