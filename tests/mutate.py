@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -249,9 +250,8 @@ def page(verdicts: dict[str, str], before: str) -> str:
         lines += ["|---|---|---|---|---|", *rows]
     missing = len(MUTANTS) - len(told)
     left_out = f" {missing} of the list have not been run as they are now." if missing else ""
-    return PAGE.format(summary=summary(told) if told else "none", left_out=left_out) + "\n".join(
-        [*lines, ""]
-    )
+    said = textwrap.fill(f"{summary(told) if told else 'none'}.{left_out}", 100)
+    return PAGE.format(summary=said) + "\n".join([*lines, ""])
 
 
 def write(path: Path, verdicts: dict[str, str]) -> None:
@@ -270,7 +270,7 @@ An equivalent mutant changes nothing that a run could show, for the reason given
 
 Faults of published decoders, planted as rules and drafters of their own, are in docs/mutants.md.
 
-{summary}.{left_out}
+{summary}
 """
 
 
