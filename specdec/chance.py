@@ -96,6 +96,9 @@ class Places:
     def bernoulli(self, part: Part, p: Tensor, live: Tensor | None) -> Tensor:
         return self.draws.bernoulli(p, self._sites(part, live), self.purpose)
 
+    def categorical(self, part: Part, law: Tensor, live: Tensor | None) -> Tensor:
+        return self.draws.categorical(law, self._sites(part, live), self.purpose)
+
     def independent(self, part: Part, law: Tensor, k: int, live: Tensor | None) -> Tensor:
         return self.draws.independent(law, k, self._sites(part, live), self.purpose)
 
@@ -224,6 +227,9 @@ class KeyedPlaces(Places):
 
     def bernoulli(self, part: Part, p: Tensor, live: Tensor | None) -> Tensor:
         return (self.u[part, 0] < p) & self._alive(part, live)
+
+    def categorical(self, part: Part, law: Tensor, live: Tensor | None) -> Tensor:
+        return self.independent(part, law, 1, live)[:, 0]
 
     def independent(self, part: Part, law: Tensor, k: int, live: Tensor | None) -> Tensor:
         return inverse(law, self.u[part, :k]) * self._alive(part, live)[:, None]

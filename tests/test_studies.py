@@ -126,6 +126,28 @@ def test_results_hold_the_values_that_a_run_had(overrides, drafter, tmp_path, ty
     assert (found.config.target.dtype, found.config.threads) == (None, None)
 
 
+def test_seats_of_a_run_change_no_prompt(command):
+    """Two of four prompts side by side: the rounds that each prompt takes are what they were."""
+    found = {}
+    for seats in ("null", "2"):
+        options = (
+            "drafter=ngram",
+            "sampling=cool",
+            "baselines=[]",
+            "batch_size=4",
+            "debug=tiny",
+            "max_new_tokens=9",
+        )
+        root = command(*options, "prompts.limit=4", f"seats={seats}", f"hydra.run.dir=run-{seats}")
+        found[seats] = result.read(root / f"run-{seats}" / "result.json")
+    assert [one.effective.seats for one in found.values()] == [4, 2]
+    all_at_once, in_turn = (one.method.per_prompt for one in found.values())
+    assert [one.rounds for one in all_at_once] == [one.rounds for one in in_turn]
+    assert len(all_at_once) == 4
+    with pytest.raises(ValueError, match="seats must be from 1 to batch_size=1"):
+        schema.Settings(seats=2)
+
+
 def test_a_drafter_may_say_what_its_settings_are_in_effect(monkeypatch):
     drafter = build("drafter", "ngram")
     given = {"_target_": "drafters.ngram.NGram", "length": 7}

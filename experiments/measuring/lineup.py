@@ -37,6 +37,7 @@ def make(settings: Settings) -> dict[str, Way]:
         "seed": settings.seed,
         "ignore_eos": settings.ignore_eos,
         "allow_lossy": settings.allow_lossy,
+        "seats": settings.seats,
     }
     verifier = build("verifier", settings.verifier) if "_target_" in settings.verifier else "auto"
     method = Ours(
@@ -100,6 +101,7 @@ def in_effect(settings: Settings, method: Ours, report: Report, chat: bool) -> S
     return replace(
         settings,
         threads=torch.get_num_threads(),
+        seats=settings.seats or settings.batch_size,
         target=replace(
             settings.target,
             device=str(target.device),

@@ -208,7 +208,7 @@ def per_prompt(played: Sequence[Played], way: str) -> list[PromptResult]:
         if report is None:
             found += [PromptResult(**entry) for entry in shared]
             continue
-        columns = (live_rounds(report, len(shared)), report.tau_per_row, report.accepted_per_row)
+        columns = (report.rounds_per_row.tolist(), report.tau_per_row, report.accepted_per_row)
         found += [
             OurPromptResult(
                 **entry,
@@ -225,11 +225,6 @@ def per_prompt(played: Sequence[Played], way: str) -> list[PromptResult]:
     return found
 
 
-def live_rounds(report: Report, rows: int) -> list[int]:
-    """Of each row."""
-    return [sum(int(step.live[row]) for step in report.steps) for row in range(rows)]
-
-
 def tau_interval(played: Sequence[Played], way: str) -> Interval:
     """tau with its interval over prompts, all turns of a prompt together."""
     kept: Counter[int] = Counter()
@@ -237,7 +232,7 @@ def tau_interval(played: Sequence[Played], way: str) -> Interval:
     for one in played:
         report = one.samples[way].report
         assert report is not None
-        for row, number in enumerate(live_rounds(report, len(one.prompts))):
+        for row, number in enumerate(report.rounds_per_row.tolist()):
             kept[one.prompts[row].index] += len(one.samples[way].tokens[row])
             rounds[one.prompts[row].index] += number
     return pooled_interval(list(kept.values()), list(rounds.values()))

@@ -61,11 +61,9 @@ def rounds(study: str, run: str, label: str, played: Iterable[Played]) -> pd.Dat
 
 def _rounds(one: Played, way: str, report: Report) -> dict[str, np.ndarray]:
     """The columns that differ within a run, for one way of one batch."""
-    steps = report.steps
-    live = np.array([step.live for step in steps])
-    kept = np.array([step.kept for step in steps])
-    number, row = live.nonzero()
-    nodes = report.drafted
+    steps, nodes = report.steps, report.drafted
+    number, row, kept, accepted = report.rows  # row: the prompt's number in the batch
+    told = pd.Series(kept).groupby(row).cumsum().to_numpy()  # its tokens after the round
     seconds = {
         phase: np.array([step.seconds.get(phase, 0.0) for step in steps]) for phase in PHASES
     }
@@ -80,14 +78,14 @@ def _rounds(one: Played, way: str, report: Report) -> dict[str, np.ndarray]:
         "turn": constant(one.turn, np.int16),
         "batch": constant(one.batch, np.int32),
         "round": number.astype(np.int32),
-        "live_rows": live.sum(1).astype(np.int16)[number],
-        "position": (kept.cumsum(0) - kept).astype(np.int32)[number, row],
+        "live_rows": np.bincount(number).astype(np.int16)[number],
+        "position": (told - kept).astype(np.int32),
         "warm": constant(one.batch > 0 and way == METHOD and COLD in one.samples, bool),
         "depth": nodes.depth.max(1, initial=0).astype(np.int16),
         "nodes": nodes.offered.sum(1).astype(np.int16),
         "reached": nodes.reached.sum(1).astype(np.int16),
-        "accepted": np.array([step.num_accepted for step in steps])[number, row].astype(np.int16),
-        "kept": kept[number, row].astype(np.int16),
+        "accepted": accepted.astype(np.int16),
+        "kept": kept.astype(np.int16),
         **{f"{phase}_seconds": values[number] for phase, values in seconds.items()},
     }
 

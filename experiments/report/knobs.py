@@ -42,6 +42,10 @@ def _context(result: Result) -> float:
     return float(median(entry.prompt_tokens for entry in result.method.per_prompt))
 
 
+def _seats(result: Result) -> float:
+    return float(result.config.seats or result.config.batch_size)
+
+
 KNOBS = (
     Knob(
         "batch size",
@@ -50,6 +54,7 @@ KNOBS = (
         lambda r: r.config.batch_size,
         log=True,
     ),
+    Knob("seats", "seats (prompts side by side)", ("seats",), _seats, log=True),
     Knob(
         "draft length", "draft length (tokens)", ("drafter.length", "drafter.depth"), _draft_length
     ),

@@ -111,7 +111,9 @@ class Settings:
     study: str = "default"  # the folder that results of one question share
     seed: int = 0
     max_new_tokens: int = 128
-    batch_size: int = 1
+    batch_size: int = 1  # prompts of one call
+    # of those, how many decode side by side: the next takes the seat of one that ends; null: all
+    seats: int | None = None
     ignore_eos: bool = False
     allow_lossy: bool = False
     # none | transformers | assisted | prompt_lookup
@@ -138,6 +140,11 @@ class Settings:
         for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("warmup", 0)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
+        if self.seats is not None and not 1 <= self.seats <= self.batch_size:
+            raise ValueError(
+                f"seats must be from 1 to batch_size={self.batch_size}, or null for as many, got "
+                f"{self.seats}"
+            )
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:
             raise ValueError(f"unknown baseline {unknown[0]!r}; there are: {', '.join(BASELINES)}")

@@ -7,6 +7,7 @@ Letters: B rows, N nodes, D levels, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,7 @@ def descend(
     walk = Walk(trees, laws.state.live)
     nobody = torch.zeros_like(walk.node)
     bonus, zero_residuals = nobody, nobody
+    draws = chance.places(everywhere(trees, laws.state), "bonus")
     for level in range(trees.depth + 1):
         p = laws.at(walk.node)
         judged = Judged(nobody, p, nobody)
@@ -95,7 +97,8 @@ def descend(
             judged = judge(walk, p, q, chance)
         child, left, empty = judged
         ending = walk.open & (child == 0)
-        token = chance.categorical(left, walk.sites(live=ending), "bonus")
+        here = walk.rows * trees.num_nodes + walk.node
+        token = draws.categorical(here, left, ending)
         bonus, zero_residuals = torch.where(ending, token, bonus), zero_residuals + empty
         if level < trees.depth:
             if matching:
@@ -123,22 +126,34 @@ def matched(trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
     """
     rows, nodes = trees.tokens.shape
     most = AT_ONCE.get(trees.tokens.device.type, AT_ONCE_ELSEWHERE)
+    draws = chance.places(everywhere(trees, laws.state), "target")
     if chance.by_place and rows * nodes * laws.vocabulary <= most:
-        index = torch.arange(rows * nodes, device=trees.tokens.device)
-        live = (laws.state.live[:, None] & trees.used).flatten()
-        numbers = index % nodes
-        at = Sites(index // nodes, numbers, torch.zeros_like(index), trees.depths.flatten(), live)
-        choice = chance.categorical(laws.everywhere.flatten(0, 1), at, "target")
+        choice = draws.categorical(slice(None), laws.everywhere.flatten(0, 1), None)
         return followed(trees, choice.view(rows, nodes), laws.state)
     walk = Walk(trees, laws.state.live)
     bonus = torch.zeros_like(walk.node)
     for level in range(trees.depth + 1):
-        token = chance.categorical(laws.at(walk.node), walk.sites(), "target")
+        here = walk.rows * nodes + walk.node
+        token = draws.categorical(here, laws.at(walk.node), walk.open)
         bonus = torch.where(walk.open, token, bonus)
         if level < trees.depth:
             child = walk.find(token)
             walk.step(child, walk.open & (child > 0))
     return walk.verdict(bonus)
+
+
+def everywhere(trees: TokenTree, state: State) -> Sites:
+    """One draw at every node, row by row."""
+    rows, numbers, zeros = _grid(*trees.tokens.shape, trees.tokens.device)
+    live = trees.used if state.all_live else state.live[:, None] & trees.used
+    return Sites(rows, numbers, zeros, trees.depths.flatten(), live.flatten())
+
+
+@lru_cache(64)
+def _grid(rows: int, nodes: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, nodes and ranks of `everywhere`."""
+    index = torch.arange(rows * nodes, device=device)
+    return index // nodes, index % nodes, torch.zeros_like(index)
 
 
 def followed(trees: TokenTree, choice: Tensor, state: State) -> Verdict:
