@@ -136,8 +136,8 @@ MUTANTS = (
     Mutant(
         "positions behind the round",
         ROUNDS,
-        "(kept.cumsum(0) - kept)",
-        "kept.cumsum(0)",
+        '"position": (told - kept)',
+        '"position": told',
         "a round's position counts its own tokens",
         f"{NUMBERS} row_per_round",
     ),

@@ -136,6 +136,22 @@ MUTANTS = (
         "rows that are not live accept",
         "tests/test_walk.py",
     ),
+    Mutant(
+        "target's tokens with the root's number",
+        WALK,
+        "here = walk.rows * nodes + walk.node",
+        "here = walk.rows * nodes",
+        "all nodes of a path draw with one number",
+        "tests/test_walk.py",
+    ),
+    Mutant(
+        "places in the order of nodes",
+        WALK,
+        "return index // nodes, index % nodes, torch.zeros_like(index)",
+        "return index % rows, index // rows, torch.zeros_like(index)",
+        "in a batch rows draw with one another's numbers",
+        "tests/test_chance.py -k 'neighbours and naive and ngram'",
+    ),
     # ------------------------------------------------------------------------------ rejection
     Mutant(
         "p of accepted rows is replaced",
