@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from experiments import run
 from specdec import registry
@@ -18,6 +18,10 @@ os.environ.pop("SPECDEC_ALLOW", None)  # other packages of this machine are no p
 registry.announced = tuple  # nor are those that are installed
 torch.set_num_threads(1)
 settings.register_profile("specdec", deadline=None, derandomize=True, max_examples=60)
+# for `python -m tests.mutate`, to which the first example that fails is as good as the smallest
+settings.register_profile(
+    "first", settings.get_profile("specdec"), phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile("specdec")
 
 TEXT = (

@@ -239,6 +239,27 @@ def test_certificates_are_found_by_the_pair(tmp_path):
     assert find_law({**pair.drafter, "draw": "wr"}, pair.verifier, tmp_path) is None
 
 
+def test_the_certificate_of_the_very_settings_comes_first(tmp_path):
+    """Whatever the files are called; and a tree's is none of a chain."""
+    rule = {"name": "rrs_wor"}
+    tree = Pair({"name": "small_model", "depth": 2, "branching": 2}, rule)
+    found = certify(tree, Plan(checks=["exact"], tables=SMALL[:1]), no_bar)
+    others = [{**tree.drafter, "depth": depth} for depth in (2, 3, 4, 5, 6)]
+    for drafter in others:
+        write({**found, "drafter": drafter}, tmp_path)
+    for drafter in others:
+        assert find_law(drafter, rule, tmp_path).same_settings
+    assert find_law({**tree.drafter, "branching": 1}, rule, tmp_path) is None
+
+
+def test_rounds_are_run_for_real():
+    """Two have more outcomes than one, whose second half is plain decoding."""
+    pair = Pair({"name": "small_model", "depth": 1}, {"name": "token"})
+    one, two = (exact.exact(SMALL[1], pair.on_tables, pair.rule(1.0), 4, n) for n in (1, 2))
+    assert two.outcomes > one.outcomes
+    assert two.accepted == pytest.approx(one.accepted)
+
+
 def test_a_refused_pair_is_not_applicable():
     found = certify(
         Pair({"name": "ngram"}, {"name": "kseq"}), Plan(checks=["exact"], tables=SMALL[:1]), no_bar

@@ -140,6 +140,10 @@ def test_coins_at_the_ends_of_the_unit_interval():
     p, at = torch.tensor([0.0, 2.0**-60, 1.0, BELOW_1], dtype=torch.float64), sites(4)
     assert Injected(0.0).bernoulli(p, at, "accept").tolist() == [False, True, True, True]
     assert Injected(BELOW_1).bernoulli(p, at, "accept").tolist() == [False, False, True, False]
+    for u, expected in ((0.0, [False, True, True, True]), (BELOW_1, [False, False, True, False])):
+        places = Injected(u).places(at, "accept")
+        assert places.bernoulli(slice(None), p, None).tolist() == expected
+        assert places.bernoulli(torch.arange(4), p, at.live).tolist() == expected
 
 
 @pytest.mark.parametrize("towards", [0.0, 1.0])
@@ -148,6 +152,26 @@ def test_coins_next_to_their_threshold(towards):
     u = float(torch.nextafter(threshold, torch.tensor([towards], dtype=torch.float64)))
     assert bool(Injected(u).bernoulli(threshold, sites(1), "accept")) == (towards == 0.0)
     assert not bool(Injected(0.3).bernoulli(threshold, sites(1), "accept"))
+    places = Injected(0.3).places(sites(1), "accept")
+    assert not bool(places.bernoulli(slice(0, 1), threshold, None))
+
+
+def test_places_that_are_known_beforehand_draw_what_others_do():
+    """All kinds of draws, in parts, with sites that are not live."""
+    at = sites(6, node=3, rank=1)._replace(live=torch.tensor([True] * 4 + [False] * 2))
+    draws, law = draws_of(Keyed(3), 6), torch.rand(6, 7, generator=torch.Generator().manual_seed(0))
+    places = draws.places(at, "draft", 3)
+    for part in (slice(0, 4), slice(2, 6), torch.tensor([5, 0, 3])):
+        for live in (None, torch.tensor([True, False, True, True])[: len(law[part])]):
+            here = Sites(*(each[part] for each in at))
+            here = here if live is None else here._replace(live=live)
+            for kind in ("independent", "without_replacement"):
+                plain = getattr(draws, kind)(law[part], 3, here, "draft")
+                known = getattr(places, kind)(part, law[part], 3, live)
+                assert torch.equal(known, plain)
+            p = law[part, 0]
+            known = places.bernoulli(part, p, live)
+            assert torch.equal(known, draws.bernoulli(p, here, "draft"))
 
 
 @pytest.mark.parametrize("chance", [Keyed(0), Coupled(0)])

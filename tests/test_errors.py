@@ -72,6 +72,8 @@ def test_prompt_and_new_tokens_longer_than_the_context():
         "at most 5",
         prompts=[1] * (CONTEXT - 5),
     )
+    fits = specdec.generate(shared("llama_gqa"), [1] * (CONTEXT - 5), max_new_tokens=5)
+    assert len(fits.tokens[0]) == 5
 
 
 @pytest.mark.parametrize("token", [-1, VOCABULARY, 10**6])
@@ -533,6 +535,9 @@ def test_rules_that_need_a_fixed_width():
             **options,
         )
     refused("'hub'", "WOR", "HUB", drafter=make(adaptive, KNOWN)(), verifier="hub", **options)
+    for rule, law in (("kseq", "WR"), ("is2", "WR"), ("ot", "WR"), ("hub", "HUB")):
+        drafter = Says(lambda state: TokenTree.root(state.roots), law=SiblingLaw[law])
+        refused(f"'{rule}'", "fixed_width", drafter=drafter, verifier=rule, **options)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in rules() if rule not in ("naive", "greedy")])
@@ -647,6 +652,19 @@ def test_a_drafter_that_returns_a_malformed_tree(tree, words):
         )
 
 
+@pytest.mark.parametrize("beyond", [0, 7])
+def test_a_token_past_the_vocabulary_is_reported_before_it_is_looked_up(beyond):
+    """An embedding would end the process, or the device."""
+    model = shared("llama_gqa")
+    vocabulary = model.config.vocab_size
+    refused(
+        "outside the vocabulary",
+        target=model,
+        prompts=[0],
+        drafter=Broken([-1, 0, 1], [vocabulary + beyond, 1]),
+    )
+
+
 def test_a_tree_past_the_wanted_length():
     refused(
         "deeper than room - 1",
@@ -656,6 +674,8 @@ def test_a_tree_past_the_wanted_length():
         drafter=Broken([-1, 0, 1], [1, 0]),
         max_new_tokens=2,
     )
+    deep = {"target": KNOWN.target, "prompts": [0], "drafter": Broken([-1, 0], [1])}
+    refused("deeper than room - 1", max_new_tokens=1, **deep)
 
 
 def test_the_row_and_the_drafter_are_named():
@@ -726,6 +746,11 @@ THIRDS = torch.full((1, 3, 3), 1 / 3, dtype=torch.float64)
         (lambda state: [[0, 1]], {}, ("returned list",)),
         (another_root, {}, ("column 0 of its tokens is not the root",)),
         (written, {}, ("has written into state.tokens", "row 0")),
+        (
+            lambda state: tree_of(state, [-1, 0, 1], [1, 0], depth=1),
+            {},
+            ("the tree is deeper than its `depth`",),
+        ),
         (
             lambda state: tree_of(state, [-1, 0, 0], [1, 2]),
             {"chain": True},

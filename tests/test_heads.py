@@ -17,17 +17,20 @@ from torch import Tensor
 
 import specdec
 from drafters.eagle import Eagle
-from drafters.eagle3 import Eagle3, Eagle3Head
+from drafters.eagle3 import Eagle3, Eagle3Head, default_taps
 from drafters.medusa import MedusaHeads, Stacked
 from experiments.certificates import tiny
 from experiments.certificates.suite import make
 from specdec import Drafter, Sampling, TokenTree
 from specdec.drafting.rank_tree import RankTree
+from specdec.heads.decoder_layer import layer_config
 from specdec.heads.features import FeatureDrafter, FeatureHead
-from specdec.heads.head import Head, random_head
+from specdec.heads.files import fill
+from specdec.heads.head import Head, newest_states, random_head, with_states
 from specdec.models.language_model import TransformersLM
 from specdec.models.memory import Memory
 from specdec.models.support import layer_kinds
+from specdec.models.table import TableModel
 from specdec.plugins import build
 from specdec.state import Last, OnHost, State
 from tests import models
@@ -249,6 +252,7 @@ def test_what_is_drafted_is_what_training_says(kind):
         assert tree.parents.tolist() == [[-1, 0, 1, 2]]
         # One token more than was drafted, since each law stands before its token.
         guesses = lessons(made.heads, target, torch.cat([text, tree.tokens[0, 1:], text[:1]]))
+    assert [guess.offset for guess in guesses] == [1, 2, 3]
     said = [guess.logits[0, len(text) - 2].argmax() for guess in guesses]
     if made.heads.token_ids is not None:
         said = [made.heads.token_ids[best] for best in said]
@@ -326,6 +330,51 @@ def test_a_head_of_another_target_is_refused(kind):
     made = drafter(kind, other, CHAINS[kind])
     with pytest.raises(ValueError, match=r"hidden size of 48, the target has 32"):
         specdec.generate(lm("llama_gqa"), prompts(5), drafter=made, max_new_tokens=4)
+
+
+def test_a_heads_layer_is_of_the_last_layers_kind():
+    target = copy.copy(lm("gemma3"))
+    target.config = copy.deepcopy(target.config)
+    target.config.layer_types = ["sliding_attention", "full_attention"]
+    assert layer_config(target)["layer_types"] == ["full_attention"]
+
+
+def test_published_weights_meet_the_embedding_first():
+    """EAGLE's fc is over (embedding, feature)."""
+    head: Any = models.head("eagle", lm("llama_gqa"))
+    size = head.hidden_size
+    embeddings, features = torch.randn(2, 1, 3, size).unbind(0)
+    with torch.no_grad():
+        head.fc.weight.copy_(torch.cat([torch.eye(size), torch.zeros(size, size)], 1))
+        head.fc.bias.zero_()
+        torch.testing.assert_close(head.enter(embeddings, features), embeddings)
+
+
+def test_usual_taps_are_low_middle_and_high():
+    """As EAGLE-3's authors have them: the states that enter layers 2, L / 2 and L - 3."""
+
+    class Deep(TableModel):
+        layers = 32
+
+    assert default_taps(Deep({(): [1, 1]})) == (2, 16, 29)
+    assert default_taps(TableModel({(): [1, 1]})) == (1, 3, 5)
+
+
+def test_the_newest_state_is_that_behind_what_was_accepted():
+    taps = torch.arange(2.0 * 4 * 2 * 3).view(2, 4, 2, 3)
+    host = OnHost([9, 1], [True, True], [5, 5], [False, True], [[0] * 9, [0]])
+    last = Last(None, None, [2, 0], None, taps)
+    tokens = torch.zeros(2, 9, dtype=torch.long)
+    state = State(host, tokens, torch.arange(2), Sampling(), last)
+    assert torch.equal(newest_states(state), torch.stack([taps[0, 2, -1], taps[1, 0, -1]]))
+    # there is none before the root of a text of one token
+    assert with_states(state).on_host.live == [True, False]
+
+
+def test_weights_that_are_left_over_are_named():
+    weight = torch.zeros(2)
+    with pytest.raises(ValueError, match="not expected: b"):
+        fill({"a": weight}, {"a": weight, "b": weight}, "a head", "a folder", {})
 
 
 def test_layers_that_the_target_lacks_are_named():
@@ -614,6 +663,30 @@ def test_a_static_tree_is_cut_from_the_tree_of_its_best_tokens(kind):
     # the tree's own.
     wanted = sorted((tuple(path) for path in paths), key=lambda path: (len(path), path))
     assert list(static.values()) == [full[path] for path in wanted]
+
+
+def test_hydra_sees_the_path_of_each_node():
+    """Two branches: what a node's head is given is the state, then the path from the root down."""
+    target, text = lm("llama_gqa", torch.float64), torch.tensor(prompts(7)[0])
+    made: Any = drafter("hydra_heads", target, {"depth": 3, "draw": "topk", "branching": [2, 2, 1]})
+    seen: list[tuple[int, Tensor]] = []
+    with torch.inference_mode():
+        state = standing(made, target, text)
+        heads = made._heads
+        guess = heads.guess
+        heads.guess = lambda index, states, path: (
+            seen.append((index, path)) or guess(index, states, path)
+        )
+        try:
+            tree = made.propose(state, specdec.Keyed(0).round(state))
+        finally:
+            del heads.guess
+        assert [index for index, _ in seen] == [0, 1, 2]
+        for index, paths in seen:
+            level = (tree.depths[0] == index).nonzero()[:, 0].tolist()
+            for place, node in enumerate(level):
+                tokens = tree.tokens[0, [0, *tree.path(0, node)]]
+                assert torch.equal(paths[0, place], target.embed(tokens).flatten())
 
 
 # -------------------------------------------------------------------------- a vocabulary of its own

@@ -226,14 +226,54 @@ def test_keys_and_values_may_differ_in_size_as_in_latent_attention():
 
 
 @torch.inference_mode()
-def test_memory_grows_where_a_text_outgrows_it():
+@pytest.mark.parametrize("slots", [2, max(LENGTHS)])
+def test_memory_grows_where_a_text_outgrows_it(slots):
+    """When it is empty, and when it is full."""
     model, rows = shared("llama_gqa"), prompts(*LENGTHS)
-    session = TransformersLM(model).open(3, 2)
+    session = TransformersLM(model).open(3, slots)
     session.read(padded(rows), LENGTHS)
     tree = TokenTree(tokens_of(1, 3, 7), PARENTS)
     assert worst(model, tree, session.score(tree).logits, rows) < 1e-5
     session._memory.check_integrity()
     assert session._memory.slots == 64
+
+
+@torch.inference_mode()
+def test_reading_gives_the_logits_after_each_rows_own_end():
+    model, rows = shared("llama_gqa"), prompts(*LENGTHS)
+    with TransformersLM(model).open(3, 40) as session:
+        logits = session.read(padded(rows), LENGTHS).logits
+        for row, text in enumerate(rows):
+            plain = model(input_ids=torch.tensor([text])).logits[0, -1]
+            torch.testing.assert_close(logits[row, 0], plain, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_padding_past_the_context_is_no_position():
+    """One row is full, its neighbour reads on: learned positions end with the context."""
+    model = shared("gpt2")
+    rows = prompts(CONTEXT - 1, 2)
+    more = tokens_of(5, 2, 4)
+    with TransformersLM(model).open(2, CONTEXT + 4) as session:
+        session.read(padded(rows), [CONTEXT - 1, 2])
+        logits = session.read(more, [1, 4]).logits
+        for row, count in ((0, 1), (1, 4)):
+            text = torch.tensor([rows[row] + more[row, :count].tolist()])
+            plain = model(input_ids=text).logits[0, -1]
+            torch.testing.assert_close(logits[row, 0], plain, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_last_node_of_a_tree_does_not_see_its_sibling():
+    """Scored alone, it looks like the end of a chain."""
+    model, rows = shared("llama_gqa"), prompts(6)
+    tree = TokenTree(tokens_of(1, 1, 3), [[-1, 0, 0]])
+    with TransformersLM(model).open(1, 20) as session:
+        session.read(padded(rows), [6])
+        whole = session.score(tree).logits
+        assert worst(model, tree, whole, rows) < 1e-5
+        alone = session.score(tree, 2).logits
+        torch.testing.assert_close(alone[:, 0], whole[:, 2], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

@@ -138,6 +138,17 @@ def test_the_toys_have_what_hides_faults():
     assert len({tuple(row) for row in TOY.p.values()}) > 10
 
 
+def test_the_dense_tables_have_what_zeros_hide():
+    """Residuals of more than one token, at the root and below a token that may be rejected."""
+    tables = laws.DENSE
+    for prefix in ((), (2,)):
+        p, q = tables.p[prefix], tables.q[prefix]
+        assert sum(p) == sum(q)
+        assert sum(a > b for a, b in zip(p, q, strict=True)) == 2
+    assert tables.p[()][2] < tables.q[()][2]
+    assert min(min(row) for row in (*tables.p.values(), *tables.q.values())) > 0
+
+
 def test_lossy_rules_need_permission():
     refused = {rule for _, rule in pairs()} - {rule for _, rule in pairs(allow_lossy=False)}
     assert refused == {rule for rule in rules() if not build("verifier", rule).lossless}

@@ -14,7 +14,7 @@ from transformers import (
 
 import specdec
 from specdec import Laws, Sampling, TokenTree
-from specdec.probs import top
+from specdec.probs import DraftLaws, top
 from specdec.state import State
 from tests.models import prompts, shared
 
@@ -35,6 +35,11 @@ OPTIONS = [
         "top_p": 0.9,
         "repetition_penalty": 1.3,
         "logits_processors": (NoRepeatNGramLogitsProcessor(2),),
+    },
+    {
+        "temperature": 0.7,
+        "repetition_penalty": 1.3,
+        "logits_processors": (lambda ids, scores: scores - 1.5,),  # a penalty sees another sign
     },
 ]
 
@@ -109,7 +114,24 @@ def test_prefixes_matter_here():
     assert any(not torch.equal(root, pattern) for pattern in below)
 
 
-@pytest.mark.parametrize("options", OPTIONS[-3:], ids=lambda options: "-".join(options))
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
+def test_laws_of_all_nodes_at_once_are_those_of_each(options):
+    """The target's, and the drafter's from any node on."""
+    laws, logits, prefixes = scored(Sampling(**options))
+    rows, nodes = laws.trees.used.nonzero(as_tuple=True)
+    found = [prefix.tolist() for prefix in laws.prefixes(rows, nodes)]
+    assert found == [
+        prefixes[row][node] for row, node in zip(rows.tolist(), nodes.tolist(), strict=True)
+    ]
+    each, before = laws[rows, nodes], logits.clone()
+    assert torch.equal(laws.everywhere[rows, nodes], each)
+    assert torch.equal(laws.scores, before)
+    for start in range(logits.shape[1]):
+        drafted = DraftLaws(laws.state)(logits[:, start:], laws.trees, start)
+        assert torch.equal(drafted, laws.everywhere[:, start:])
+
+
+@pytest.mark.parametrize("options", OPTIONS[-4:], ids=lambda options: "-".join(options))
 def test_temperature_0_is_the_argmax_after_penalties(options):
     options = {**options, "temperature": 0.0}
     laws, logits, prefixes = scored(Sampling(**options))
@@ -153,6 +175,10 @@ def test_laws_that_are_none_are_counted():
             laws.scores[1, 0] = bad
             laws.argmax if temperature == 0 else laws[torch.tensor([0, 1]), torch.tensor([0, 0])]
             assert (laws.faulty > 0).tolist() == [False, True]
+    laws, *_ = scored(Sampling(1.0))
+    laws.scores[1, 4] = torch.nan  # of a node that the row does not use
+    assert laws.everywhere.isnan().any()
+    assert not laws.faulty.any()
 
 
 # --------------------------------------------------------------------------------------------- ties

@@ -147,6 +147,36 @@ def test_upper_layers_go_on_where_lower_ones_stopped(name):
     assert (resumed - whole).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("shape", ["tree", "ranked", "adaptive"])
+def test_every_node_of_a_tree_is_handed_over_with_its_own_state(shape):
+    """Leaves too, which a ranked tree keeps without having scored them."""
+    target, prompts = specdec.load(models.shared("llama_gqa")), models.prompts(9, 6)
+    checked = []
+
+    class Checked(EarlyExit):
+        def propose(self, state, chance):
+            tree = super().propose(state, chance)
+            session, texts = state.memory, [state.text(row)[:-1] for row in range(state.rows)]
+            if tree.num_nodes == 1 or not state.all_live:
+                return tree
+            handed = session._handed_over
+            resumed = session.score(tree).logits
+            session._handed_over = handed
+            counts = [len(text) for text in texts]
+            padded = torch.tensor([text + [0] * (max(counts) - len(text)) for text in texts])
+            with target.open(state.rows, 0) as again:
+                again.read(padded, counts)
+                whole = again.score(tree).logits
+            checked.append(float((resumed - whole)[tree.used].abs().max()))
+            return tree
+
+    specdec.generate(
+        target, prompts, drafter=Checked(2, **SHAPES[shape]), temperature=1.0, max_new_tokens=6
+    )
+    assert checked
+    assert max(checked) < 1e-4
+
+
 def _layers(model):
     return next(
         module
@@ -223,6 +253,16 @@ def test_settings_that_do_not_fit_say_why(make, message):
             drafter=make(),
             max_new_tokens=4,
         )
+
+
+def test_the_sublayers_that_are_named_are_left_out(monkeypatch):
+    asked, without = [], TransformersLM.without
+    monkeypatch.setattr(
+        TransformersLM, "without", lambda *given: asked.append(given[1:]) or without(*given)
+    )
+    drafter = LayerSkip({"layers": 3, "attention": [1], "mlp": [0, 2]})
+    drafter.begin(specdec.load(models.shared("llama_gqa")), 1, specdec.Sampling(1.0))
+    assert asked == [([1], [0, 2])]
 
 
 def test_a_set_can_come_from_a_file(tmp_path):

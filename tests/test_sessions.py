@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import specdec
+from drafters.small_model import SmallModel
 from experiments.certificates import suite
 from specdec import Coupled, Drafter, Keyed, TokenTree
 from specdec.models.memory import Memory
@@ -166,6 +167,11 @@ def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(
     assert run([3, 1, 4, 0, 2], 1) == everybody
 
 
+def test_more_seats_than_prompts_are_not_made(target):
+    out = specdec.generate(target, ROWS[:2], max_new_tokens=3, drafter="none", seats=99)
+    assert {len(step.live) for step in out.steps} == {2}
+
+
 def test_a_seat_is_taken_as_soon_as_it_is_free(target):
     """Texts of different lengths: rounds are those of the seats' own loads, not of whole
     batches."""
@@ -209,6 +215,7 @@ def test_reports_count_live_rows_only_and_times_run_from_admission(target):
     admitted = [one.admitted for one in report.served]
     assert admitted == sorted(admitted)
     assert admitted[2] > report.served[0].first_token > admitted[0]
+    assert all(one.first_token < one.finished for one in report.served)
     assert all(0 < one < report.wall_seconds for one in report.finished_seconds)
     assert len(report.gaps) == 5 * 7
     assert report.prefill_seconds > 0
@@ -270,6 +277,47 @@ class Watching(Drafter):
 
     def leave(self, rows: Any) -> None:
         self.calls.append(("leave", list(rows)))
+
+
+def test_a_state_says_what_is_left_and_forgets_who_sat_there_before(target, draft):
+    """Room is what the text may still add; in a row's first round nothing was accepted yet."""
+    prompts, firsts, accepted = {len(row): row for row in ROWS}, [], []
+
+    class Watched(SmallModel):
+        def propose(self, state, chance):
+            for row, (length, room) in enumerate(
+                zip(state.on_host.lengths, state.on_host.room, strict=True)
+            ):
+                if not state.on_host.live[row]:
+                    continue
+                number = state.on_host.texts[row]
+                begun = max(n for n in prompts if number[:n] == prompts[n])
+                assert room == NEW - (length - begun)
+                assert state.on_host.fresh[row] == (length == begun)
+                before = state.last.num_accepted[row]
+                (firsts if length == begun else accepted).append(before)
+            return super().propose(state, chance)
+
+    specdec.generate(
+        target, ROWS, drafter=Watched(draft, depth=3), temperature=1.0, max_new_tokens=NEW, seats=1
+    )
+    assert firsts == [0] * 5
+    assert max(accepted) > 0
+
+
+def test_memory_of_a_row_that_ended_stays_as_it_was(target, draft):
+    lengths: list[list[int]] = [[], []]
+
+    class Watched(SmallModel):
+        def propose(self, state, chance):
+            for row, live in enumerate(state.on_host.live):
+                if not live:  # for good: nobody waits for the seat
+                    lengths[row].append(state.memory._memory.lengths[row])
+            return super().propose(state, chance)
+
+    specdec.generate(target, ROWS[:3], drafter=Watched(draft), max_new_tokens=NEW, seats=2)
+    assert max(map(len, lengths)) > 2
+    assert all(len(set(found)) <= 1 for found in lengths)
 
 
 def test_a_drafter_is_told_who_comes_and_goes(target):
@@ -397,6 +445,18 @@ def test_there_are_never_two_memories_where_one_suffices(drafter, books, target,
     assert books.most <= own["target"] + own["drafter"]
     # a tree has no more than 40 nodes here
     assert own["target"] <= alone * (14 + 30 + 40) / (14 + 30 + 1)
+
+
+def test_what_a_drafter_opened_is_closed_whoever_still_holds_it(target, draft):
+    held = []
+
+    class Held(SmallModel):
+        def begin(self, target, rows, sampling):
+            super().begin(target, rows, sampling)
+            held.append(self._session)
+
+    specdec.generate(target, ROWS[:1], drafter=Held(draft), max_new_tokens=3)
+    assert [session.nbytes for session in held] == [0]
 
 
 def test_a_broken_up_run_leaves_the_target_usable(target):

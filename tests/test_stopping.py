@@ -159,6 +159,41 @@ def test_an_adaptive_threshold_moves_towards_the_wanted_acceptance():
     assert stop.thresholds.tolist() == [0.4, 0.4]  # another request
 
 
+def test_an_adaptive_threshold_by_hand():
+    """Draft & Verify 2309.08168, equation 2: r <- (r + accepted / drafted) / 2; the threshold moves
+    by 0.001, up where r is below what is wanted, else down. Row 0 has another request at last."""
+    stop = _begun(AdaptiveThreshold(acceptance=0.5, threshold=0.4), 3)
+    stop.round(_after([4, 2, 0], [0, 1, 0]))
+    assert stop.rates.tolist() == pytest.approx([0.25, 0.5, 0.5])
+    assert stop.thresholds.tolist() == pytest.approx([0.401, 0.399, 0.399])
+    stop.round(_after([8, 2, 3], [5, 0, 3]))
+    assert stop.rates.tolist() == pytest.approx([0.4375, 0.25, 0.75])
+    assert stop.thresholds.tolist() == pytest.approx([0.402, 0.4, 0.398])
+    state = _after([4, 4, 4], [0, 4, 4])
+    state.on_host.fresh[0] = True
+    stop.round(state)
+    assert stop.rates.tolist() == pytest.approx([0.5, 0.625, 0.875])
+    assert stop.thresholds.tolist() == pytest.approx([0.4, 0.399, 0.397])
+    stop.round(_after([9, 4, 4], [5, 0, 4]))
+    assert stop.rates.tolist() == pytest.approx([(0.5 + 5 / 9) / 2, 0.3125, 0.9375])
+    assert stop.thresholds.tolist() == pytest.approx([0.399, 0.4, 0.396])
+
+
+def test_what_is_just_enough_is_drafted():
+    assert Threshold(0.5)(torch.tensor([[0.5, 0.5], [0.25, 0.75]]), 0).tolist() == [False, False]
+    assert Threshold(0.5)(torch.tensor([[0.25, 0.375, 0.375]]), 0).tolist() == [True]
+
+
+def test_an_adaptive_threshold_stays_between_0_and_1():
+    stop = _begun(AdaptiveThreshold(acceptance=1.0, threshold=1.0), 2)
+    for _ in range(3):
+        stop.round(_after([4, 0], [0, 0]))
+    assert stop.thresholds[0] == 1
+    low = _begun(AdaptiveThreshold(acceptance=0.0, threshold=0.0), 2)
+    low.round(_after([4, 0], [0, 0]))
+    assert low.thresholds.tolist() == [0, 0]
+
+
 def test_an_adaptive_threshold_comes_back_from_drafting_nothing():
     stop = _begun(AdaptiveThreshold(acceptance=0.9, threshold=1.0), 1)
     before = stop.thresholds.item()

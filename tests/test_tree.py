@@ -117,6 +117,10 @@ def test_a_tree_that_grows_level_by_level_is_the_tree(parents):
             assert [names[other] for other in whole.path(i, node)] == tree.path(i, number)
             above = {names[other] for other in whole.ancestors[i, node].nonzero()[:, 0].tolist()}
             assert set(tree.ancestors[i, number].nonzero()[:, 0].tolist()) == above
+    assert not tree.depths[~tree.used].any()
+    assert tree.width >= max(
+        (row.count(parent) for row in parents for parent in row if parent >= 0), default=0
+    )
 
 
 @given(forests(), st.data())

@@ -18,7 +18,27 @@ from specdec.plugins import build
 from specdec.registry import is_ours
 
 SETS = {tables.name: tables for tables in standard()}
-ZEROS, DENSE = SETS["zeros"], SETS["four tokens"]
+ZEROS = SETS["zeros"]
+# No zeros, and rows whose residual (p - q)+ has two tokens: where it is one-hot, a rule that tests
+# a second sibling against a wrong q, or a wrong share of p, has the right law all the same.
+DENSE = Tables(
+    "dense",
+    {
+        (): [4, 3, 2, 1],
+        (0,): [1, 5, 2, 2],
+        (1,): [3, 1, 3, 3],
+        (2,): [4, 4, 1, 1],
+        (3,): [4, 1, 1, 4],
+    },
+    {
+        (): [1, 2, 3, 4],
+        (0,): [3, 2, 1, 4],
+        (1,): [1, 4, 4, 1],
+        (2,): [1, 2, 3, 4],
+        (3,): [1, 2, 3, 4],
+    },
+    (0, 1, 2, 0, 3, 0),
+)
 TWO_ZEROS, TWO_DENSE = SETS["two tokens, zeros"], SETS["two tokens"]
 AT_0 = Tables("zeros, T = 0", ZEROS.p, ZEROS.q, ZEROS.prompt, {"temperature": 0.0})
 

@@ -1,0 +1,36 @@
+"""Mutants of the production code: small wrong changes, one at a time, each of which the named
+tests should notice. `python -m tests.mutate` applies them to a copy and runs those tests.
+
+(`tests/mutants/` is something else: whole rules, drafters and engines with the faults of published
+decoders.)
+"""
+
+from tests.production_mutants import (
+    certificates,
+    chance,
+    drafters,
+    drafting,
+    heads,
+    loop,
+    measuring,
+    models,
+    studies,
+    trees,
+    verifiers,
+)
+from tests.production_mutants.mutant import Mutant
+
+ROOMS = (
+    trees,
+    chance,
+    verifiers,
+    drafting,
+    drafters,
+    heads,
+    models,
+    loop,
+    measuring,
+    certificates,
+    studies,
+)
+MUTANTS: tuple[Mutant, ...] = tuple(mutant for room in ROOMS for mutant in room.MUTANTS)

@@ -1,0 +1,201 @@
+"""Certificates: enumeration, goodness of fit, greedy comparison, finding them again."""
+
+from tests.production_mutants.mutant import Mutant
+
+HOME = "experiments/certificates"
+STATISTICS, ENUMERATION, EXACT = (
+    f"{HOME}/{name}.py" for name in ("statistics", "enumeration", "exact")
+)
+TABLES, GREEDY, KEPT = (f"{HOME}/{name}.py" for name in ("tables", "greedy", "kept"))
+BOUND, SAMPLED = (f"{HOME}/{name}.py" for name in ("bound", "sampled"))
+TESTS, PLANTED = "tests/test_certify.py", "tests/test_mutant_certificates.py"
+FITS = f"{TESTS} tests/test_statistics.py -k 'statistics or noncentralities or probability_0 or "
+FITS += "hashed or promises or holm'"
+
+MUTANTS = (
+    Mutant(
+        "one degree of freedom too many",
+        STATISTICS,
+        "chi2.sf(statistic, cells - 1)",
+        "chi2.sf(statistic, cells)",
+        "p-values are too large",
+        FITS,
+    ),
+    Mutant(
+        "chi-square over what was observed",
+        STATISTICS,
+        "((observed - expected) ** 2 / expected)",
+        "((observed - expected) ** 2 / np.maximum(observed, 1))",
+        "another statistic than the test's",
+        FITS,
+    ),
+    Mutant(
+        "what is impossible is improbable",
+        STATISTICS,
+        "0.0 if impossible else p_value",
+        "p_value",
+        "samples of probability 0 pass",
+        FITS,
+    ),
+    Mutant(
+        "half the samples",
+        STATISTICS,
+        "(4 * tv * tv)",
+        "(8 * tv * tv)",
+        "a certificate finds less than it promises",
+        FITS,
+    ),
+    Mutant(
+        "power of one cell more",
+        STATISTICS,
+        "chi2.isf(size, cells - 1), cells - 1",
+        "chi2.isf(size, cells), cells",
+        "known noncentralities are missed",
+        FITS,
+    ),
+    Mutant(
+        "small cells stay small",
+        STATISTICS,
+        "while small < len(expected) and expected[:small].sum() < EXPECTED:",
+        "while False:",
+        "a merged cell may expect fewer than ten",
+        FITS,
+    ),
+    Mutant(
+        "an upper bound without its width",
+        STATISTICS,
+        "upper = tv + 0.5 * math.sqrt(cells / samples) +",
+        "upper = tv +",
+        "the total variation may lie above its upper bound",
+        FITS,
+    ),
+    Mutant(
+        "Bonferroni for Holm",
+        STATISTICS,
+        'method="holm"',
+        'method="bonferroni"',
+        "a family of certificates is tested too mildly",
+        FITS,
+    ),
+    Mutant(
+        "the first of the other branches is skipped",
+        ENUMERATION,
+        "for taken in range(1, len(branches))",
+        "for taken in range(2, len(branches))",
+        "outcomes are missing from certificates",
+        f"{TESTS} -k side_by_side",
+    ),
+    Mutant(
+        "rows share their draws",
+        ENUMERATION,
+        "getattr(self.traces[row], kind)",
+        "getattr(self.traces[0], kind)",
+        "rows of an enumeration follow one script",
+        f"{TESTS} -k side_by_side",
+    ),
+    Mutant(
+        "anything is lossless",
+        EXACT,
+        "LOSSLESS = 1e-12",
+        "LOSSLESS = 1.0",
+        "planted faults are certified",
+        f"{PLANTED} -k exact_certificate_refuses",
+    ),
+    Mutant(
+        "one round's law for two",
+        EXACT,
+        "left[row] = 0 if event.finish_reason else left[row] - 1",
+        "left[row] = 0",
+        "only one round runs for real",
+        f"{TESTS} -k for_real",
+    ),
+    Mutant(
+        "an enumeration that gave up is complete",
+        EXACT,
+        "math.fsum(shares), False, None, None)",
+        "math.fsum(shares), True, 0.0, 0.0)",
+        "part of the outcomes certifies the whole",
+        f"{TESTS} -k gives_up",
+    ),
+    Mutant(
+        "distances are not halved",
+        TABLES,
+        "for key in {*one, *other}) / 2",
+        "for key in {*one, *other})",
+        "distances are twice as large",
+        f"{PLANTED} -k exact_certificate_refuses",
+    ),
+    Mutant(
+        "ties by any margin",
+        GREEDY,
+        '"tie" if margin <= 2 * self.rounding else "fault"',
+        '"tie" if margin >= 0 * self.rounding else "fault"',
+        "wrong engines part at ties",
+        f"{PLANTED} -k greedy_certificate",
+    ),
+    Mutant(
+        "any rate of ties",
+        GREEDY,
+        "and self.tie_rate <= TIE_CAP",
+        "and self.tie_rate <= 1",
+        "an engine that parts everywhere passes",
+        "tests/test_statistics.py -k tie",
+    ),
+    Mutant(
+        "an output that ends early is the same",
+        GREEDY,
+        "return None if len(ours) == len(plain) else min(len(ours), len(plain))",
+        "return None",
+        "a text that is cut off does not part from plain decoding",
+        "tests/test_statistics.py -k part",
+    ),
+    Mutant(
+        "the less similar certificate",
+        KEPT,
+        "not law.same_settings))",
+        "law.same_settings))",
+        "a certificate of other settings is shown though there is one of these",
+        f"{TESTS} -k very_settings",
+    ),
+    Mutant(
+        "chains and trees are of one kind",
+        KEPT,
+        'kept["chain"] = max(widths if isinstance(widths, Sequence) else [widths]) == 1',
+        'kept["chain"] = True',
+        "a tree is certified by a chain's certificate",
+        f"{TESTS} -k very_settings",
+    ),
+    Mutant(
+        "a lossy rule may be certified",
+        KEPT,
+        "if not report.lossless:",
+        "if False:",
+        "a lossy run looks for a certificate",
+        "tests/test_experiments.py -k whose_law",
+    ),
+    Mutant(
+        "prefixes of any length",
+        BOUND,
+        "for prefix in prefixes if len(prefix) == length",
+        "for prefix in prefixes if len(prefix) <= length",
+        "the bound of a depth counts shallower drafts",
+        "tests/test_statistics.py -k bound",
+        equivalent="a prefix of another length is no edge of the programme: the law has none",
+    ),
+    Mutant(
+        "the bound of one depth",
+        BOUND,
+        "for length in range(1, depth + 1):",
+        "for length in range(depth, depth + 1):",
+        "the bound on accepted tokens counts the deepest only",
+        "tests/test_statistics.py -k bound",
+    ),
+    Mutant(
+        "sequences read from the other end",
+        SAMPLED,
+        "np.arange(self.tokens - 1, -1, -1)",
+        "np.arange(self.tokens)",
+        "counts and law are in different orders",
+        f"{TESTS} -k 'sampled_certificate_of_every_rule and naive'",
+    ),
+)
