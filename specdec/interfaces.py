@@ -231,13 +231,14 @@ class Drafter(ABC):
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
-    learns: ClassVar[bool] = False  # proposals depend on earlier runs, until `forget`
+    learns: bool = False  # proposals depend on earlier runs, until `forget`
 
     law: SiblingLaw = SiblingLaw.DET
     chain: bool = False  # every tree is a chain
     fixed_width: bool = False  # a node's number of children is known before the first is drawn
     max_nodes: int = 1  # root included; sizes memory and masks
     taps: tuple[Tap, ...] = ()  # which of the target's hidden states it wants
+    runners_up: int = 0  # how many of the best tokens it wants to know at the node behind the root
 
     opened: Sequence[Opened] = ()
     """Set in `begin`: sessions and memories of this run. The loop closes them when it ends."""
@@ -245,6 +246,10 @@ class Drafter(ABC):
     aside: Tensor | None = None
     """Set in `propose`, if the drafter wants numbers of its own on the host: integers (B, n), read
     together with the verdict; `observe` finds them in `state.last.aside`."""
+
+    expected: Sequence[float] | None = None
+    """Set in `propose`, if the drafter knows: how many accepted tokens it expects of each row's
+    tree, for whoever chooses between drafters."""
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":

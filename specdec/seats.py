@@ -114,7 +114,8 @@ class Seats:
         accepted = [max(count, 0) for count in outcome.keep]
         newest = on_path(taps, outcome.verdict.path)
         drafted = (outcome.parents >= 0).sum(1).tolist()
-        last = Last(trees, outcome.verdict, accepted, drafted, newest, outcome.aside)
+        asked = outcome.aside, outcome.runners_up
+        last = Last(trees, outcome.verdict, accepted, drafted, newest, *asked)
         after = self._state(OnHost(lengths, live, room, [False] * len(live), host.texts), last)
         self.drafter.observe(after)
         over = [row for row in np.flatnonzero(outcome.live).tolist() if not live[row]]

@@ -49,6 +49,10 @@ class Last(NamedTuple):
     one token there is none at all. None where the drafter reads no taps."""
 
     aside: np.ndarray | None = None  # (B, n) what the drafter has put aside (`Drafter.aside`)
+    runners_up: np.ndarray | None = None
+    """(B, k) the most probable tokens, best first, of the law that the root was drawn from; where
+    the drafter asks for them (`Drafter.runners_up`). Nothing in a row's first round, whose root
+    nobody drew."""
 
 
 class OnHost(NamedTuple):
