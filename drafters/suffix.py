@@ -5,7 +5,7 @@ SuffixDecoding (Oliaro et al. 2411.04975), on the suffix automaton of SAM-Decodi
 outputs, which all rows look up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

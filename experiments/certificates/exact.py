@@ -59,10 +59,11 @@ class Exact:
 def program(
     tables: Tables, drafter: Callable[[Tables], Drafter], verifier: Any, tokens: int, rounds: int
 ) -> Callable[[Chance, int], Sequence[Round]]:
-    """`rounds` rounds of decoding as a function of its draws."""
+    """`rounds` rounds of decoding as a function of its draws: a drafter that learns is cold."""
     target, made = tables.target(), drafter(tables)
 
     def run(chance: Chance, rows: int) -> Sequence[Round]:
+        made.forget()
         events = specdec.stream(
             target,
             [list(tables.prompt)] * rows,
@@ -99,7 +100,9 @@ def exact(
     rows: int = 256,
 ) -> Exact:
     """The joint law of `tokens` tokens, of which the first `rounds` rounds run for real. `advance`
-    hears of every outcome; `rows` of them are run side by side."""
+    hears of every outcome; `rows` of them are run side by side, or one where rows may learn from
+    one another."""
+    rows = 1 if drafter(tables).learns else rows
     law: Law = defaultdict(float)
     shares: list[float] = []
     lengths: list[float] = []
