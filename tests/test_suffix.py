@@ -145,7 +145,7 @@ def test_a_chain_copies_what_followed_and_goes_on_with_a_period():
     draft = lookup.chain([matched([5, 6, 7, 8, 5, 6, 7, 8, 5, 6])], ALL, 10)
     assert draft.tokens == [7, 8, 5, 6, 7, 8, 5, 6, 7, 8]
     assert draft.parents == list(range(10))
-    assert 5 < draft.expected < 10
+    assert 4 < draft.expected < 10
 
 
 def test_a_budget_by_match_length_and_by_probability():
@@ -155,7 +155,8 @@ def test_a_budget_by_match_length_and_by_probability():
     assert lookup.chain(met, Budget(2, 1.0, 0.0, 0.0), 99).tokens == [4, 5]
     assert len(lookup.tree(met, Budget(16, 1.0, 0.0, 0.0), 99).tokens) == 3
     strict = lookup.tree(met, Budget(16, 0.0, 16.0, 0.5), 99)
-    assert strict.tokens and strict.expected >= 0.5 * len(strict.tokens)
+    assert strict.tokens
+    assert strict.expected >= 0.5 * len(strict.tokens)
 
 
 def test_a_tree_merges_matches_of_all_lengths_the_likeliest_first():
@@ -189,7 +190,7 @@ def test_no_draft_goes_deeper_than_asked():
 def test_a_runner_up_is_continued_by_a_lookup_of_its_own():
     met = [matched([1, 2, 3, 4, 9, 8])]
     draft = lookup.tree(met, Budget(5, 0.0, 5.0, 0.0), 99, [(2, 0.9)])
-    assert draft.tokens[0] == 2 and draft.parents[0] == 0
+    assert (draft.tokens[0], draft.parents[0]) == (2, 0)
     draft = lookup.tree([matched([8, 2, 3, 4, 9, 8])], ALL, 99, [(7, 0.5), (2, 0.4)])
     nodes = dict(enumerate(zip(draft.tokens, draft.parents, strict=True), 1))
     seven = next(node for node, pair in nodes.items() if pair == (7, 0))
@@ -218,7 +219,7 @@ class Asked(Suffix):
     def propose(self, state, chance):
         tree = super().propose(state, chance)
         for row in range(state.rows):
-            if state.on_host.live[row] and not state.on_host.fresh[row]:
+            if state.on_host.room[row] > 1 and not state.on_host.fresh[row]:
                 first = tree.tokens[row][tree.parents[row] == 0].tolist()
                 self.seen.append((state.text(row), state.last.runners_up[row].tolist(), first))
         return tree
@@ -227,14 +228,14 @@ class Asked(Suffix):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_runners_up_are_those_of_the_law_that_the_root_came_from(temperature):
     model = shared("llama_gqa", torch.float64)
-    run(Asked(nodes=6, fanout=2, min_prob=0.0), temperature=temperature)
+    run(Asked(nodes=100, fanout=2), temperature=temperature)
     assert len(Asked.last.seen) > 5
     for text, best, drafted in Asked.last.seen:
         logits = model(torch.tensor([text[:-1]])).logits[0, -1]
         assert best == logits.topk(3).indices.tolist()
         others = [token for token in best if token != text[-1]][:2]
         assert len(drafted) == len(set(drafted))
-        assert set(others) <= set(drafted) or len(drafted) >= 3
+        assert set(others) <= set(drafted)
 
 
 def test_ngrams_fan_out_too():
@@ -244,19 +245,17 @@ def test_ngrams_fan_out_too():
         def propose(self, state, chance):
             tree = super().propose(state, chance)
             for row in range(state.rows):
-                if state.on_host.live[row] and not state.on_host.fresh[row]:
+                if state.on_host.room[row] > 1 and not state.on_host.fresh[row]:
                     first = tree.tokens[row][tree.parents[row] == 0].tolist()
                     seen.append((state.text(row), state.last.runners_up[row].tolist(), first))
             return tree
 
-    run(Seen(length=12, tree=True, fanout=3))
+    run(Seen(length=100, tree=True, fanout=3))
+    assert len(seen) > 5
     for text, best, drafted in seen:
         others = [token for token in best if token != text[-1]][:3]
-        # all of them, unless the text's own continuations take the nodes
-        assert set(others) <= set(drafted) or len(drafted) + 3 > 4
         assert len(drafted) == len(set(drafted))
-    fewer = [len(set(best) & set(drafted)) for _, best, drafted in seen]
-    assert max(fewer) >= 3
+        assert set(others) <= set(drafted)
 
 
 def test_who_asks_for_no_runners_up_is_given_none():
@@ -295,16 +294,17 @@ def test_a_store_that_does_not_learn_stays_as_it_is():
 
 
 def test_concurrent_requests_help_each_other_before_they_end():
-    rows = prompts(9) * 2
+    (row,) = prompts(9)
+    options = {"temperature": 0.0, "max_new_tokens": 16}
+    ahead = row + run("none", [row], **options).tokens[0].tolist()[:6]
 
-    def taus(concurrent: bool) -> float:
+    def tau(concurrent: bool) -> float:
         drafter = Suffix(nodes=8, store="memory", concurrent=concurrent)
-        out = run(drafter, rows, request_ids=[4, 4], seats=2, max_new_tokens=30)
-        assert drafter.store.tokens == 60
-        assert out.tokens[0].tolist() == out.tokens[1].tolist() or concurrent
-        return out.report.tau
+        found = run(drafter, [row, ahead], **options).report.tau
+        assert drafter.store.tokens == 32
+        return found
 
-    assert taus(True) != taus(False)
+    assert tau(True) > tau(False)
 
 
 @pytest.mark.parametrize("concurrent", [False, True])
@@ -392,7 +392,8 @@ def test_a_file_holds_what_was_saved(tmp_path):
     store.add([4])
     store.save(tmp_path / "new" / "store.safetensors")
     again = SuffixStore.load(tmp_path / "new" / "store.safetensors", 100)
-    assert texts_of(again) == [[1, 2, 3], [4]] and again.tokenizer == "digest"
+    assert texts_of(again) == [[1, 2, 3], [4]]
+    assert again.tokenizer == "digest"
     assert texts_of(SuffixStore.load(tmp_path / "new" / "store.safetensors", 3)) == [[4]]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["store.safetensors"]
     empty = SuffixStore(5)

@@ -9,6 +9,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,8 @@ class SuffixStore:
                 "be written to"
             ) from error
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):  # there is none, or not even its folder
+                draft.unlink()
 
     @classmethod
     def load(cls, path: str | Path, most_tokens: int) -> "SuffixStore":
