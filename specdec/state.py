@@ -1,6 +1,6 @@
 """What is committed: the tokens of every seat, and what the round before brought.
 
-Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size.
+Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size, k best tokens.
 """
 
 from collections.abc import Mapping
@@ -53,6 +53,10 @@ class Last(NamedTuple):
     """(B, k) the most probable tokens, best first, of the law that the root was drawn from; where
     the drafter asks for them (`Drafter.runners_up`). Nothing in a row's first round, whose root
     nobody drew."""
+
+    best: Tensor | None = None
+    """(B, N, k) the most probable tokens after every node of `trees`, best first, on the device;
+    where the drafter asks for them (`Drafter.best_tokens`)."""
 
 
 class OnHost(NamedTuple):
