@@ -53,9 +53,13 @@ class Text:
 
 
 class SuffixIndex:
-    """Substrings of any number of texts. Nothing crosses from one text to the next."""
+    """Substrings of any number of texts. Nothing crosses from one text to the next.
 
-    def __init__(self) -> None:
+    trust  what each estimate is multiplied by: counts of other requests say less about this one
+    """
+
+    def __init__(self, trust: float = 1.0) -> None:
+        self.trust = trust
         self._lengths = [0]  # of each state's longest substring
         self._links = [-1]  # the state of its longest suffix with more occurrences
         self._counts = [0]  # occurrences
@@ -207,9 +211,9 @@ class SuffixIndex:
         total = followed[state]
         if not total:
             return []
-        less, each = 1 / (length + 0.3), 1 / total
+        less, each = 1 / (length + 0.3), self.trust / total
         if state == ROOT:
-            less, each = 0.0, UNIGRAM / total
+            less, each = 0.0, UNIGRAM * each
         found = []
         for token, following in self._best(state, most):
             worth = (self._counts[following] - less) * each
