@@ -93,9 +93,14 @@ def drafter_of(method: str, store: str | None) -> "Drafter":
     read: Any = OmegaConf.to_container(OmegaConf.load(path))
     (name,) = [entry["override /drafter"] for entry in read["defaults"] if len(entry) == 1]
     given = {"name": name, **read.get("drafter", {})}
-    found: Drafter = build(
-        "drafter", given | ({"store": store} if store and "suffix" in name else {})
-    )
+    if store is not None and name == "suffix":
+        given["store"] = store
+    found: Drafter = build("drafter", given)
+    if found.runners_up or found.best_tokens or found.taps:
+        raise ValueError(
+            f"method {method!r} looks at the target's laws or states, which outputs do not hold; "
+            "run it with python -m experiments.run"
+        )
     return found
 
 
