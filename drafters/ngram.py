@@ -134,10 +134,11 @@ class _Index:
         for rank, token in enumerate(others if depth > 0 else ()):
             share = 1 / (rank + 2)
             found = self.occurrences((token,))
-            note((token,), found[-1] if found else 0, share)
-            for end in found:
+            if not found:
+                note((token,), 0, share)
+            for end in found:  # a prefix gets all that what is longer gets: it is never left out
                 continuation = [token, *self.continuation(end, depth - 1)]
-                for length in range(2, len(continuation) + 1):
+                for length in range(1, len(continuation) + 1):
                     note(tuple(continuation[:length]), end, share / len(found))
         best = sorted(weights, key=lambda prefix: (-weights[prefix], -recent[prefix], len(prefix)))[
             :nodes

@@ -258,6 +258,19 @@ def test_ngrams_fan_out_too():
         assert set(others) <= set(drafted)
 
 
+def test_a_trie_of_ngrams_that_fans_out_has_every_parent():
+    """Shares of three, which do not add up to the whole in floating point."""
+    from drafters.ngram import _Index
+
+    index = _Index(1)
+    index.extend([token for n in range(7) for token in (59, 1, 2, n + 3)] + [9])
+    for nodes in range(1, 12):
+        for others in ([59, 1], [1, 59, 2], [4, 59]):
+            tokens, parents = index.trie(nodes, 4, others)
+            assert all(parent <= node for node, parent in enumerate(parents))
+            assert len(tokens) == nodes
+
+
 def test_who_asks_for_no_runners_up_is_given_none():
     seen = []
 
