@@ -141,3 +141,50 @@ def test_by_settings_alone():
         "drafter", {"name": "cascade", "first": {"name": "suffix", "nodes": 3}, "then": "none"}
     )
     assert made.first.max_nodes == 4
+
+
+# ----------------------------------------------------------------- a model that is helped by lookup
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [{}, {"draw": "wr"}, {"stop": {"threshold": 0.02}}], ids=str)
+@pytest.mark.parametrize("seats", [1, 3])
+def test_guesses_leave_the_draft_as_it_is_and_save_passes(temperature, shape, seats):
+    trees: dict[bool, list] = {False: [], True: []}
+    passes = {False: 0, True: 0}
+
+    class Watched(SmallModel):
+        def _score(self, tree, start):
+            passes[self.lookup] += 1
+            return super()._score(tree, start)
+
+        def propose(self, state, chance):
+            tree = super().propose(state, chance)
+            for row, live in enumerate(state.on_host.live):
+                if live:
+                    used = tree.used[row]
+                    q = None if tree.q is None else tree.q[row][used][:-1]
+                    trees[self.lookup].append((tree.tokens[row][used].tolist(), q))
+            return tree
+
+    found = [
+        run(
+            Watched(draft(), lookup, **{"depth": 5, **shape}),
+            temperature=temperature,
+            max_new_tokens=30,
+            seats=seats,
+        )
+        for lookup in (False, True)
+    ]
+    plain, helped = ([row.tolist() for row in out.tokens] for out in found)
+    assert helped == plain
+    for (ours, our_q), (theirs, their_q) in zip(trees[True], trees[False], strict=True):
+        assert ours == theirs
+        assert our_q is None or torch.allclose(our_q, their_q)
+    if seats == 1:
+        assert passes[True] < passes[False]
+
+
+def test_guesses_are_for_chains():
+    with pytest.raises(ValueError, match="lookup is for chains"):
+        SmallModel(draft(), True, depth=2, branching=2)
