@@ -6,18 +6,17 @@ continuation of the most recent occurrence; as a tree, the trie of the continuat
 occurrences, the most frequent first.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-
-import torch
 
 from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
+from specdec.drafting.lookup import EMPTY, Draft, runners_up, tree_of
 from specdec.errors import integer, switch
 from specdec.tree import MOST_NODES
 
 LONGEST = 256  # tokens of an n-gram: what is kept per token of the text grows with its square
-Draft = tuple[list[int], list[int]]  # tokens, and the node number of each one's parent
+Found = tuple[list[int], list[int]]  # tokens, and the node number of each one's parent
 
 
 class NGram(Drafter):
@@ -27,17 +26,30 @@ class NGram(Drafter):
     length     drafted tokens: of the chain, or nodes of the tree (its depth is at most `length`
                too)
     tree       a trie of all continuations instead of the most recent one
+    fanout     so many of the best other tokens of the law that the root was drawn from are children
+               of the root too, each continued by a lookup of its own (LogitSpec, Liu et al.
+               2507.01449); for trees
     """
 
     law = SiblingLaw.DET
-    variants = ({"max_ngram": 1, "length": 2}, {"max_ngram": 1, "length": 3, "tree": True})
+    variants = (
+        {"max_ngram": 1, "length": 2},
+        {"max_ngram": 1, "length": 3, "tree": True},
+        {"max_ngram": 1, "length": 3, "tree": True, "fanout": 1},
+    )
 
-    def __init__(self, max_ngram: int = 3, length: int = 10, tree: bool = False) -> None:
+    def __init__(
+        self, max_ngram: int = 3, length: int = 10, tree: bool = False, fanout: int = 0
+    ) -> None:
         self.max_ngram = integer("max_ngram", max_ngram, 1, LONGEST)
         self.length = integer("length", length, 1, MOST_NODES)
         self.tree = switch("tree", tree)
+        self.fanout = integer("fanout", fanout, 0, MOST_NODES)
+        if self.fanout and not tree:
+            raise ValueError(f"fanout={fanout} puts siblings below the root: set tree=true")
         self.chain = not tree
         self.max_nodes = length + 1
+        self.runners_up = self.fanout + 1 if self.fanout else 0  # the root may be one of them
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         self._indices = [_Index(self.max_ngram) for _ in range(rows)]
@@ -47,26 +59,18 @@ class NGram(Drafter):
             self._indices[row] = _Index(self.max_ngram)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        host, root = state.on_host, state.roots
+        host = state.on_host
         drafts: list[Draft] = []
         for row, index in enumerate(self._indices):
             if not host.live[row]:
-                drafts.append(([], []))
+                drafts.append(EMPTY)
                 continue
             index.extend(state.text(row, len(index.tokens)))
             limit = min(self.length, host.room[row] - 1)
-            drafts.append(index.trie(self.length, limit) if self.tree else index.chain(limit))
-        widest = max(len(drafted) for drafted, _ in drafts)
-        if widest == 0:
-            return TokenTree.root(root)
-        padded = [drafted + [0] * (widest - len(drafted)) for drafted, _ in drafts]
-        nodes = torch.cat([root[:, None], torch.tensor(padded).to(root.device)], 1)
-        if not self.tree:
-            lengths = torch.tensor([len(drafted) for drafted, _ in drafts]).to(root.device)
-            return TokenTree.chain(nodes, lengths)
-        return TokenTree(
-            nodes, [[-1, *above, *[-1] * (widest - len(above))] for _, above in drafts]
-        )
+            others = [token for token, _ in runners_up(state, row, self.fanout)]
+            found = index.trie(self.length, limit, others) if self.tree else index.chain(limit)
+            drafts.append(Draft(*found))
+        return tree_of(drafts, state, self.chain)
 
 
 class _Index:
@@ -86,15 +90,17 @@ class _Index:
                 self.ends[tuple(self.tokens[end - n : end])].append(end)
         self.noted = len(self.tokens)
 
-    def occurrences(self) -> list[int]:
-        """Where earlier copies of the longest repeated suffix end; the most recent last."""
-        for n in range(min(self.max_ngram, len(self.tokens)), 0, -1):
-            found = self.ends.get(tuple(self.tokens[-n:]))
+    def occurrences(self, ahead: tuple[int, ...] = ()) -> list[int]:
+        """Where earlier copies of the longest repeated suffix end, of the text with the tokens
+        `ahead`; the most recent last."""
+        text = (*self.tokens[-self.max_ngram :], *ahead)
+        for n in range(min(self.max_ngram, len(text)), 0, -1):
+            found = self.ends.get(text[-n:])
             if found:
                 return found
         return []
 
-    def chain(self, limit: int) -> Draft:
+    def chain(self, limit: int) -> Found:
         """(tokens, parents) of the most recent continuation."""
         found = self.occurrences()
         drafted = self.continuation(found[-1], limit) if found else []
@@ -107,17 +113,33 @@ class _Index:
         once = self.tokens[end : end + length]
         return [once[i % period] for i in range(length)]
 
-    def trie(self, nodes: int, depth: int) -> Draft:
+    def trie(self, nodes: int, depth: int, others: Sequence[int] = ()) -> Found:
         """(tokens, parents) of the most frequent continuations, at most `nodes` of them. Ties go to
-        the most recent."""
-        weights: Counter[tuple[int, ...]] = Counter()
+        the most recent.
+
+        others: tokens that may follow as well, the likeliest first. They come after all that the
+        text itself suggests, each with its own continuations.
+        """
+        weights: dict[tuple[int, ...], float] = defaultdict(float)
         recent: dict[tuple[int, ...], int] = {}
+
+        def note(prefix: tuple[int, ...], end: int, weight: float) -> None:
+            weights[prefix] += weight
+            recent[prefix] = max(end, recent.get(prefix, end))
+
         for end in self.occurrences():
             continuation = self.continuation(end, depth)
             for length in range(1, len(continuation) + 1):
-                prefix = tuple(continuation[:length])
-                weights[prefix] += 1
-                recent[prefix] = end
+                note(tuple(continuation[:length]), end, 1)
+        for rank, token in enumerate(others if depth > 0 else ()):
+            share = 1 / (rank + 2)
+            found = self.occurrences((token,))
+            if not found:
+                note((token,), 0, share)
+            for end in found:  # a prefix gets all that what is longer gets: it is never left out
+                continuation = [token, *self.continuation(end, depth - 1)]
+                for length in range(1, len(continuation) + 1):
+                    note(tuple(continuation[:length]), end, share / len(found))
         best = sorted(weights, key=lambda prefix: (-weights[prefix], -recent[prefix], len(prefix)))[
             :nodes
         ]

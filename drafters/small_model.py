@@ -17,23 +17,33 @@ from torch import Tensor
 
 from specdec import LanguageModel, Sampling, State, TokenTree
 from specdec.chance import Draws
-from specdec.drafting.by_level import Grown
+from specdec.drafting.by_level import Grown, Score
+from specdec.drafting.guessed import Guesses
 from specdec.drafting.shape import STOPPED, VARIANTS, Shape, ShapeArguments, TreeDrafter
+from specdec.errors import switch
 from specdec.models.load import Loadable, load
 from specdec.models.vocabulary import check_same_tokens
 
 
 class SmallModel(TreeDrafter):
     """Drafts with `model`: a name or path for `specdec.load`, a transformers model, or a
-    LanguageModel. `shape`: see `specdec.drafting.shape.Shape`; a chain of 4 unless it says else."""
+    LanguageModel. `lookup`: a chain's tokens are looked up in the text first and scored in one
+    pass, which leaves the chain as it is and saves passes (`specdec.drafting.guessed`). `shape`:
+    see `specdec.drafting.shape.Shape`; a chain of 4 unless it says else."""
 
     weight_arguments = frozenset({"model"})
-    variants = (*VARIANTS, *STOPPED)
+    variants = (*VARIANTS, *STOPPED, {"depth": 2, "lookup": True})
 
     def __init__(
-        self, model: Loadable | LanguageModel = "demo-draft", **shape: Unpack[ShapeArguments]
+        self,
+        model: Loadable | LanguageModel = "demo-draft",
+        lookup: bool = False,
+        **shape: Unpack[ShapeArguments],
     ) -> None:
         super().__init__(Shape.asked(shape, depth=4))
+        self.lookup = switch("lookup", lookup)
+        if self.lookup and not self.shape.chain:
+            raise ValueError("lookup is for chains (branching=1); drop it or draft a chain")
         self.model = model if isinstance(model, LanguageModel) else load(model)
 
     @classmethod
@@ -52,10 +62,13 @@ class SmallModel(TreeDrafter):
         self.opened = (self._session,)
         self._seen = [0] * rows  # tokens in memory
         self._grown: Grown | None = None
+        self._guesses = Guesses(rows, self.shape.depth) if self.lookup else None
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         """Read the prompts of these rows, but for their roots."""
         self._session.release(rows)
+        if self._guesses is not None:
+            self._guesses.enter(rows, state)
         lengths = state.on_host.lengths
         counts = [lengths[row] - 1 if self._has_positions(lengths[row]) else 0 for row in rows]
         for row, count in zip(rows, counts, strict=True):
@@ -71,7 +84,10 @@ class SmallModel(TreeDrafter):
         if state.deepest < 1:
             return TokenTree.root(state.roots, self.law)
         logits = self._read_new(state)
-        self._grown = self.grow(logits, self._score, state, chance)
+        score: Score = self._score
+        if self._guesses is not None:
+            score = self._guesses.around(score, state)
+        self._grown = self.grow(logits, score, state, chance)
         self.aside = self._grown.inner
         return self._grown.tree
 

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.study import schema, sweeps
-from experiments.study.folder import FAILED, RESULT, ROUNDS, claimed
+from experiments.study.folder import FAILED, OUTPUTS, RESULT, ROUNDS, claimed
 from experiments.study.label import label
 from experiments.terminal import search_path
 from experiments.terminal.program import JobError, start
@@ -61,7 +61,7 @@ def main(config: DictConfig) -> float | None:
         try:
             settings = schema.settings_of(config)
             settings = replace(settings, label=label(settings, choices["drafter"], overrides))
-            return execute(settings, identity, folder)
+            return execute(settings, identity, folder, config.outputs)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             failure = result.Failure(**vars(identity), error=said, traceback=traceback.format_exc())
@@ -74,11 +74,14 @@ def main(config: DictConfig) -> float | None:
             return None  # the sweep goes on
 
 
-def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> float | None:
-    """Decode, measure, write."""
+def execute(
+    settings: schema.Settings, identity: "Identity", folder: Path, outputs: bool = False
+) -> float | None:
+    """Decode, measure, write; `outputs`: the method's tokens too."""
     from experiments import prompts
     from experiments.certificates.kept import attached
     from experiments.measuring import flops, lineup, measures
+    from experiments.measuring.outputs import write_outputs
     from experiments.measuring.play import Play, Played
     from experiments.measuring.rounds import rounds, write_rounds
     from experiments.measuring.ways import Ours
@@ -88,6 +91,7 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
     from experiments.system.surroundings import surroundings
     from experiments.terminal.progress import bar
     from specdec import Refused
+    from specdec.models.vocabulary import tokenizer_digest
 
     logger.check(settings.logger)
     quiet_transformers()
@@ -134,6 +138,8 @@ def execute(settings: schema.Settings, identity: "Identity", folder: Path) -> fl
         skipped=play.skipped,
     )
     write_rounds(folder / ROUNDS, frame)
+    if outputs:
+        write_outputs(folder / OUTPUTS, played, tokenizer_digest(method.target))
     result.write(folder / RESULT, measured)
     if settings.logger:
         try:

@@ -2,9 +2,10 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from functools import wraps
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -32,6 +33,16 @@ def integer(name: str, value: Any, least: int | None = None, most: int | None = 
         return int(value)
     bound = "" if least is None else f" >= {least}"
     raise ValueError(f"{name} must be an integer{bound}, got {value!r}")
+
+
+def number(name: str, value: Any, least: float | None = None, most: float | None = None) -> float:
+    """`value` as a float. Raises ValueError unless it is finite and least <= value <= most."""
+    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if real and (least is None or value >= least) and (most is None or value <= most):
+        return float(value)
+    bound = "" if least is None else f" >= {least:g}"
+    bound += "" if most is None else f" and <= {most:g}"
+    raise ValueError(f"{name} must be a number{bound}, got {value!r}")
 
 
 def switch(name: str, value: Any) -> bool:

@@ -132,7 +132,7 @@ class Run:
                     outcome = inspector.read(verdict, trees, p, state)
                 with clock("commit"):
                     target.keep(outcome.verdict.path, outcome.keep)
-                    state, kept = seats.commit(state, trees, outcome, scores.taps)
+                    state, kept = seats.commit(state, trees, outcome, scores)
                 yield self.recorder.step(outcome, kept, seats.numbers)
 
     @contextmanager

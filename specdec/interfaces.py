@@ -67,11 +67,13 @@ class Session(Opened, Protocol):
         rows: Sequence[int] | None = None,
         taps: tuple[Tap, ...] = (),
         root: bool = False,
+        every: bool = False,
     ) -> Scores:
         """Commit the first `counts` tokens of some rows (None: of all): a prompt, or what a draft
         model has not seen. Logits (b, 1, V) follow each row's last token; taps are those of all T.
 
         root: each row's last token is the root of the coming tree, whose nodes >= 1 are scored.
+        every: logits (b, T, V) follow all T.
         """
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
@@ -235,13 +237,15 @@ class Drafter(ABC):
 
     yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
     # proposals depend on earlier runs, until `forget`, or on other rows of the same run
-    learns: ClassVar[bool] = False
+    learns: bool = False
 
     law: SiblingLaw = SiblingLaw.DET
     chain: bool = False  # every tree is a chain
     fixed_width: bool = False  # a node's number of children is known before the first is drawn
     max_nodes: int = 1  # root included; sizes memory and masks
     taps: tuple[Tap, ...] = ()  # which of the target's hidden states it wants
+    runners_up: int = 0  # how many of the best tokens it wants to know of the root's own law
+    best_tokens: int = 0  # likewise, after every node of a tree and every token of a prompt
 
     opened: Sequence[Opened] = ()
     """Set in `begin`: sessions and memories of this run. The loop closes them when it ends."""
@@ -249,6 +253,10 @@ class Drafter(ABC):
     aside: Tensor | None = None
     """Set in `propose`, if the drafter wants numbers of its own on the host: integers (B, n), read
     together with the verdict; `observe` finds them in `state.last.aside`."""
+
+    expected: Sequence[float] | None = None
+    """Set in `propose`, if the drafter knows: how many accepted tokens it expects of each row's
+    tree, for whoever chooses between drafters."""
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":
@@ -268,8 +276,8 @@ class Drafter(ABC):
         to refuse the target."""
 
     def enter(self, rows: Sequence[int], state: State) -> None:
-        """These seats hold new requests, prefilled. `state.last.taps` holds for them the states of
-        the whole prompt but its last token."""
+        """These seats hold new requests, prefilled. `state.last.taps` and `.best` hold for them
+        those of the whole prompt but its last token."""
 
     @abstractmethod
     def propose(self, state: State, chance: Draws) -> TokenTree:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.interfaces import Drafter, Verifier
-from specdec.probs import Laws
+from specdec.probs import Laws, picked, top
 from specdec.state import HostVerdict, State, Verdict
 from specdec.tree import STRUCTURE, SiblingLaw, TokenTree, structure_faults
 
@@ -29,6 +29,7 @@ class Outcome:
     parents: np.ndarray  # (B, N)
     counts: dict[str, np.ndarray]  # the verifier's diagnostics, (B,) each
     aside: np.ndarray | None  # (B, n) what the drafter wanted to know
+    runners_up: np.ndarray | None  # (B, k) best tokens at the node that the bonus came from
 
 
 class Inspector:
@@ -110,6 +111,8 @@ class Inspector:
             pieces |= q_faults(trees)
         if self.drafter.aside is not None:
             pieces["aside"] = self.drafter.aside
+        if self.drafter.runners_up:
+            pieces["runners up"] = runners_up(laws, verdict, self.drafter.runners_up)
         counts = {f"count {name}": values for name, values in verdict.counts.items()}
         host = fetched(pieces | counts)
         if shape is not None:
@@ -129,7 +132,8 @@ class Inspector:
             keep.append(accepted[row] if alive else -1)
         on_host = HostVerdict(host["path"], host["accepted"], host["bonus"])
         found = {name: host[f"count {name}"] for name in verdict.counts}
-        return Outcome(on_host, out, keep, live, host["parents"], found, host.get("aside"))
+        asked = host.get("aside"), host.get("runners up")
+        return Outcome(on_host, out, keep, live, host["parents"], found, *asked)
 
     # --------------------------------------------------------------------------------- the checks
 
@@ -306,6 +310,16 @@ def q_faults(trees: TokenTree) -> dict[str, Tensor]:
     share = torch.where(drafted, drawn, 0.0).double()
     mass = torch.zeros_like(share).scatter_add_(1, parents, share)
     return {Q_FAULTS[0]: zero, Q_FAULTS[1]: no_law, "mass": mass}
+
+
+def runners_up(laws: Laws, verdict: Verdict, k: int) -> Tensor:
+    """(B, k) the best tokens at the node that each row's bonus token came from."""
+    path, last = verdict.path, (verdict.num_accepted - 1).clamp(min=0)
+    nodes = torch.zeros_like(verdict.num_accepted)
+    if path.shape[1]:
+        reached = path.gather(1, last[:, None])[:, 0].clamp(0, laws.scores.shape[1] - 1)
+        nodes = torch.where(verdict.num_accepted > 0, reached, nodes)
+    return top(picked(laws.scores, laws.rows, nodes), min(k, laws.vocabulary))
 
 
 def fetched(pieces: dict[str, Tensor]) -> dict[str, np.ndarray]:

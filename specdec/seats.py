@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.interfaces import Drafter, Session
+from specdec.interfaces import Drafter, Scores, Session
 from specdec.measuring.clock import PREFILL
 from specdec.measuring.recorder import Recorder
 from specdec.outcome import Outcome
 from specdec.output import Texts
+from specdec.probs import top
 from specdec.requests import Call
 from specdec.state import Last, OnHost, State
 from specdec.tree import TokenTree
@@ -56,8 +57,8 @@ class Seats:
             host = self._write_prompts(state.on_host, rows)
             self.target.release(rows)
             counts = [host.lengths[row] - 1 for row in rows]
-            taps = self._prefill(rows, counts)
-            self.drafter.enter(rows, self._state(host, state.last._replace(taps=taps)))
+            taps, best = self._prefill(rows, counts)
+            self.drafter.enter(rows, self._state(host, state.last._replace(taps=taps, best=best)))
             accepted = [
                 0 if fresh else n
                 for n, fresh in zip(state.last.num_accepted, host.fresh, strict=True)
@@ -83,17 +84,21 @@ class Seats:
         self._ids = self._ids.index_put((index,), torch.tensor(ids, device=device))
         return OnHost(lengths, live, room, fresh, texts)
 
-    def _prefill(self, rows: list[int], counts: list[int]) -> Tensor | None:
-        """Read prompt[:-1] of these rows; the taps of all of it, (b, T, K, d)."""
+    def _prefill(self, rows: list[int], counts: list[int]) -> tuple[Tensor | None, Tensor | None]:
+        """Read prompt[:-1] of these rows; the taps of all of it (b, T, K, d), and the best tokens
+        (b, T, k)."""
         if not any(counts):
-            return None
+            return None, None
         every = len(rows) == self.call.seats
         tokens = self.tokens if every else self.tokens[rows]
         seats = None if every else rows
-        return self.target.read(tokens[:, : max(counts)], counts, seats, self.drafter.taps).taps
+        every_token = {"every": True} if self.drafter.best_tokens else {}
+        tokens = tokens[:, : max(counts)]
+        scores = self.target.read(tokens, counts, seats, self.drafter.taps, **every_token)
+        return scores.taps, best_tokens(scores.logits, self.drafter.best_tokens)
 
     def commit(
-        self, state: State, trees: TokenTree, outcome: Outcome, taps: Tensor | None
+        self, state: State, trees: TokenTree, outcome: Outcome, scores: Scores
     ) -> tuple[State, np.ndarray]:
         """Append what was accepted, cut where a text ends, and free the seats of those that did.
         Returns how many tokens each row kept, too."""
@@ -111,15 +116,31 @@ class Seats:
         rows, columns, values = torch.tensor(index).to(self.tokens.device).unbind(1)
         self.tokens[rows, columns] = values
         accepted = [max(count, 0) for count in outcome.keep]
-        newest = on_path(taps, outcome.verdict.path)
+        newest = on_path(scores.taps, outcome.verdict.path)
         drafted = (outcome.parents >= 0).sum(1).tolist()
-        last = Last(trees, outcome.verdict, accepted, drafted, newest, outcome.aside)
+        best = best_tokens(scores.logits, self.drafter.best_tokens)
+        asked = outcome.aside, outcome.runners_up, best
+        last = Last(trees, outcome.verdict, accepted, drafted, newest, *asked)
         after = self._state(OnHost(lengths, live, room, [False] * len(live), host.texts), last)
         self.drafter.observe(after)
         over = [row for row in np.flatnonzero(outcome.live).tolist() if not live[row]]
         if over:
             self.drafter.leave(over)
         return after, kept
+
+
+def best_tokens(logits: Tensor, k: int) -> Tensor | None:
+    """(B, n, k) of logits (B, n, V); None where nobody asks. Of equal ones among the best 2k the
+    lowest index comes first."""
+    if not k:
+        return None
+    rows, nodes, vocabulary = logits.shape
+    flat, k = logits.reshape(-1, vocabulary), min(k, vocabulary)
+    # Few candidates first: `top` over a whole vocabulary takes several times as long as topk.
+    values, index = flat.topk(min(2 * k, vocabulary))
+    index, order = index.sort(1)
+    best = index.gather(1, top(values.gather(1, order), k))
+    return best.view(rows, nodes, -1)
 
 
 def on_path(taps: Tensor | None, path: np.ndarray) -> Tensor | None:

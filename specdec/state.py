@@ -1,6 +1,6 @@
 """What is committed: the tokens of every seat, and what the round before brought.
 
-Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size.
+Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size, k best tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,6 +49,14 @@ class Last(NamedTuple):
     one token there is none at all. None where the drafter reads no taps."""
 
     aside: np.ndarray | None = None  # (B, n) what the drafter has put aside (`Drafter.aside`)
+    runners_up: np.ndarray | None = None
+    """(B, k) the most probable tokens, best first, of the law that the root was drawn from; where
+    the drafter asks for them (`Drafter.runners_up`). Nothing in a row's first round, whose root
+    nobody drew."""
+
+    best: Tensor | None = None
+    """(B, N, k) the most probable tokens after every node of `trees`, best first, on the device;
+    where the drafter asks for them (`Drafter.best_tokens`)."""
 
 
 class OnHost(NamedTuple):

@@ -253,6 +253,8 @@ def test_no_key_is_used_twice(drafter, rule):
 @pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
 def test_a_rows_numbers_and_tokens_do_not_depend_on_its_neighbours(drafter, rule):
     toy = replace(TOY, prompt=(0,))
+    if make(drafter, toy)().learns:
+        pytest.skip("what it drafts depends on the requests that it has met")
     rows = {5: [0, 1, 0, 1], 8: [2, 0, 2, 2, 0, 2], 6: [1]}
 
     def tokens(*requests: int) -> dict[int, list[int]]:

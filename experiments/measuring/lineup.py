@@ -23,9 +23,18 @@ def draft_model(name: str, target: Target) -> specdec.TransformersLM:
 
 def make_drafter(settings: Mapping[str, Any], target: Target) -> specdec.Drafter:
     """The drafter that `settings` (`_target_` or `name`, and arguments) describe."""
-    if isinstance(settings.get("model"), str):
-        settings = {**settings, "model": draft_model(settings["model"], target)}
-    return build("drafter", settings)
+    return build("drafter", _with_models(settings, target))
+
+
+def _with_models(settings: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """The same with draft models loaded, also those of drafters inside it."""
+    found = {
+        name: _with_models(value, target) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
+    if isinstance(found.get("model"), str):
+        found["model"] = draft_model(found["model"], target)
+    return found
 
 
 def make(settings: Settings) -> dict[str, Way]:

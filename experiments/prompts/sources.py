@@ -21,7 +21,7 @@ Found = Iterator[tuple[list[str], str]]
 def paragraphs(path: str, field: str | None, category: str | None) -> Found:
     """A file of texts with blank lines between them."""
     place = _file(path)
-    parts = (part.strip("\n") for part in _text(place).split("\n\n"))
+    parts = (part.strip("\n") for part in text_of(place).split("\n\n"))
     return (([part], "text") for part in filter(None, parts))
 
 
@@ -43,7 +43,7 @@ def folder(path: str, field: str | None, category: str | None) -> Found:
             continue
         if file.name.endswith(LINES):
             yield from _lines(file, field, category, file.name.partition(".")[0])
-        elif text := _text(file).strip("\n"):
+        elif text := text_of(file).strip("\n"):
             yield [text], inside.parts[0] if len(inside.parts) > 1 else "text"
 
 
@@ -127,7 +127,8 @@ def _bytes(place: Path) -> bytes:
         raise ValueError(f"{place} is no whole gzip file: {error}") from None
 
 
-def _text(place: Path) -> str:
+def text_of(place: Path) -> str:
+    """The text of a file. Raises ValueError for one that is not UTF-8."""
     content = _bytes(place)
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")

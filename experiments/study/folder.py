@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments.system.files import drafts, read_json, write_json
 
 RESULT, ROUNDS, FAILED, STARTED = "result.json", "rounds.parquet", "failed.json", "started.json"
+OUTPUTS = "outputs.jsonl"
 LOCK = ".lock"  # held while the run lasts; the system lets go of it when the process dies
 
 
@@ -55,8 +56,8 @@ def _who(folder: Path) -> str:
 
 
 def _clear(folder: Path) -> None:
-    for name in (STARTED, FAILED, ROUNDS):
+    for name in (STARTED, FAILED, ROUNDS, OUTPUTS):
         (folder / name).unlink(missing_ok=True)
-    for name in (STARTED, RESULT, FAILED, ROUNDS):
+    for name in (STARTED, RESULT, FAILED, ROUNDS, OUTPUTS):
         for draft in drafts(folder / name):
             draft.unlink()

@@ -166,6 +166,7 @@ class Command(Settings):
         # alone
         False
     )
+    outputs: bool = False  # write the method's output tokens too (outputs.jsonl)
 
 
 def settings_of(config: DictConfig) -> Settings:

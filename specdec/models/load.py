@@ -214,6 +214,18 @@ TOKENIZER_FILES = (
 )
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """That of a model by its name, as for `load`, without the model. Raises ValueError where there
+    is none."""
+    folder = BUNDLED.get(name, Path(name).expanduser())
+    found = _tokenizer(str(folder) if folder.is_dir() else name, folder, {})
+    if found is None:
+        raise ValueError(
+            f"no tokenizer of {name!r}: name 'demo', a model's folder, or a reachable hub id"
+        )
+    return found
+
+
 def _tokenizer(
     name: str, folder: Path | None, hub: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase | None:

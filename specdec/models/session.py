@@ -84,9 +84,14 @@ class TransformersSession:
         rows: Sequence[int] | None = None,
         taps: tuple[Tap, ...] = (),
         root: bool = False,
+        every: bool = False,
     ) -> Scores:
         b, length = tokens.shape
         over = self._memory.reading(length, rows)
+        if every:
+            logits, hidden = self._forward(tokens, over, taps, None)
+            self._memory.commit(counts, rows, root)
+            return Scores(logits, hidden)
         last = sorted({max(count - 1, 0) for count in counts})
         wanted = None if length == 1 else torch.tensor(last, device=tokens.device)
         logits, hidden = self._forward(tokens, over, taps, wanted)

@@ -139,17 +139,23 @@ class TableSession:
         rows: Sequence[int] | None = None,
         taps: tuple[Tap, ...] = (),
         root: bool = False,
+        every: bool = False,
     ) -> Scores:
         model, chosen = self.model, list(range(len(self._texts)) if rows is None else rows)
         hidden = torch.zeros(*tokens.shape, len(taps), model.hidden_size, dtype=model.dtype)
-        logits = torch.zeros(len(chosen), 1, model.vocabulary, dtype=model.dtype)
+        width = tokens.shape[1] if every else 1
+        logits = torch.zeros(len(chosen), width, model.vocabulary, dtype=model.dtype)
         for place, (row, count) in enumerate(zip(chosen, counts, strict=True)):
             before = self._texts[row] + self._roots[row]
             text = before + tokens[place, :count].tolist()
             if taps and count:
                 paths = [text[: len(before) + number + 1] for number in range(count)]
                 hidden[place, :count] = model.hidden(paths, taps)
-            logits[place, 0] = model.after(text)
+            if every:
+                for number in range(count):
+                    logits[place, number] = model.after(text[: len(before) + number + 1])
+            else:
+                logits[place, 0] = model.after(text)
             split = len(text) - bool(root and text)
             self._texts[row], self._roots[row] = text[:split], text[split:]
         return Scores(logits, hidden if taps else None)

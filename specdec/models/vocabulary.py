@@ -10,11 +10,12 @@ from specdec.interfaces import LanguageModel
 
 def tokenizer_digest(model: LanguageModel) -> str | None:
     """Of a model's tokenizer: every token and its id. None for a model without one."""
-    return None if model.tokenizer is None else _digest(model.tokenizer)
+    return None if model.tokenizer is None else digest_of(model.tokenizer)
 
 
 @lru_cache(32)
-def _digest(tokenizer: Any) -> str:
+def digest_of(tokenizer: Any) -> str:
+    """Of every token of a tokenizer and its id."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 

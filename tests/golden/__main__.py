@@ -1,3 +1,5 @@
+import sys
+
 from tests.golden import main
 
-main()
+main(keep=sys.argv[1:] == ["new"])

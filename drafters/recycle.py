@@ -1,0 +1,186 @@
+"""Token recycling: after each token, the best next tokens that the target saw there last.
+
+Luo et al. 2408.08696. No model, no training. A matrix M (V, k) holds those tokens; a draft is a
+static tree of ranks, filled by one gather a level: the child of rank r of a node with token t is
+M[t, r]. After every pass the rows of all its nodes are written, accepted or not, and those of the
+accepted path last. The prompt's own pass writes too. A token that was never scored has no row, and
+nothing is drafted below it.
+
+Letters: B rows, N nodes, V vocabulary, k ranks, T tokens of prompts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
+from specdec.chance import Draws
+from specdec.drafting.rank_tree import RankTree
+from specdec.errors import integer
+from specdec.models.vocabulary import tokenizer_digest
+from specdec.tree import MOST_NODES, Structure
+
+NONE, MEMORY = "none", "memory"
+# how often the token of each rank came next, on the demo target; much the same at every depth
+ACCURACY = (0.45, 0.14, 0.07, 0.045, 0.035, 0.025, 0.02, 0.018)
+DEEPEST = 12  # of trees by `nodes`
+
+
+class Recycle(Drafter):
+    """Siblings are DET: nothing is drawn.
+
+    nodes  size of the tree, built greedily from how often each rank is right, the root not counted
+    tree   a list of rank paths instead, e.g. [[0], [1], [0, 0]]
+    store  none: each request has a matrix of its own, empty at first | memory: there is one of all
+           requests too, for tokens that the request's own does not know
+    """
+
+    law = SiblingLaw.DET
+    variants = ({"nodes": 3}, {"tree": [[0], [0, 0]]}, {"nodes": 2, "store": "memory"})
+
+    def __init__(
+        self, nodes: int = 16, tree: Sequence[Sequence[int]] | None = None, store: str = NONE
+    ) -> None:
+        integer("nodes", nodes, 1, MOST_NODES)
+        if store not in (NONE, MEMORY):
+            raise ValueError(f"store must be none or memory, got {store!r}")
+        self.tree = RankTree.given(tree) if tree is not None else _by_accuracy(nodes)
+        self.chain = self.tree.is_chain
+        self.max_nodes = integer("nodes of the tree", self.tree.nodes, 1, MOST_NODES) + 1
+        self.best_tokens = max(self.tree.ranks) + 1
+        self.learns = store == MEMORY
+        self._kept = Kept()
+
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        shape = self.tree.within(target.vocabulary)
+        self._plan = Plan(shape, target.device)
+        self._vocabulary = target.vocabulary
+        ranks = min(self.best_tokens, target.vocabulary)
+        self._own = empty_matrix(rows, target, ranks)
+        self._shared = self._kept.matrix_for(target, ranks) if self.learns else None
+        self._alive: list[bool] = []
+
+    def enter(self, rows: Sequence[int], state: State) -> None:
+        for row in rows:
+            self._own[row * self._vocabulary : (row + 1) * self._vocabulary] = -1
+        best = state.last.best
+        if best is None:
+            return
+        chosen = torch.tensor(list(rows), device=best.device)
+        tokens = state.tokens[chosen, : best.shape[1]]
+        read = torch.arange(best.shape[1], device=best.device) < state.lengths[chosen, None] - 1
+        self._write(chosen, tokens, best, read, torch.zeros_like(read))
+
+    def propose(self, state: State, chance: Draws) -> TokenTree:
+        self._alive = state.on_host.live
+        if state.deepest < 1:
+            return TokenTree.root(state.roots)
+        plan, rows = self._plan, state.rows
+        first = torch.arange(rows, device=state.tokens.device)[:, None] * self._vocabulary
+        tokens, known = state.roots[:, None], state.live[:, None]
+        for above, ranks in plan.levels:
+            drafted = self._own[first + tokens[:, above], ranks].long()
+            if self._shared is not None:
+                earlier = self._shared[tokens[:, above], ranks].long()
+                drafted = torch.where(drafted < 0, earlier, drafted)
+            known = torch.cat([known, known[:, above] & (drafted >= 0)], 1)
+            tokens = torch.cat([tokens, drafted.clamp(min=0)], 1)
+        if state.shallowest < plan.depth:
+            known = known & (plan.depths < state.room[:, None])
+        structure = Structure.shared(plan.frame, rows, tokens.device, known)
+        return TokenTree(tokens, structure)
+
+    def observe(self, state: State) -> None:
+        last = state.last
+        if last.best is None or last.trees is None or last.verdict is None:
+            return
+        trees, device = last.trees, last.best.device
+        path = torch.from_numpy(last.verdict.path).to(device)
+        on_path = torch.zeros(trees.rows, trees.num_nodes + 1, dtype=torch.bool, device=device)
+        on_path.scatter_(1, torch.where(path > 0, path, trees.num_nodes), True)
+        on_path[:, 0] = True
+        scored = trees.used & torch.tensor(self._alive, device=device)[:, None]
+        rows = torch.arange(trees.rows, device=device)
+        self._write(rows, trees.tokens, last.best, scored, on_path[:, :-1])
+
+    def forget(self) -> None:
+        self._kept.matrix = None
+
+    def settings_in_effect(self) -> dict[str, Any]:
+        return {"nodes": self.tree.nodes, "tree": [list(path) for path in self.tree.paths]}
+
+    def _write(
+        self, rows: Tensor, tokens: Tensor, best: Tensor, scored: Tensor, late: Tensor
+    ) -> None:
+        """Write best (b, n, k) after tokens (b, n), where they were `scored`; the `late` ones after
+        all others."""
+        first = rows[:, None] * self._vocabulary
+        write(self._own, first + tokens, best, scored, late)
+        if self._shared is not None:
+            write(self._shared, tokens, best, scored, late)
+
+
+def write(matrix: Tensor, where: Tensor, best: Tensor, scored: Tensor, late: Tensor) -> None:
+    """Rows `where` (b, n) of the matrix become best (b, n, k). Of several with one place the last
+    in order wins. The matrix's last row takes what is written nowhere."""
+    nowhere, count = len(matrix) - 1, where.numel()
+    places = torch.where(scored, where, nowhere).flatten()
+    order = torch.arange(count, device=where.device) + count * late.flatten()
+    # Written at once, equal places would come in any order: sort, and keep the last of each.
+    keys = (places * (2 * count) + order).sort().values
+    places, order = keys // (2 * count), keys % count
+    again = torch.zeros_like(places, dtype=torch.bool)
+    again[:-1] = places[1:] == places[:-1]
+    values = best.flatten(0, 1)[order].to(matrix.dtype)
+    matrix[torch.where(again, nowhere, places)] = values
+
+
+class Kept:
+    """What outlives a run: the matrix of `store: memory`, and whose tokens it holds."""
+
+    def __init__(self) -> None:
+        self.matrix: Tensor | None = None
+        self.tokenizer: str | None = None
+
+    def matrix_for(self, target: LanguageModel, ranks: int) -> Tensor:
+        """The matrix that has been kept, or an empty one. Raises ValueError for one of another
+        tokenizer."""
+        empty = empty_matrix(1, target, ranks)
+        digest = tokenizer_digest(target)
+        kept = self.matrix
+        if kept is not None and (kept.shape != empty.shape or digest != self.tokenizer):
+            raise ValueError(
+                f"this recycle drafter has learnt the tokens of another tokenizer than that of the "
+                f"target {target.name}; call forget(), or make another drafter"
+            )
+        if kept is None or kept.device != empty.device:
+            self.matrix, self.tokenizer = empty if kept is None else kept.to(empty.device), digest
+        assert self.matrix is not None
+        return self.matrix
+
+
+def empty_matrix(rows: int, target: LanguageModel, ranks: int) -> Tensor:
+    """(rows x V + 1, k) of unknown tokens, -1. The last row takes what is written nowhere."""
+    size = (rows * target.vocabulary + 1, ranks)
+    return torch.full(size, -1, dtype=torch.int32, device=target.device)
+
+
+class Plan:
+    """The tree on the device, level by level."""
+
+    def __init__(self, shape: RankTree, device: torch.device) -> None:
+        self.frame, self.depth = (-1, *shape.parents), shape.depth
+        self.depths = torch.tensor([0, *shape.depths], device=device)
+        self.levels: list[tuple[Tensor, Tensor]] = []  # each node's parent, and its rank
+        for depth in range(1, shape.depth + 1):
+            nodes = [node for node, path in enumerate(shape.paths) if len(path) == depth]
+            above = [shape.parents[node] for node in nodes]
+            ranks = [shape.ranks[node] for node in nodes]
+            level = torch.tensor(above, device=device), torch.tensor(ranks, device=device)
+            self.levels.append(level)
+
+
+def _by_accuracy(nodes: int) -> RankTree:
+    return RankTree.greedy([ACCURACY] * DEEPEST, nodes)

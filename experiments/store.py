@@ -1,0 +1,85 @@
+"""A store for the drafter `suffix`, out of texts and of the outputs of runs.
+
+python -m experiments.store text=src output=store.safetensors tokenizer=demo
+python -m experiments.store records=multirun/first output=store.safetensors tokenizer=demo
+python -m experiments.run drafter=suffix drafter.store=store.safetensors
+
+text: a file, or a folder whose files are a text each (.jsonl: an entry each). records: a run's
+folder, or one above several, whose runs were started with outputs=true. Both may be given.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from experiments.terminal.options import start
+
+
+@dataclass
+class Store:
+    """python -m experiments.store text=FILE_OR_FOLDER records=FOLDER output=FILE: write a store of
+    texts that the drafter `suffix` looks up (drafter=suffix drafter.store=FILE)."""
+
+    output: str = MISSING
+    text: str | None = None
+    records: str | None = None
+    tokenizer: str = "demo"  # the target's: its name, folder or hub id
+    store_tokens: int = 1_000_000  # of more, the oldest texts are left out
+
+
+def texts(place: str) -> Iterator[str]:
+    """Those of a file or folder."""
+    from experiments.prompts.sources import SOURCES, text_of
+
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no text at {path}")
+    if path.is_dir() or path.name.endswith((".jsonl", ".jsonl.gz")):
+        kind = "folder" if path.is_dir() else "jsonl"
+        for turns, _ in SOURCES[kind](str(path), None, None):
+            yield "\n".join(turns)
+    else:
+        yield text_of(path)
+
+
+def build(wanted: Store) -> str:
+    """Write the store; what it holds, in a line. Raises ValueError where there is nothing to
+    hold."""
+    from experiments.measuring.outputs import read_outputs
+    from specdec.drafting.suffix_store import SuffixStore
+    from specdec.models.load import load_tokenizer
+    from specdec.models.vocabulary import digest_of
+
+    if wanted.text is None and wanted.records is None:
+        raise ValueError("nothing to build a store from: give text=... or records=..., or both")
+    tokenizer = load_tokenizer(wanted.tokenizer)
+    store = SuffixStore(wanted.store_tokens, digest_of(tokenizer))
+    for text in texts(wanted.text) if wanted.text is not None else ():
+        store.add(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for entry in read_outputs(wanted.records) if wanted.records is not None else ():
+        if entry.tokenizer != store.tokenizer:
+            raise ValueError(
+                f"the outputs in {wanted.records} are tokens of another tokenizer "
+                f"({entry.tokenizer}) than {wanted.tokenizer} ({store.tokenizer})"
+            )
+        store.add(entry.tokens)
+    if not store.tokens:
+        raise ValueError(
+            f"there are no tokens in {wanted.text or wanted.records}, or each text is longer than "
+            f"store_tokens={wanted.store_tokens}"
+        )
+    store.save(wanted.output)
+    return f"{wanted.output}: {len(store)} texts, {store.tokens} tokens"
+
+
+def main(wanted: Store) -> None:
+    from experiments.system.libraries import quiet_transformers
+
+    quiet_transformers()
+    print(build(wanted))
+
+
+if __name__ == "__main__":
+    start(main, Store)
