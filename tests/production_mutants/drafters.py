@@ -18,8 +18,8 @@ MUTANTS = (
     Mutant(
         "the shortest suffix first",
         NGRAM,
-        "range(min(self.max_ngram, len(self.tokens)), 0, -1)",
-        "range(1, min(self.max_ngram, len(self.tokens)) + 1)",
+        "range(min(self.max_ngram, len(text)), 0, -1)",
+        "range(1, min(self.max_ngram, len(text)) + 1)",
         "one token decides where a longer suffix is known",
         LOOKUP,
     ),
