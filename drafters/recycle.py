@@ -78,7 +78,7 @@ class Recycle(Drafter):
         if state.deepest < 1:
             return TokenTree.root(state.roots)
         plan, rows = self._plan, state.rows
-        first = torch.arange(rows, device=state.tokens.device)[:, None] * self._vocabulary
+        first = torch.arange(rows, device=state.device)[:, None] * self._vocabulary
         tokens, known = state.roots[:, None], state.live[:, None]
         for above, ranks in plan.levels:
             drafted = self._own[first + tokens[:, above], ranks].long()

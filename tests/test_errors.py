@@ -1051,6 +1051,7 @@ def test_a_target_that_says_no_leaves_the_drafter_usable(drafter, rule):
     }
     with pytest.raises(ValueError, match="NaN"):
         specdec.generate(Sick(float("nan"), 0, 3), [[0, 1, 2]], **options)
+    built.forget()  # what it may have learnt until then
     again = specdec.generate(KNOWN.target, [[0]], chance=Keyed(5), **options)
     new = specdec.generate(
         KNOWN.target, [[0]], chance=Keyed(5), **{**options, "drafter": make(drafter, KNOWN)()}
