@@ -327,10 +327,7 @@ class Enumerate(Chance):
         while True:
             trace = Trace(script)
             out = program(trace)
-            if trace.position < len(script):
-                raise ValueError(
-                    "the program under Enumerate is not a function of its draws: a repeat drew less"
-                )
+            trace.check_end()
             yield trace.probability, out
             script = trace.script
             while script and script[-1][0] + 1 == len(script[-1][1]):
@@ -346,12 +343,23 @@ class Enumerate(Chance):
         )
 
 
+NO_FUNCTION = (
+    "the program is not a function of its draws: {} (a drafter that remembers anything of other "
+    "rows or runs has to say `learns = True`)"
+)
+
+
+def _apart(one: dict[int, float], other: dict[int, float]) -> bool:
+    """Whether two laws differ by more than rounding."""
+    return any(abs(one.get(x, 0.0) - other.get(x, 0.0)) > 1e-3 for x in one.keys() | other.keys())
+
+
 class Trace(Chance, Draws):
     """One run under `Enumerate`: repeats the draws of its script, then takes the first branch of
     each new one."""
 
     def __init__(self, script: list[tuple[int, list[tuple[int, float]]]]) -> None:
-        self.script = list(script)
+        self.script, self.repeated = list(script), len(script)
         self.position = 0
         self.probability = 1.0
 
@@ -370,11 +378,18 @@ class Trace(Chance, Draws):
         # What is certain is a draw too: by rounding it may not be so in another repeat.
         if self.position == len(self.script):
             self.script.append((0, branches))
-        taken, branches = self.script[self.position]
+        taken, known = self.script[self.position]
+        if known is not branches and _apart(dict(known), dict(branches)):
+            raise ValueError(NO_FUNCTION.format("a repeat drew from another law"))
         self.position += 1
-        outcome, probability = branches[taken]
+        outcome, probability = known[taken]
         self.probability *= probability
         return outcome
+
+    def check_end(self) -> None:
+        """Raises ValueError where the program has drawn less than before."""
+        if self.position < self.repeated:
+            raise ValueError(NO_FUNCTION.format("a repeat drew less"))
 
     def bernoulli(self, p: Float[Tensor, " n"], at: Sites, purpose: str) -> Bool[Tensor, " n"]:
         heads = [

@@ -93,11 +93,7 @@ def outcomes(
         found = program(chance, len(traces))
         rounding.bound = max(rounding.bound, *chance.rounding)
         for script, trace, out in zip(scripts, traces, found, strict=True):
-            if trace.position < len(script):
-                raise ValueError(
-                    "the program is not a function of its draws: a repeat drew less (a drafter "
-                    "that remembers anything of other rows or runs has to say `learns = True`)"
-                )
+            trace.check_end()
             for place in range(len(script), len(trace.script)):
                 head, (_, branches) = trace.script[:place], trace.script[place]
                 waiting += [[*head, (taken, branches)] for taken in range(1, len(branches))]
