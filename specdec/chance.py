@@ -343,6 +343,7 @@ class Enumerate(Chance):
         )
 
 
+ROUNDING = 1e-14  # a branch of less is there by rounding only
 NO_FUNCTION = (
     "the program is not a function of its draws: {} (a drafter that remembers anything of other "
     "rows or runs has to say `learns = True`)"
@@ -371,11 +372,14 @@ class Trace(Chance, Draws):
     def choose(self, weights: list[float]) -> int:
         total = sum(weights)
         branches = [
-            (outcome, weight / total) for outcome, weight in enumerate(weights) if weight > 0
+            (outcome, weight / total)
+            for outcome, weight in enumerate(weights)
+            if weight > ROUNDING * total
         ]
         if not branches:
             raise ValueError(f"a draw from a law without support: {weights}")
-        # What is certain is a draw too: by rounding it may not be so in another repeat.
+        if len(branches) == 1:
+            return branches[0][0]
         if self.position == len(self.script):
             self.script.append((0, branches))
         taken, known = self.script[self.position]

@@ -19,6 +19,7 @@ from experiments.certificates.kept import find_law, resolved, write
 from experiments.certificates.suite import make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
+from specdec.models.table import TableModel
 from specdec.plugins import build, names
 from tests.exact import title
 from tests.learners import Counts
@@ -356,3 +357,26 @@ def test_rows_that_are_missing_are_the_roots():
             for key in itertools.product(range(2), repeat=2)
         }
     )
+
+
+RULES_OF_SIBLINGS = [
+    ("rrs_wor", "wor"),
+    ("traversal", "wor"),
+    ("ot", "wor"),
+    ("rrs_wr", "wr"),
+    ("traversal", "wr"),
+    ("kseq", "wr"),
+    ("hub", "hub"),
+]
+
+
+def test_second_siblings_of_a_draft_that_is_nearly_certain():
+    """In float32 a law that is nearly certain leaves its other tokens less than the rounding of 1:
+    what is left after a sibling is a sum of its own, not 1 minus that sibling's probability."""
+    certain = TableModel({(): [3e7, 3, 2, 1]}, dtype=torch.float32)
+    tables = Tables("nearly certain", {(): [1, 6, 2, 1]}, {(): [1, 1, 1, 1]})
+    settings = {"name": "small_model", "model": certain, "depth": 1, "branching": 3}
+    for rule, draw in RULES_OF_SIBLINGS:
+        drafter = build("drafter", {**settings, "draw": draw})
+        found = exact.exact(tables, lambda tables, drafter=drafter: drafter, rule, 2)
+        assert found.tv < 1e-5, str(found)

@@ -420,7 +420,7 @@ def test_enumeration_follows_draws_that_are_certain_but_for_rounding():
 
     def program(chance):
         draws = chance.round(state_of([0], [7]))
-        noise = 1e-17 * (next(repeats) % 2)
+        noise = 1e-15 * (next(repeats) % 2)
         first = int(draws.categorical(torch.tensor([[noise, 1.0]], dtype=torch.float64), at, "a"))
         second = int(draws.categorical(torch.tensor([[0.25, 0.75]], dtype=torch.float64), at, "b"))
         return first, second

@@ -151,13 +151,19 @@ def test_seats_of_a_run_change_no_prompt(command):
 def test_a_drafter_may_say_what_its_settings_are_in_effect(monkeypatch):
     drafter = build("drafter", "ngram")
     given = {"_target_": "drafters.ngram.NGram", "length": 7}
-    assert lineup.drafter_in_effect(given, drafter) == {**given, "max_ngram": 3, "tree": False}
+    assert lineup.drafter_in_effect(given, drafter) == {
+        **given,
+        "max_ngram": 3,
+        "tree": False,
+        "fanout": 0,
+    }
     monkeypatch.setattr(type(drafter), "settings_in_effect", lambda self: {"length": 9})
     assert lineup.drafter_in_effect(given, drafter) == {
         **given,
         "length": 9,
         "max_ngram": 3,
         "tree": False,
+        "fanout": 0,
     }
 
 
@@ -302,11 +308,11 @@ def test_interrupting_a_sweep_says_how_to_go_on(command, type_in, monkeypatch, c
     """And that line does go on."""
     real, begun = run.execute, []
 
-    def execute(settings, identity, folder):
+    def execute(settings, identity, folder, outputs=False):
         begun.append(identity.run)
         if identity.run == "1":
             raise KeyboardInterrupt
-        return real(settings, identity, folder)
+        return real(settings, identity, folder, outputs)
 
     monkeypatch.setattr(run, "execute", execute)
     with pytest.raises(SystemExit) as end:

@@ -170,7 +170,7 @@ class Remains:
         self.a = PerNode(one, shared, written=True)
         self.p = PerNode(p, shared, written=True)
         self.total = PerNode(one, shared, written=True)
-        self.q = None if trees.q is None else PerNode(trees.q, shared)
+        self.q = None if trees.q is None else PerNode(trees.q, shared, written=self.shrinks)
         self.z = PerNode(one, shared, written=True)
 
     def law(self, node: int | Tensor) -> Tensor:
@@ -198,7 +198,7 @@ class Remains:
         reaches.
 
         A pass over the vocabulary is what costs, so p is divided by its sum where it is used, not
-        here; and q is left as it is: where it has lost a token, p has nothing left either.
+        here; and so is q, which loses a token only where it will be looked at again.
         """
         x = token[:, None]
         a, p, total = (part.get(parent) for part in (self.a, self.p, self.total))
@@ -210,8 +210,10 @@ class Remains:
             scale = torch.where(lost, total / (a * z), 0.0).clamp_(max=most).to(p.dtype)
             left = torch.addcmul(p, q.to(p.dtype), scale[:, None], value=-1).clamp_(min=0)
             if self.shrinks and not last:
-                drawn = q.gather(1, x)[:, 0].double()
-                self.z.set(parent, torch.where(lost, (z - drawn).clamp_(min=0), z))
+                # The sum is taken anew: 1 - q(x) is nothing but rounding where q is nearly certain.
+                q = q.scatter(1, x, q.gather(1, x).masked_fill(lost[:, None], 0.0))
+                self.q.set(parent, q)
+                self.z.set(parent, torch.where(lost, q.sum(-1, dtype=torch.float64), z))
         mass = left.sum(-1).double() / total
         empty = lost & (mass <= NOTHING)
         left = torch.where(empty[:, None], p, left)

@@ -155,8 +155,8 @@ MUTANTS = (
     Mutant(
         "enumerated weights are not normalised",
         FILE,
-        "(outcome, weight / total) for outcome",
-        "(outcome, weight) for outcome",
+        "(outcome, weight / total)\n",
+        "(outcome, weight)\n",
         "probabilities of outcomes do not sum to 1",
         f"{TESTS} -k 'all_outcomes or enumerated'",
     ),

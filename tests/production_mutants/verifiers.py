@@ -248,7 +248,7 @@ MUTANTS = (
     Mutant(
         "z is not updated",
         "verifiers/traversal.py",
-        "self.z.set(parent, torch.where(lost, (z - drawn).clamp_(min=0), z))",
+        "self.z.set(parent, torch.where(lost, q.sum(-1, dtype=torch.float64), z))",
         "self.z.set(parent, z)",
         "q of later WOR siblings is taken for all of q",
         one_round("1]-wor-traversal"),
