@@ -95,7 +95,7 @@ class Inspector:
     def read(self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State) -> Outcome:
         """Raises ValueError for whatever broke its contract, naming it and the row."""
         self._check_verdict_form(verdict, state)
-        live = np.array(state.on_host.live)
+        live = [row for row, alive in enumerate(state.on_host.live) if alive]
         pieces = {
             "path": verdict.path,
             "accepted": verdict.num_accepted,
@@ -120,20 +120,20 @@ class Inspector:
         path, accepted, bonus, tokens = (
             host[name].tolist() for name in ("path", "accepted", "bonus", "tokens")
         )
-        if live.any():
-            self._check_state(host["written"], state, live)
-            self._check_tree(host, tokens, trees, state, live)
-            self._check_laws(host["no law"], state, live)
-            self._check_verdict(path, accepted, bonus, host["parents"], live)
-        out, keep = [], []
-        for row, alive in enumerate(state.on_host.live):
-            nodes = path[row][: accepted[row]] if alive else []
-            out.append([*(tokens[row][node] for node in nodes), bonus[row]] if alive else [])
-            keep.append(accepted[row] if alive else -1)
+        self._check_state(host["written"].tolist(), state, live)
+        self._check_tree(host, tokens, trees, state, live)
+        self._check_laws(host["no law"].tolist(), state, live)
+        self._check_verdict(path, accepted, bonus, host["parents"], live)
+        out: list[list[int]] = [[] for _ in path]
+        keep = [-1] * len(path)
+        for row in live:
+            keep[row] = accepted[row]
+            out[row] = [*(tokens[row][node] for node in path[row][: accepted[row]]), bonus[row]]
         on_host = HostVerdict(host["path"], host["accepted"], host["bonus"])
         found = {name: host[f"count {name}"] for name in verdict.counts}
         asked = host.get("aside"), host.get("runners up")
-        return Outcome(on_host, out, keep, live, host["parents"], found, *asked)
+        alive = np.array(state.on_host.live)
+        return Outcome(on_host, out, keep, alive, host["parents"], found, *asked)
 
     # --------------------------------------------------------------------------------- the checks
 
@@ -143,11 +143,11 @@ class Inspector:
     def _where(self, state: State, row: int) -> str:
         return f"row {row} (request {int(state.request_ids[row])})"
 
-    def _check_state(self, written: np.ndarray, state: State, live: np.ndarray) -> None:
-        for row in np.flatnonzero(written & live).tolist():
-            raise self._fault(
-                f"has written into state.tokens of {self._where(state, row)}; a state is only read"
-            )
+    def _check_state(self, written: list[bool], state: State, live: list[int]) -> None:
+        for row in live:
+            if written[row]:
+                where = self._where(state, row)
+                raise self._fault(f"has written into state.tokens of {where}; a state is only read")
 
     def _check_tree(
         self,
@@ -155,14 +155,16 @@ class Inspector:
         tokens: list[list[int]],
         trees: TokenTree,
         state: State,
-        live: np.ndarray,
+        live: list[int],
     ) -> None:
         seen = state.on_host
+        strange = [row for row in live if tokens[row][0] != seen.texts[row][seen.lengths[row] - 1]]
+        if trees.num_nodes == 1 and not strange:
+            return
+        no_root = np.zeros(len(tokens), dtype=bool)
+        no_root[strange] = True
         faults: dict[str, Any] = {}
-        rows = zip(tokens, seen.texts, seen.lengths, seen.live, strict=True)
-        faults["column 0 of its tokens is not the root, the last committed token"] = np.array(
-            [alive and row[0] != text[length - 1] for row, text, length, alive in rows]
-        )
+        faults["column 0 of its tokens is not the root, the last committed token"] = no_root
         if trees.num_nodes > 1:
             drafted = host["parents"] >= 0
             outside = drafted & ((host["tokens"] < 0) | (host["tokens"] >= self.vocabulary))
@@ -172,14 +174,16 @@ class Inspector:
                 faults |= {name: shape[:, place] for place, name in enumerate(STRUCTURE)}
             deep = drafted & (host["depths"] >= np.array(seen.room)[:, None])
             faults["it is deeper than room - 1, past the wanted length"] = deep.any(1)
-            faults |= self._promises(host, trees, drafted, live)
+            faults |= self._promises(host, trees, drafted, np.array(seen.live))
             faults |= {name: host[name] for name in Q_FAULTS if name in host}
-        for row in np.flatnonzero(np.any(list(faults.values()), axis=0) & live).tolist():
-            named = "; ".join(name for name, bad in faults.items() if bad[row])
-            raise ValueError(
-                f"malformed tree of drafter {self.drafter_name!r} in "
-                f"{self._where(state, row)}: {named}"
-            )
+        bad = np.any(list(faults.values()), axis=0).tolist()
+        for row in live:
+            if bad[row]:
+                named = "; ".join(name for name, found in faults.items() if found[row])
+                raise ValueError(
+                    f"malformed tree of drafter {self.drafter_name!r} in "
+                    f"{self._where(state, row)}: {named}"
+                )
 
     def _promises(
         self, host: dict[str, np.ndarray], trees: TokenTree, drafted: np.ndarray, live: np.ndarray
@@ -223,13 +227,14 @@ class Inspector:
         varying: np.ndarray = (parents & (children < widest) & some_left).any(1)
         return varying
 
-    def _check_laws(self, no_law: np.ndarray, state: State, live: np.ndarray) -> None:
-        for row in np.flatnonzero(no_law & live).tolist():
-            raise ValueError(
-                f"the target's logits in {self._where(state, row)}, after position "
-                f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row of "
-                "-inf); check the model's dtype and the logits processors"
-            )
+    def _check_laws(self, no_law: list[bool], state: State, live: list[int]) -> None:
+        for row in live:
+            if no_law[row]:
+                raise ValueError(
+                    f"the target's logits in {self._where(state, row)}, after position "
+                    f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row "
+                    "of -inf); check the model's dtype and the logits processors"
+                )
 
     def _check_verdict_form(self, verdict: Any, state: State) -> None:
         """Raises ValueError for what types, shapes and devices show."""
@@ -263,9 +268,9 @@ class Inspector:
         accepted: list[int],
         bonus: list[int],
         parents: np.ndarray,
-        live: np.ndarray,
+        live: list[int],
     ) -> None:
-        for row in np.flatnonzero(live).tolist():
+        for row in live:
             if not _is_path(path[row], accepted[row], parents[row]):
                 what = (
                     f"the path {path[row]} with num_accepted={accepted[row]}, which is no path "

@@ -105,8 +105,9 @@ class Seats:
         host = state.on_host
         lengths, live, room = list(host.lengths), list(host.live), list(host.room)
         index: list[tuple[int, int, int]] = []  # row, column, token
-        kept = np.zeros(len(live), dtype=np.int64)
-        for row in np.flatnonzero(outcome.live).tolist():
+        decoded = [row for row, alive in enumerate(host.live) if alive]
+        kept = [0] * len(live)
+        for row in decoded:
             added, live[row] = self.texts.add(int(self.numbers[row]), outcome.tokens[row])
             index += [(row, lengths[row] + n, token) for n, token in enumerate(added)]
             host.texts[row].extend(added)  # earlier states see as much of it as their lengths say
@@ -123,10 +124,10 @@ class Seats:
         last = Last(trees, outcome.verdict, accepted, drafted, newest, *asked)
         after = self._state(OnHost(lengths, live, room, [False] * len(live), host.texts), last)
         self.drafter.observe(after)
-        over = [row for row in np.flatnonzero(outcome.live).tolist() if not live[row]]
+        over = [row for row in decoded if not live[row]]
         if over:
             self.drafter.leave(over)
-        return after, kept
+        return after, np.array(kept)
 
 
 def best_tokens(logits: Tensor, k: int) -> Tensor | None:

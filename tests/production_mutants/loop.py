@@ -219,8 +219,8 @@ MUTANTS = (
     Mutant(
         "rows that ended commit a root",
         OUTCOME,
-        "keep.append(accepted[row] if alive else -1)",
-        "keep.append(accepted[row] if alive else 0)",
+        "keep = [-1] * len(path)",
+        "keep = [0] * len(path)",
         "memory of rows that ended grows",
         f"{SESSIONS} -k row_that_ended_stays",
     ),
