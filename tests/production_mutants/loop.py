@@ -291,8 +291,8 @@ MUTANTS = (
     Mutant(
         "another root",
         OUTCOME,
-        "alive and row[0] != text[length - 1]",
-        "alive and row[0] < 0",
+        "tokens[row][0] != seen.texts[row][seen.lengths[row] - 1]",
+        "tokens[row][0] < 0",
         "a tree that does not stand on the text passes",
         BAD_TREES,
     ),
