@@ -1,2 +1,2 @@
-"""One file, one drafter, one conf/drafter/NAME.yaml. Drafters import specdec and nothing of each
+"""One file, one drafter, one conf/drafter/NAME.yaml. Drafters import specdec, but not each
 other."""

@@ -1,12 +1,12 @@
-"""Lookup where it expects much, else another drafter: row by row, round by round.
+"""Lookup if it expects enough, else another drafter: chosen for each row in each round.
 
 The lookup says how many accepted tokens it expects (SuffixDecoding 2411.04975, 3.3: a hybrid takes
-the lookup's draft where its score is what the model's drafts usually get). That is a function of
-the committed text and decided before anything is drawn.
+the lookup's draft if its score reaches what the model's drafts usually get). This number is a
+function of the committed text, and the choice is made before anything is drawn.
 
-A tree has one sibling law. Two chains keep the law of the second: a looked-up token is a draw from
-the point mass on it, which the tree records as its q. Every other mixture declares DET, which is
-exact for all trees.
+A tree has one sibling law. If both draft chains, the tree has the law of the second: a looked-up
+token counts as a draw from the point mass on it, which the tree records as its q. Every other
+mixture declares DET, which is safe for all trees.
 
 Letters: B rows, N nodes, V vocabulary.
 """
@@ -31,9 +31,9 @@ SAMPLED = (SiblingLaw.WOR, SiblingLaw.WR)
 
 
 class Cascade(Drafter):
-    """first      a drafter that says what it expects of its trees, such as suffix
+    """first      a drafter that says how many accepted tokens it expects, such as suffix
     then       the drafter of the other rows, such as small_model
-    threshold  accepted tokens that `first` has to expect of a tree
+    threshold  accepted tokens that `first` must expect, or else `then` drafts
 
     Either is a name, {"name": ..., argument: value}, or a drafter.
     """

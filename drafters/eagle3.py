@@ -63,9 +63,9 @@ class Eagle3Head(FeatureHead):
     lm_head.weight, d2t (offsets from own to target ids), t2d (which target ids it knows).
 
     layer  the target's config for one layer, from `specdec.heads.decoder_layer.layer_config`
-    taps   three layers whose entering states it reads; stored, never worked out again. None in a
-           published file that does not say them: then `default_taps` of the first target that it
-           meets
+    taps   three layers whose entering states it reads; stored, never recomputed. None if a
+           published file does not name them: then `default_taps` of the first target that the
+           head is used with
     norm_before_residual, norm_before_fc   whether the state is normed before the layer adds to it,
                                            and the taps before they are fused (input_norm.weight):
                                            no in the paper, often yes in heads trained with
@@ -267,7 +267,7 @@ def published_taps(config: Mapping[str, Any]) -> list[Tap] | None:
 
 def check_tables(weights: Mapping[str, Tensor], vocabulary: int, size: int) -> None:
     """Raise ValueError unless d2t leads to `size` different tokens of the target, those that t2d
-    marks. What is missing or has another shape is told elsewhere."""
+    marks. Missing tables and wrong shapes are reported elsewhere."""
     d2t, t2d = weights.get("d2t"), weights.get("t2d")
     if d2t is None or d2t.shape != (size,):
         return

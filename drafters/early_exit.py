@@ -1,10 +1,10 @@
 """The target's first E layers, its final norm and its LM head draft; the verifying pass resumes at
 layer E.
 
-LayerSkip 2404.16710. Every drafted node, leaves included, goes through the lower layers once, into
-its own slot of the target's cache; the stream that leaves them is handed over with the tree, and
-scoring it runs only the layers from E on. Good only for targets that were trained to exit early, as
-the bundled demo target was.
+LayerSkip 2404.16710. Every drafted node, leaves included, goes through the lower layers once and
+writes to its own slot of the target's cache. The stream that leaves these layers is handed over
+with the tree, and scoring the tree runs only the layers from E on. This is good only for targets
+that were trained to exit early, like the bundled demo target.
 """
 
 from pathlib import Path
@@ -87,7 +87,7 @@ class EarlyExit(TreeDrafter):
         if self.heads is not None and self.heads.exit != exit:
             raise ValueError(f"the adapter was trained for exit={self.heads.exit}, got exit={exit}")
         super().__init__(Shape.asked(shape, depth=4))
-        if self.shape.by_value:  # nodes that are scored and not kept are in the target's memory too
+        if self.shape.by_value:  # the target's memory also holds nodes that are scored but not kept
             self.max_nodes += self.shape.slots
 
     @classmethod
@@ -134,12 +134,12 @@ class EarlyExit(TreeDrafter):
         return tree
 
     def _renumbered(self, tree: TokenTree, inner: Tensor) -> Tensor:
-        """Run what a ranked tree has kept but never scored behind all that was scored; (B, N) where
-        each node is now."""
+        """Score the nodes that a ranked tree has kept but never scored, after all scored ones.
+        Returns where each node is now, (B, N)."""
         scored = self._scored
         missing = tree.used & (inner < 0)
         missing[:, 0] = False
-        count = tree.num_nodes - 1  # any of them; how many they are only the device knows
+        count = tree.num_nodes - 1  # an upper bound: only the device knows how many are missing
         nodes = missing.int().argsort(dim=1, descending=True, stable=True)[:, :count]
         parents = inner.gather(1, tree.parents.gather(1, nodes).clamp(min=0))
         below = torch.where(missing.gather(1, nodes), parents, -1)

@@ -1,8 +1,8 @@
-"""Prompt lookup: the text's own repetitions as drafts. The longest suffix that occurred before says
-what may follow.
+"""Prompt lookup: the text's own repetitions as drafts. The drafter finds the longest suffix of the
+text that occurred before, and drafts what followed it.
 
-Saxena 2023 (prompt lookup decoding); Yang et al. 2304.04487. No model, no training. As a chain, the
-continuation of the most recent occurrence; as a tree, the trie of the continuations of all
+Saxena 2023 (prompt lookup decoding); Yang et al. 2304.04487. No model, no training. A chain is the
+continuation of the most recent occurrence; a tree is the trie of the continuations of all
 occurrences, the most frequent first.
 """
 
@@ -26,8 +26,8 @@ class NGram(Drafter):
     length     drafted tokens: of the chain, or nodes of the tree (its depth is at most `length`
                too)
     tree       a trie of all continuations instead of the most recent one
-    fanout     so many of the best other tokens of the law that the root was drawn from are children
-               of the root too, each continued by a lookup of its own (LogitSpec, Liu et al.
+    fanout     this many other tokens, the best of the law that the root was drawn from, also become
+               children of the root, each continued by its own lookup (LogitSpec, Liu et al.
                2507.01449); for trees
     """
 
@@ -136,7 +136,7 @@ class _Index:
             found = self.occurrences((token,))
             if not found:
                 note((token,), 0, share)
-            for end in found:  # a prefix gets all that what is longer gets: it is never left out
+            for end in found:  # a prefix gets at least the counts of its extensions
                 continuation = [token, *self.continuation(end, depth - 1)]
                 for length in range(1, len(continuation) + 1):
                     note(tuple(continuation[:length]), end, share / len(found))

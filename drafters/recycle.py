@@ -1,10 +1,10 @@
 """Token recycling: after each token, the best next tokens that the target saw there last.
 
 Luo et al. 2408.08696. No model, no training. A matrix M (V, k) holds those tokens; a draft is a
-static tree of ranks, filled by one gather a level: the child of rank r of a node with token t is
-M[t, r]. After every pass the rows of all its nodes are written, accepted or not, and those of the
-accepted path last. The prompt's own pass writes too. A token that was never scored has no row, and
-nothing is drafted below it.
+static tree of ranks, filled by one gather per level: the child of rank r of a node with token t is
+M[t, r]. After every pass the rows of all its nodes are written, accepted or not; those of the
+accepted path are written last. The prompt's own pass writes too. A token that was never scored has
+no row, and nothing is drafted below it.
 
 Letters: B rows, N nodes, V vocabulary, k ranks, T tokens of prompts.
 """
@@ -33,8 +33,8 @@ class Recycle(Drafter):
 
     nodes  size of the tree, built greedily from how often each rank is right, the root not counted
     tree   a list of rank paths instead, e.g. [[0], [1], [0, 0]]
-    store  none: each request has a matrix of its own, empty at first | memory: there is one of all
-           requests too, for tokens that the request's own does not know
+    store  none: each request has its own matrix, empty at first | memory: all requests also share
+           a matrix, for tokens that are missing in a request's own
     """
 
     law = SiblingLaw.DET
@@ -123,12 +123,12 @@ class Recycle(Drafter):
 
 
 def write(matrix: Tensor, where: Tensor, best: Tensor, scored: Tensor, late: Tensor) -> None:
-    """Rows `where` (b, n) of the matrix become best (b, n, k). Of several with one place the last
-    in order wins. The matrix's last row takes what is written nowhere."""
+    """Rows `where` (b, n) of the matrix become best (b, n, k). If several go to the same row, the
+    last in order wins. Discarded entries go to the matrix's last row."""
     nowhere, count = len(matrix) - 1, where.numel()
     places = torch.where(scored, where, nowhere).flatten()
     order = torch.arange(count, device=where.device) + count * late.flatten()
-    # Written at once, equal places would come in any order: sort, and keep the last of each.
+    # One write has no defined order for equal places: sort, and keep the last of each.
     keys = (places * (2 * count) + order).sort().values
     places, order = keys // (2 * count), keys % count
     again = torch.zeros_like(places, dtype=torch.bool)
@@ -162,7 +162,7 @@ class Kept:
 
 
 def empty_matrix(rows: int, target: LanguageModel, ranks: int) -> Tensor:
-    """(rows x V + 1, k) of unknown tokens, -1. The last row takes what is written nowhere."""
+    """(rows x V + 1, k) of unknown tokens, -1. Discarded entries go to the last row."""
     size = (rows * target.vocabulary + 1, ranks)
     return torch.full(size, -1, dtype=torch.int32, device=target.device)
 

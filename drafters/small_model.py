@@ -1,8 +1,8 @@
 """A small language model with the target's tokenizer drafts chains and trees.
 
 Leviathan et al. 2211.17192; trees as in SpecInfer 2305.09781, RSD 2402.14160, Sequoia 2402.12374,
-SpecHub 2411.05289, DySpec 2410.11744 and EAGLE-2 2406.16858. Its memory is kept in step by the
-accepted path; one forward pass per depth.
+SpecHub 2411.05289, DySpec 2410.11744 and EAGLE-2 2406.16858. Its memory follows the accepted path;
+drafting takes one forward pass per depth.
 
 Letters: B rows, N nodes, V vocabulary.
 """
@@ -27,9 +27,9 @@ from specdec.models.vocabulary import check_same_tokens
 
 class SmallModel(TreeDrafter):
     """Drafts with `model`: a name or path for `specdec.load`, a transformers model, or a
-    LanguageModel. `lookup`: a chain's tokens are looked up in the text first and scored in one
-    pass, which leaves the chain as it is and saves passes (`specdec.drafting.guessed`). `shape`:
-    see `specdec.drafting.shape.Shape`; a chain of 4 unless it says else."""
+    LanguageModel. `lookup`: a chain's tokens are first looked up in the text and scored in one
+    pass, which saves passes without changing the chain (`specdec.drafting.guessed`). `shape`: see
+    `specdec.drafting.shape.Shape`; by default a chain of 4."""
 
     weight_arguments = frozenset({"model"})
     variants = (*VARIANTS, *STOPPED, {"depth": 2, "lookup": True})
@@ -92,7 +92,7 @@ class SmallModel(TreeDrafter):
         return self._grown.tree
 
     def observe(self, state: State) -> None:
-        """Keep what of the accepted path is in memory. The leaf of a full path was never scored."""
+        """Keep the accepted nodes that are in memory. The leaf of a full path was never scored."""
         grown, last = self._grown, state.last
         if grown is None or last.verdict is None:
             return
@@ -111,7 +111,7 @@ class SmallModel(TreeDrafter):
         return length <= self.model.context - self.shape.depth
 
     def _within_context(self, state: State) -> State:
-        """The same state with those rows live that the model has positions for: each on its own."""
+        """The same state, with only those rows live for which the model has positions."""
         host = state.on_host
         if self._has_positions(max(host.lengths)):
             self._drafted = host.live

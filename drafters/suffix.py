@@ -1,8 +1,8 @@
 """Suffix lookup: what followed the text's last tokens before, in this request and in earlier ones.
 
 SuffixDecoding (Oliaro et al. 2411.04975), on the suffix automaton of SAM-Decoding (Hu et al.
-2411.10666). No model, no training. Beside the request's own text there may be a store of earlier
-outputs, which all rows look up.
+2411.10666). No model, no training. In addition to the request's own text, there may be a store of
+earlier outputs, which is searched for all rows.
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ class Suffix(Drafter):
     factor        a match of m tokens is worth int(factor x m + offset) nodes
     offset        null: as many as `nodes`, whatever the match
     min_prob      nodes that are less likely, by what the counts say, are left out
-    fanout        so many of the best other tokens of the law that the root was drawn from are
-                  children of the root too, each with a lookup of its own (LogitSpec, Liu et al.
+    fanout        this many other tokens, the best of the law that the root was drawn from, also
+                  become children of the root, each with its own lookup (LogitSpec, Liu et al.
                   2507.01449); for trees
     store         none | memory | FILE (`python -m experiments.store`) | a SuffixStore: texts that
                   all rows look up. A request's output is added when it ends; prompts are not
     learn         whether outputs are added to the store
     concurrent    outputs are added token by token, so that requests side by side help each other:
                   then a request's drafts depend on its neighbours
-    store_tokens  the store's size; above it the oldest texts go, whole
+    store_tokens  the store's size; above it the oldest texts are dropped whole
     """
 
     law = SiblingLaw.DET

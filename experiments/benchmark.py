@@ -4,8 +4,8 @@ ratios paired, medians over prompts.
     python -m experiments.benchmark
     python -m experiments.benchmark limit=2 deep_limit=1 max_new_tokens=16        a trial
 
-"At its best length" takes the best of `lengths` for both sides, by the median over prompts, and of
-our chains those that are drafted to the end and those that stop where the draft model is unsure, as
+"At its best length" takes the best of `lengths` for each side, by the median over prompts. Our
+chains are tried both drafted to the end and stopped where the draft model is unsure, as
 transformers' assistant does.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.benchmarks.options import Options
 from experiments.terminal.options import start
 
-if TYPE_CHECKING:  # they know torch, and help does not need it
+if TYPE_CHECKING:  # these modules import torch, which --help does not need
     from experiments.benchmarks.bench import Bench, Compared
 
 Line = dict[str, str]  # what, measured, how
@@ -32,13 +32,13 @@ class Benchmark(Options):
     draft: str = "demo-draft"
     # of chains, ours and transformers' alike
     lengths: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 8])
-    cool: float = 0.6  # the temperature beside 0
+    cool: float = 0.6  # the second temperature; the first is 0
 
 
-# the latter end where the draft model is unsure, as transformers' assistant does
+# the latter stop where the draft model is unsure, as transformers' assistant does
 CHAINS = ("chain", "stopped")
 UNSURE = 0.4  # transformers' default confidence threshold
-# Shapes of trees that small_model is tried in, besides chains: the drafter's arguments.
+# Besides chains, small_model is tried with these tree shapes: the drafter's arguments.
 RANKED = [(4, 8), (4, 16), (6, 16)]  # depth, nodes
 RANKED_DEEP = [(4, 16), (6, 16), (8, 32)]
 SAMPLED = [[2, 2, 1, 1], [3, 2, 2, 1, 1]]  # children per depth
@@ -49,7 +49,7 @@ def ways(
     bench: "Bench", deep: bool, temperature: float, shapes: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """none, transformers, chains and assisted generation at each length, and the given shapes; on
-    the target as it is also ngram and prompt lookup."""
+    the unchanged target also ngram and prompt lookup."""
     from experiments.measuring.theirs import Theirs
 
     wanted, target = bench.wanted, bench.deep if deep else bench.target
@@ -139,8 +139,8 @@ def deepened(title: str, found: "Compared", sampled: bool) -> list[Line]:
 
 
 def overheads(bench: "Bench", found: "Compared") -> list[Line]:
-    """Time outside the models, and measured against predicted speed-up, of the chain at its best
-    length."""
+    """For the chain at its best length: time outside the models, and measured against predicted
+    speed-up."""
     from experiments.measuring.forward_times import forward_times
     from experiments.measuring.intervals import median_interval
 
@@ -157,7 +157,7 @@ def overheads(bench: "Bench", found: "Compared") -> list[Line]:
     for one, other in zip(ours, plain, strict=True):
         measured = other.decoding / one.decoding
         alone.append(measured / (one.tau * target[1] / round_seconds))
-        # the prefill is a call too
+        # the prefill counts as a call
         each = (one.target_seconds + one.draft_seconds) / (one.rounds + 1)
         in_run.append(measured / (one.tau * other.target_seconds / (other.rounds + 1) / each))
     outside, plainly = (

@@ -5,10 +5,10 @@ under every rule at temperature 1.
     python -m experiments.benchmark_drafters
     python -m experiments.benchmark_drafters limit=2 deep_limit=0 rules_limit=1 max_new_tokens=16
 
-The second is a trial.
+The second command is a quick trial.
 
-Predicted: tau x t(1) / (t(nodes) + drafting), with the passes as timed inside this run's own loops,
-where t(1) is that of plain decoding.
+Predicted: tau x t(1) / (t(nodes) + drafting). The passes are timed inside this run's own loops;
+t(1) is the time of a pass in plain decoding.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.benchmarks.options import Options
 from experiments.terminal.options import start
 
-if TYPE_CHECKING:  # they know torch, and help does not need it
+if TYPE_CHECKING:  # these modules import torch, which --help does not need
     import pandas as pd
 
     from experiments.benchmarks.bench import Bench, Compared
@@ -45,7 +45,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "layer_skip": {"name": "layer_skip"},
     "early_exit": {"name": "early_exit"},
 }
-# made of the target's layers, which a deepened target has not
+# these draft with the target's own layers and refuse a deepened target
 OWN_LAYERS = ("layer_skip", "early_exit")
 CHAIN = {"depth": 4, "branching": 1, "nodes": None, "draw": "wor"}
 WOR_TREE = {"depth": 3, "branching": [3, 2, 1], "nodes": None, "draw": "wor"}
@@ -101,7 +101,7 @@ def predicted(found: "Compared", name: str) -> float:
     drafting = found.rounds[found.rounds["way"] == name].groupby("prompt")["draft_seconds"].sum()
     shares = []
     for ours, plain in zip(found.ours(name).per_prompt, found.ours("none").per_prompt, strict=True):
-        one = plain.target_seconds / (plain.rounds + 1)  # the prefill is a call too
+        one = plain.target_seconds / (plain.rounds + 1)  # the prefill counts as a call
         each = ours.target_seconds / (ours.rounds + 1) + drafting[ours.prompt] / ours.rounds
         shares.append(plain.decoding / ours.decoding / (ours.tau * one / each))
     return median(shares)

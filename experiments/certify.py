@@ -8,11 +8,11 @@ python -m experiments.certify summary=FOLDER     verdicts of a folder, its tests
 python -m experiments.certify again=FOLDER       renew a folder, as many pairs at once as cores
 python -m experiments.certify again=FOLDER folder=OTHER     the same, written to another folder
 
-A certificate speaks of the code that it is of: when specdec/, the drafter's or the rule's file or
-their YAML change, it is shown as stale. again= renews each with its own seed, samples and limits
-and with the checks of this command. Each is written when it is done; after Ctrl-C or a kill the
-same command goes on, and what is of this code already stays. Commit first: files that differ from
-the commit leave the mark "dirty" in a certificate (files of its own folder do not).
+A certificate is valid for the code it was made with: when specdec/, the drafter's or the rule's
+file or their YAML change, it is shown as stale. again= renews each with its own seed, samples and
+limits and with the checks of this command. Each is written when it is done; after Ctrl-C or a kill
+the same command continues and leaves up-to-date certificates alone. Commit first: files that differ
+from the commit mark a certificate as "dirty" (files of its own folder do not).
 """
 
 import json
@@ -33,26 +33,26 @@ from experiments.terminal.program import register_help, start
 
 @dataclass
 class Greedy:
-    """The check on a real model."""
+    """Settings of the greedy check on a real model."""
 
-    target: str = "demo"  # a tiny random model takes its place where it cannot be loaded
+    target: str = "demo"  # if it cannot be loaded, a tiny random model is used instead
     prompts: int = 12
     max_new_tokens: int = 48
 
 
 @dataclass
 class Certify:
-    cases: str | None = None  # a case file; drafter and verifier are then those of each case
-    # a folder of certificates: run none, judge all their sampled tests as one family
+    cases: str | None = None  # a case file; each case names its own drafter and verifier
+    # a folder of certificates: run nothing; test all their sampled results as one family
     summary: str | None = None
-    # a folder of certificates: renew those that are not of this code with all `checks`, in place
-    # or into `folder`, then judge them as `summary` does
+    # a folder of certificates: renew those that are out of date or lack one of `checks`, in place
+    # or into `folder`; then report as `summary` does
     again: str | None = None
     workers: int | None = None  # processes of `again`; null: one per core
     folder: str = "certificates"
     checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
-    outcomes: int = 200_000  # an enumeration gives up after as many
-    # a table is taken one level deeper where that is estimated to have at most as many outcomes
+    outcomes: int = 200_000  # an enumeration gives up after this many
+    # a table is taken one level deeper if that is estimated to have at most this many outcomes
     size: int = 4000
     # samples of the sampled check; 1 finds a total variation of 0.02 with power 0.99 at size 1e-6
     strength: float = 1.0
@@ -104,7 +104,7 @@ def plan_of(config: DictConfig) -> Any:
 
 
 def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
-    """A pair, with the other settings of the config."""
+    """Certify one pair, with the other settings of the config."""
     from experiments.certificates.certificate import Pair, certify
     from experiments.certificates.kept import law_of, write
     from experiments.certificates.law import NOT_APPLICABLE, NOT_CERTIFIED
@@ -117,7 +117,7 @@ def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
     title = " + ".join(certificate["pair"])
     for reason in certificate["reasons"]:
         _say(f"{title}: {reason}")
-    if certificate["verdict"] == NOT_APPLICABLE:  # nothing was found out, so nothing is written
+    if certificate["verdict"] == NOT_APPLICABLE:  # nothing was tested, so nothing is written
         _say(f"{title}: {NOT_APPLICABLE}")
         return
     path = write(certificate, config.folder)
@@ -127,7 +127,7 @@ def certify_pair(config: DictConfig, drafter: Any, verifier: Any) -> None:
 
 
 def certify_again(config: DictConfig) -> list[str]:
-    """Renew a folder. Returns what keeps the result from being certified."""
+    """Renew a folder. Returns the reasons why the result is not certified."""
     from experiments.certificates import renew
     from experiments.certificates.certificate import Plan
     from experiments.certificates.kept import FOLDER
@@ -157,8 +157,8 @@ def certify_again(config: DictConfig) -> list[str]:
 
 
 def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
-    """One line of JSON per case on standard output; what could not be run, on standard error and as
-    the answer."""
+    """Print one line of JSON per case on standard output. Cases that could not be run are reported
+    on standard error and returned."""
     from experiments.certificates.exact import exact
     from experiments.certificates.tables import DRAWS, Tables, read_cases
     from experiments.terminal.progress import bar
@@ -187,7 +187,7 @@ def run_cases(path: str, outcomes: int, progress: bool) -> list[str]:
                     and SiblingLaw.WR in rule.laws
                 )
                 shape = {"depth": len(case.branching), "branching": case.branching}
-                # of one child the two laws are the same
+                # with one child the two laws are the same
                 shape["draw"] = "wr" if one_child else DRAWS[case.draft]
 
                 def drafter(tables: Tables, shape: dict[str, Any] = shape) -> Any:
@@ -229,8 +229,8 @@ def read_folder(folder: str) -> list[dict[str, Any]]:
 
 
 def summarise(suite: list[dict[str, Any]]) -> list[str]:
-    """Say every pair's verdict, and which sampled tests fall when those of the whole suite are one
-    family (Holm). Returns what keeps the suite from being certified."""
+    """Print every pair's verdict, and which sampled tests are rejected when the whole suite is
+    tested as one family (Holm). Returns the reasons why the suite is not certified."""
     from experiments.certificates.kept import law_of
     from experiments.certificates.law import NOT_CERTIFIED, STALE, Law
     from experiments.certificates.statistics import holm

@@ -66,8 +66,8 @@ class Collect:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The same rows as text: titles, rounded numbers, each speed-up with its interval in one
-    column."""
+    """The same rows as text: titles, rounded numbers, and each speed-up in one column with its
+    interval."""
     shown: dict[str, list[str]] = {}
     for column in table.columns:
         if column.endswith(("_low", "_high")) or not (
@@ -96,9 +96,9 @@ def _speedup(median: float, low: float | None, high: float | None) -> str:
 
 
 def printable(text: pd.DataFrame, title: str, width: int = 120) -> Table:
-    """For a terminal: columns that say the same in every row move into the caption, intervals onto
+    """For a terminal: columns that are the same in every row move into the caption, intervals onto
     a second line."""
-    text = text.drop(columns="settings", errors="ignore")  # they are in the files
+    text = text.drop(columns="settings", errors="ignore")  # the files have them
     same = [
         column
         for column in text.columns
@@ -120,7 +120,8 @@ def printable(text: pd.DataFrame, title: str, width: int = 120) -> Table:
 
 
 def collect(study: studies.Study, folder: Path | None = None) -> pd.DataFrame:
-    """The table; with one line per job that is not in it, also written into the study's folder."""
+    """Write the table into the study's folder, with a line for each job that has no result, and
+    return it."""
     folder = folder or study.folder
     table = frames.table(study.results)
     text = f"{markdown(readable(table))}\n{LEGEND}\n"

@@ -36,7 +36,7 @@ class Compare:
     (one name) between the methods of one."""
 
     names: list[str] = field(default_factory=list)
-    root: str | None = None  # where studies lie; null: multirun, else outputs
+    root: str | None = None  # the folder of studies; null: multirun, else outputs
     sweep: str = "latest"
     output: str = "outputs/compare"
 

@@ -4,10 +4,10 @@ process of its own.
     git worktree add ../before COMMIT
     python -m experiments.compare_checkouts before=../before
 
-Prints, for plain decoding, a chain of 5 and a ranked tree of 16 at each batch size, seconds of the
-other checkout / seconds of this one per prompt (the median and its interval; below 1 this one is
-slower), and the time of a round outside the models' forward passes. Only `specdec.load` and
-`specdec.generate` are used, so that any two versions can be compared.
+At each batch size it times plain decoding, a chain of 5 and a ranked tree of 16. It prints the
+ratio of seconds per prompt, other checkout / this one (the median and its interval; below 1 this
+one is slower), and the time of a round outside the models' forward passes. It uses only
+`specdec.load` and `specdec.generate`, so that any two versions can be compared.
 """
 
 import json

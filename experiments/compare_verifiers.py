@@ -1,4 +1,4 @@
-"""The same drafts under every rule: exact expected lengths on table models beside the bound for any
+"""Every rule on the same drafts: exact expected lengths on table models, next to the bound for any
 rule, and tau on a real pair.
 
 python -m experiments.compare_verifiers
@@ -42,7 +42,7 @@ class Compare:
 
 
 def rules() -> list[str]:
-    """The lossless rules that sample."""
+    """The lossless rules that work above temperature 0."""
     from experiments.certificates import suite
     from specdec.plugins import build
 
@@ -53,7 +53,7 @@ def rules() -> list[str]:
 
 
 def on_tables() -> pd.DataFrame:
-    """Columns: tables, drafts, rule, accepted. The rule "bound" is what no lossless rule
+    """Columns: tables, drafts, rule, accepted. The rule "bound" is the value that no lossless rule
     exceeds."""
     from experiments.certificates.bound import most_accepted
     from experiments.certificates.certificate import Pair
@@ -144,9 +144,9 @@ ORDERS = (
 
 
 def out_of_order(exact: pd.DataFrame) -> list[str]:
-    """Where a rule that should accept no more than another accepts more: naive <= rrs <= traversal
-    <= bound on sampled trees, token <= block <= bound on chains. Deterministic siblings promise no
-    such order."""
+    """Violations of the expected order of accepted lengths: naive <= rrs <= traversal <= bound on
+    sampled trees, token <= block <= bound on chains. For deterministic siblings no order is
+    expected."""
     found = []
     for (tables, drafts), part in exact.groupby(["tables", "drafts"], sort=False):
         accepted = dict(zip(part["rule"], part["accepted"], strict=True))
@@ -204,7 +204,7 @@ def draw(exact: pd.DataFrame, measured: pd.DataFrame | None) -> Figure:
 
 
 def _side_by_side(number: int, count: int) -> list[float]:
-    """Where `count` marks stand that share the place `number` of an axis."""
+    """Positions of `count` marks that share the place `number` of an axis."""
     return [number + 0.8 * ((each + 0.5) / count - 0.5) for each in range(count)]
 
 
@@ -247,7 +247,7 @@ def main(wanted: Compare) -> None:
 
 
 def _pivot(table: pd.DataFrame, rows: list[str], values: str, decimals: int) -> str:
-    """A column per rule, all of them."""
+    """A table with a column for every rule."""
     wide = table.pivot_table(index=rows, columns="rule", values=values, sort=False).round(decimals)
     return wide.to_string(na_rep="-")
 

@@ -4,9 +4,9 @@
 code, docstring prose, tables of data and tests. The file is shipped because interpreters differ;
 the same interpreter writes the same file.
 
-A prompt begins where a statement begins and ends inside the passage that it came from, on the last
-character of a line or of a word: a tokenizer that joins a blank to the word behind it would read a
-trailing blank as something else.
+A prompt begins at the start of a statement. It ends inside its passage, on the last character of a
+line or of a word, because a tokenizer that joins a blank to the following word would encode a
+trailing blank differently.
 """
 
 import ast
@@ -31,7 +31,7 @@ PROMPTS = ROOT / "specdec" / "demo" / "prompts.jsonl"
 PER_KIND = 8
 SHORTEST, LONGEST = 200, 500  # characters of a prompt
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-REST = 120  # characters of the passage that at least come after the cut
+REST = 120  # at least this many characters of the passage come after the cut
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Passage:
-    """A prompt of one kind, and where it lies in its module: text[start:cut]."""
+    """A prompt of one kind, and its place in its module: text[start:cut]."""
 
     kind: str
     source: str
@@ -51,7 +51,7 @@ class Passage:
 
     @property
     def order(self) -> int:
-        """Passages and modules are taken in the order of a hash, which knows no taste."""
+        """Passages and modules are taken in the order of a hash, so nobody's taste chooses them."""
         return crc32(self.prompt.encode())
 
     def overlaps(self, other: "Passage") -> bool:
@@ -72,8 +72,8 @@ class Module:
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where statements of the module and definitions in classes begin, decorators and comment
-        above included."""
+        """Where statements of the module and definitions in classes begin, with decorators and the
+        comment above."""
         found = list(self.tree.body)
         for owner in ast.walk(self.tree):
             if isinstance(owner, ast.ClassDef):
@@ -97,7 +97,7 @@ class Module:
         return len(line) - len(line.lstrip())
 
     def passage(self, kind: str, begin: int, cut: int) -> Iterator[Passage]:
-        """The passage that is cut at `cut` and contains `begin`, with as many whole statements
+        """The passage that contains `begin` and is cut at `cut`, with as many whole statements
         before it as fit."""
         starts = [
             start
@@ -119,8 +119,8 @@ class Module:
                 yield from self.inside_table(node)
 
     def inside_function(self, node: Function) -> Iterator[Passage]:
-        """After a few statements of a body, where another begins. Kind `tests` in test modules,
-        else `code`."""
+        """Passages cut after a few statements of a body, where another begins. The kind is `tests`
+        in test modules, else `code`."""
         if node.name.startswith("test") != self.is_test:
             return
         kind = "tests" if self.is_test else "code"
@@ -138,7 +138,7 @@ class Module:
                 yield from self.passage(kind, begin, cut)
 
     def inside_docstring(self, node: Function | ast.ClassDef | ast.Module) -> Iterator[Passage]:
-        """Within a line in the middle of a paragraph of prose."""
+        """Passages cut within a line, in the middle of a paragraph of prose."""
         if not ast.get_docstring(node):
             return
         string = node.body[0]
@@ -162,8 +162,8 @@ class Module:
             paragraph = []
 
     def inside_table(self, node: ast.Dict | ast.List | ast.Tuple) -> Iterator[Passage]:
-        """In the middle of a literal of five lines of rows or more, at least half of whose leaves
-        are constants."""
+        """Passages cut in the middle of a literal with at least five lines of rows, at least half
+        of whose leaves are constants."""
         rows = node.values if isinstance(node, ast.Dict) else node.elts
         lasts = sorted({row.end_lineno for row in rows} - {node.end_lineno})
         leaves = [
@@ -178,8 +178,8 @@ class Module:
 
 
 def choose(modules: list[Module]) -> list[Passage]:
-    """PER_KIND passages of each kind that do not overlap, from as many different modules as there
-    are. The kinds that fewest modules offer choose first."""
+    """PER_KIND passages of each kind that do not overlap, from as many different modules as
+    possible. The rarest kinds choose first."""
     offered: dict[str, list[Passage]] = {kind: [] for kind in ("code", "prose", "table", "tests")}
     for module in modules:
         for passage in module.passages():
@@ -217,7 +217,7 @@ def choose(modules: list[Module]) -> list[Passage]:
 
 
 def parsed(document: Document) -> list[Module]:
-    """The module, or nothing where the text is no Python of this version."""
+    """The module, or nothing if the text is not valid Python for this version."""
     try:
         return [Module(document)]
     except SyntaxError:

@@ -2,8 +2,8 @@
 
 python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=HUB_ID
 
-The embedding is not written: who serves the head takes the target's, as we do. `heads` may be any
-folder that the drafter eagle3 takes, so that native checkpoints are converted too.
+The embedding is not written: a server uses the target's, as we do. `heads` may be any folder that
+the drafter eagle3 takes, so native checkpoints can be converted too.
 """
 
 import json
@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from experiments.terminal.options import start
 from specdec.plugins import build, names
 
-if TYPE_CHECKING:  # it knows torch, and help does not need it
+if TYPE_CHECKING:  # this module imports torch, which --help does not need
     from specdec.heads.head import Head
 
 
@@ -32,7 +32,7 @@ class Export:
 
 
 def export(heads: str, output: str | Path, verifier: str) -> "Head":
-    """Raises ValueError for a head, or something of it, that the layout has no place for."""
+    """Raises ValueError for a head, or a part of one, that the layout cannot represent."""
     from specdec.heads.files import folder_of, read_folder, write_folder
 
     config, _ = read_folder(folder_of(heads))
@@ -45,8 +45,8 @@ def export(heads: str, output: str | Path, verifier: str) -> "Head":
 
 
 def architectures(verifier: str, head: "Head") -> list[str]:
-    """Those that the target's config names, where it is a folder here; then its sizes are compared
-    too."""
+    """The architectures that the target's config names, if `verifier` is a local folder; its sizes
+    are then compared too."""
     from specdec.heads.files import CONFIG
 
     place = Path(verifier).expanduser() / CONFIG

@@ -1,12 +1,12 @@
-"""What it costs to start and to record, each in proportion to what cannot be spared.
+"""What it costs to start and to record, each relative to the part that cannot be avoided.
 
 python -m experiments.overhead
 python -m experiments.overhead repeats=9 prompts=16
 
-Starting: each command in fresh processes, taking turns; seconds of the clock and of the processors
-(user + system, which a busy machine stretches less). Recording: a run decoded, measured and written
-in this process; recording is the making of steps, what happens between calls (memory is read), the
-numbers and intervals of the result, and both files.
+Starting: the commands run in turn, each in a fresh process. Both wall-clock and processor seconds
+are measured (user + system, which a busy machine distorts less). Recording: one run is decoded,
+measured and written in this process. Recording covers making the steps, what happens between calls
+(memory is read), the numbers and intervals of the result, and writing both files.
 """
 
 import os
@@ -56,7 +56,7 @@ class Overhead:
 
 
 def started(arguments: tuple[str, ...]) -> tuple[float, float]:
-    """Seconds of a fresh process: of the clock, and of the processors."""
+    """Seconds of a fresh process: wall clock, and processors."""
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, *(part.format(folder=Path(folder) / "run") for part in arguments)]
         began = time.perf_counter()
@@ -81,7 +81,7 @@ def starts(repeats: int) -> dict[str, list[tuple[float, float]]]:
 
 @contextmanager
 def timed(owner: type, name: str) -> Iterator[list[float]]:
-    """While inside, the seconds of every call of the method `name`."""
+    """A list that collects the seconds of every call of the method `name` inside the block."""
     method, seconds = getattr(owner, name), []
 
     def call(*arguments: Any) -> Any:
@@ -126,7 +126,7 @@ class Recording:
         )
 
     def shares(self) -> dict[str, float]:
-        """Of the whole time, from the first prompt to the last file."""
+        """Shares of the whole time, from the first prompt to the last file."""
         from experiments.measuring import measures
         from experiments.measuring.rounds import rounds, write_rounds
         from experiments.study.folder import RESULT, ROUNDS
@@ -175,7 +175,7 @@ def main(wanted: Overhead) -> None:
     console.print(table)
     quiet_transformers()
     recording = Recording(wanted)
-    recording.shares()  # imports, and first calls
+    recording.shares()  # a warm-up: imports, and first calls
     shares = [recording.shares() for _ in range(wanted.repeats)]
     table = Table("what", "share of the run's time", title=f"Recording {wanted.prompts} prompts")
     for name in shares[0]:

@@ -28,7 +28,7 @@ class Profile:
     batches: list[int] = field(default_factory=lambda: [1, 4])
     # committed tokens before the pass
     contexts: list[int] = field(default_factory=lambda: [64, 192, 384])
-    dtype: str | None = None  # the checkpoint's
+    dtype: str | None = None  # null: the checkpoint's
     repeats: int = 20
     threads: int | None = None
     output: str = "outputs/profile"

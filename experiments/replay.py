@@ -1,16 +1,16 @@
-"""Lookup drafters on recorded outputs, without a model: tau is what it would have been.
+"""Lookup drafters on recorded outputs, without a model: the tau that they would have had.
 
 python -m experiments.replay records=multirun/first ngram_tree suffix suffix_store
 python -m experiments.replay edits=specdec ngram_chain suffix
 
-Names are options of the group `method` whose drafters look up (ngram, suffix). records: a run's
-folder, or one above several, whose runs were started with outputs=true; of several ways to sample
-give one. edits: a folder of Python files; each becomes a request to rename an identifier of it,
+Names are options of the group `method` whose drafters look text up (ngram, suffix). records: the
+folder of a run, or a folder above several runs; the runs need outputs=true and the same sampling.
+edits: a folder of Python files. Each file becomes a request to rename one of its identifiers,
 answered by the whole file with the new name: agent-like text that is mostly in its prompt.
 
-Columns: tau pooled over all outputs, with a 95% bootstrap interval over them; nodes a round; the
-same cold, where the drafter learns from the outputs before, in their order; the share of distinct
-4-grams in the outputs, because loops flatter every lookup.
+Columns: tau pooled over all outputs, with a 95% bootstrap interval over them; nodes per round; the
+same cold, if the drafter learns from earlier outputs, in their order; the share of distinct 4-grams
+in the outputs, because loops flatter every lookup.
 """
 
 import re
@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from experiments.terminal.options import start
 
-if TYPE_CHECKING:  # help does not need it
+if TYPE_CHECKING:  # --help does not need this module
     from specdec import Drafter
 
 LONGEST = 1500  # tokens of a file that is edited
@@ -39,8 +39,8 @@ class Replay:
     records: str | None = None
     edits: str | None = None
     store: str | None = None  # for drafters that take one: none | memory | FILE
-    tokenizer: str = "demo"  # of edits
-    limit: int | None = None  # outputs
+    tokenizer: str = "demo"  # for edits
+    limit: int | None = None  # at most so many outputs
 
 
 class Recorded(NamedTuple):
@@ -49,7 +49,7 @@ class Recorded(NamedTuple):
 
 
 def edited(folder: str, tokenizer: Any) -> list[Recorded]:
-    """Every Python file below a folder, with its most frequent longer name changed."""
+    """Every Python file below a folder, with its most frequent long name changed."""
     found = []
     for path in sorted(Path(folder).expanduser().rglob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def drafter_of(method: str, store: str | None) -> "Drafter":
 
 
 class Played(NamedTuple):
-    """Per output."""
+    """What was measured, per output."""
 
     tokens: list[int]
     rounds: list[int]

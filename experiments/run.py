@@ -26,7 +26,7 @@ from experiments.study.label import label
 from experiments.terminal import search_path
 from experiments.terminal.program import JobError, start
 
-if TYPE_CHECKING:  # help does not need it
+if TYPE_CHECKING:  # --help does not need these modules
     from experiments.study.result import Identity
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ schema.register()
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="run")
 def main(config: DictConfig) -> float | None:
-    """The speed-up over the first baseline (tau where there is none), for sweepers that
-    optimise."""
+    """Returns the speed-up over the first baseline (or tau, if there is no baseline), for sweepers
+    that optimise."""
     from experiments.study import result
 
     job = HydraConfig.get()
@@ -65,7 +65,7 @@ def main(config: DictConfig) -> float | None:
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             failure = result.Failure(**vars(identity), error=said, traceback=traceback.format_exc())
-            with suppress(OSError):  # a full disk takes no failed.json either
+            with suppress(OSError):  # on a full disk, failed.json cannot be written either
                 (folder / ROUNDS).unlink(missing_ok=True)
                 result.write(folder / FAILED, failure)
             if not sweeping:
@@ -77,7 +77,7 @@ def main(config: DictConfig) -> float | None:
 def execute(
     settings: schema.Settings, identity: "Identity", folder: Path, outputs: bool = False
 ) -> float | None:
-    """Decode, measure, write; `outputs`: the method's tokens too."""
+    """Decode, measure, write. `outputs`: also write the method's tokens."""
     from experiments import prompts
     from experiments.certificates.kept import attached
     from experiments.measuring import flops, lineup, measures
@@ -144,7 +144,7 @@ def execute(
     if settings.logger:
         try:
             logger.log_result(settings.logger, folder, measured, frame)
-        except Exception as error:  # the result stays, whatever becomes of its copy
+        except Exception as error:  # the result is kept, even if copying it fails
             log.warning("%s was not logged: %s: %s", title, type(error).__name__, error)
     log.info("%s: tau %.2f, %s", title, counted.tau, measured.certificate)
     return next((ratio.median for ratio in counted.speedup.values()), counted.tau)

@@ -4,12 +4,12 @@ calibration text.
 python -m experiments.search_layers
 python -m experiments.search_layers target=FOLDER text=notes.txt temperature=1.0 output=skip.yaml
 
-From the whole model on, each step leaves out one more attention, MLP or layer, whichever leaves the
-best predicted speed-up, until one layer is left; the best set on the way wins. Agreement is
-measured as in use: the whole model has read the text before, the part goes on for `depth` tokens of
-it, and 1 - TV(p, q) of each is accepted. Costs are measured forward passes. (SWIFT 2410.06916
-searches by matched tokens and random steps; a greedy path needs no luck for the few layers that
-there are.)
+The search starts from the whole model. Each step leaves out one more attention, MLP or layer:
+the one with the best predicted speed-up, until one layer is left. The best set on the way wins.
+Agreement is measured as in use: the whole model has read the text so far, the part continues for
+`depth` tokens of it, and 1 - TV(p, q) of each is accepted. Costs are measured forward passes.
+(SWIFT 2410.06916 searches by matched tokens and random steps; with so few layers a greedy path
+works without randomness.)
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Search:
     patterns: list[str] = field(default_factory=lambda: ["*.py", "*.md", "*.txt"])
     temperature: float = 0.6
     depth: int = 6  # tokens that a chain drafts at most
-    places: int = 64  # in the text, in groups of `batch`
+    places: int = 64  # places in the text, in groups of `batch`
     batch: int = 32
     context: int = 64  # tokens before each
     seed: int = 0

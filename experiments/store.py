@@ -4,8 +4,8 @@ python -m experiments.store text=src output=store.safetensors tokenizer=demo
 python -m experiments.store records=multirun/first output=store.safetensors tokenizer=demo
 python -m experiments.run drafter=suffix drafter.store=store.safetensors
 
-text: a file, or a folder whose files are a text each (.jsonl: an entry each). records: a run's
-folder, or one above several, whose runs were started with outputs=true. Both may be given.
+text: a file, or a folder in which every file is a text (.jsonl: every entry is a text). records:
+the folder of a run, or a folder above several runs; the runs need outputs=true. Both may be given.
 """
 
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ class Store:
     text: str | None = None
     records: str | None = None
     tokenizer: str = "demo"  # the target's: its name, folder or hub id
-    store_tokens: int = 1_000_000  # of more, the oldest texts are left out
+    store_tokens: int = 1_000_000  # the store's size; beyond it the oldest texts are left out
 
 
 def texts(place: str) -> Iterator[str]:
-    """Those of a file or folder."""
+    """The texts of a file or folder."""
     from experiments.prompts.sources import SOURCES, text_of
 
     path = Path(place).expanduser()
@@ -45,8 +45,8 @@ def texts(place: str) -> Iterator[str]:
 
 
 def build(wanted: Store) -> str:
-    """Write the store; what it holds, in a line. Raises ValueError where there is nothing to
-    hold."""
+    """Write the store and return a line that says what it holds. Raises ValueError if it would be
+    empty."""
     from experiments.measuring.outputs import read_outputs
     from specdec.drafting.suffix_store import SuffixStore
     from specdec.models.load import load_tokenizer

@@ -1,5 +1,5 @@
 """What verification costs at a large vocabulary: everything between logits and commit, per rule,
-beside building all laws once.
+compared with building all laws once.
 
 python -m experiments.verification_cost
 python -m experiments.verification_cost vocabulary=32000 repeats=9

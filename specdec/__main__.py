@@ -1,5 +1,5 @@
-"""`specdec "def read_csv("`: streams the continuation, drafted tokens that were accepted in colour,
-then one line of numbers."""
+"""`specdec "def read_csv("`: streams the continuation with accepted draft tokens in colour, then
+prints one line of numbers."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def drafter_choice(text: str) -> dict[str, Any]:
 
 
 def _split(text: str) -> list[str]:
-    """At commas that are not inside [...]."""
+    """Split at commas that are not inside [...]."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "[") - (character == "]")
@@ -83,13 +83,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """What shells expect: 0, 2 for what cannot be, 130 after Ctrl-C, 141 where the reader of a pipe
-    has gone."""
+    """Returns the usual exit status: 0, 2 for bad input, 130 after Ctrl-C, 141 if the reader of the
+    pipe has gone."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return show(parser().parse_args(arguments))
     except BrokenPipeError:
-        # so that flushing at exit fails no more
+        # so that flushing at exit does not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
@@ -121,7 +121,7 @@ def show(options: argparse.Namespace) -> int:
     place = {"device": options.device, "dtype": options.dtype}
     target = load(options.target, **place)
     draft = {**described("drafter", drafter["name"]), **drafter}.get("model")
-    if isinstance(draft, str):  # where the target is, and in its type
+    if isinstance(draft, str):  # on the target's device, in its dtype
         drafter["model"] = load(draft, **place)
     tokenizer = target.tokenizer
     if tokenizer is None:
@@ -140,7 +140,7 @@ def show(options: argparse.Namespace) -> int:
     def run(drafter: dict[str, Any], **changed: Any) -> Run:
         return Run(prepare(target, options.prompt, drafter=drafter, **{**wanted, **changed}))
 
-    # Once before, so that the numbers below are not those of a cold start.
+    # A warm-up, so that the numbers below are not those of a cold start.
     run(drafter, max_new_tokens=2).finish()
     speculative = run(drafter)
     console.print(Text(options.prompt, style="dim"), end="")

@@ -1,8 +1,8 @@
-"""Every random draw of the framework. Who needs one asks `chance`; nothing reads a global seed.
+"""Every random draw of the framework. All draws go through `chance`; nothing reads a global seed.
 
-Three kinds of chance answer the same four questions:
+Three kinds of chance implement the same four draws:
 
-    Keyed(seed)     a counter-based generator: the numbers of a place depend on nothing but the
+    Keyed(seed)     a counter-based generator: the numbers at a place depend on nothing but the
                     place
     Coupled(seed)   one exponential race per position: the output is the same for every drafter
     Enumerate()     runs the code once per possible outcome and multiplies the probabilities: the
@@ -30,7 +30,7 @@ INT64 = (-(1 << 63), (1 << 63) - 1)
 
 @runtime_checkable
 class Committed(Protocol):
-    """What a round's draws are keyed by; `specdec.State` has it."""
+    """The part of `specdec.State` that keys a round's draws."""
 
     @property
     def request_ids(self) -> Int[Tensor, " B"]: ...
@@ -40,10 +40,10 @@ class Committed(Protocol):
 
 
 class Sites(NamedTuple):
-    """Where n draws stand. A site that is not live consumes nothing and answers 0."""
+    """The places of n draws. A site that is not live draws nothing and answers 0."""
 
     rows: Int[Tensor, " n"]  # of the batch
-    # where the law stands: the parent for a draw of children, the node itself for its coin
+    # the node of the law: the parent for a draw of children, the node itself for its coin
     nodes: Int[Tensor, " n"]
     ranks: Int[Tensor, " n"]  # sibling rank of the (first) draw
     depths: Int[Tensor, " n"]  # of the node
@@ -51,7 +51,7 @@ class Sites(NamedTuple):
 
 
 class Draws(ABC):
-    """The chance of one round. `purpose` tells draws apart that are at one node: "draft", "accept",
+    """The chance of one round. `purpose` separates draws at the same node: "draft", "accept",
     "residual" ..."""
 
     by_place = False  # a draw depends on its place alone: one that nobody looks at changes nothing
@@ -61,19 +61,18 @@ class Draws(ABC):
         """u < p for a u uniform on [0, 1). Strict, so that p = 0 never happens."""
 
     def places(self, at: Sites, purpose: str, k: int = 1) -> "Places":
-        """The same questions for places that are known before anything is drawn at them, up to `k`
-        draws at each."""
+        """The same draws for places that are known in advance, up to `k` draws at each."""
         return Places(self, at, purpose)
 
     @abstractmethod
     def categorical(self, law: Float[Tensor, "n V"], at: Sites, purpose: str) -> Int[Tensor, " n"]:
-        """Tokens from `law`, non-negative, any positive sum. A token of weight 0 never comes."""
+        """Tokens from `law` (non-negative, any positive sum). Weight 0 is never drawn."""
 
     @abstractmethod
     def without_replacement(
         self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
     ) -> Int[Tensor, "n k"]:
-        """Distinct tokens in sampling order; past the support of `law` the entries mean nothing."""
+        """Distinct tokens in sampling order; entries past the support of `law` are meaningless."""
 
     @abstractmethod
     def independent(
@@ -83,8 +82,8 @@ class Draws(ABC):
 
 
 class Places:
-    """Places that will be drawn at, part by part: `part` picks some of them, `live` (n,) says which
-    of those (None: all)."""
+    """Places of later draws, used part by part: `part` picks some of them, `live` (n,) says which
+    of those are drawn at (None: all)."""
 
     def __init__(self, draws: Draws, at: Sites, purpose: str) -> None:
         self.draws, self.at, self.purpose = draws, at, purpose
@@ -107,7 +106,7 @@ class Places:
 
 
 class Chance(ABC):
-    coupled = False  # whether every rule of acceptance but naive and greedy has to be refused
+    coupled = False  # if so, every rule except naive and greedy must be refused
 
     @abstractmethod
     def round(self, state: Committed) -> Draws:
@@ -150,8 +149,8 @@ def inverse(law: Float[Tensor, "n V"], u: Float[Tensor, "n k"]) -> Int[Tensor, "
     """Tokens at quantiles u of `law`: the first token whose cumulative weight
     exceeds u times the sum.
 
-    Weights of 0 leave the cumulative sum as it is and so are never the first to exceed anything,
-    whatever u is.
+    Weights of 0 leave the cumulative sum unchanged, so such a token is never the first to exceed
+    anything, whatever u is.
     """
     cumulative = law.double().cumsum(-1)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(
@@ -163,9 +162,9 @@ class Keyed(Chance):
     """Draws keyed by (seed, request id, committed length at the start of the round, node, rank,
     purpose).
 
-    Never by position alone: siblings share one, and after a partial acceptance the next round comes
-    back to positions whose coins are already known to have failed. The same values on CPU and GPU
-    (an integer hash).
+    Position alone would be wrong as a key: siblings share a position, and after a partial
+    acceptance the next round returns to positions whose coins are already known to have failed. The
+    values are the same on CPU and GPU (an integer hash).
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -217,7 +216,7 @@ class KeyedDraws(Draws):
 
 
 class KeyedPlaces(Places):
-    """Places whose numbers u (n, k) are there already."""
+    """Places whose numbers u (n, k) have been computed."""
 
     def __init__(self, u: Tensor, live: Tensor) -> None:
         self.u, self.live = u, live
@@ -239,7 +238,7 @@ class KeyedPlaces(Places):
 
 
 def one_after_the_other(law: Float[Tensor, "n V"], u: Float[Tensor, "n k"]) -> Int[Tensor, "n k"]:
-    """Distinct tokens: each drawn from what the ones before have left of `law`."""
+    """Distinct tokens: each is drawn from `law` without the tokens before it."""
     left, drawn = law.double(), []
     for rank in range(u.shape[1]):
         token = inverse(left, u[:, rank : rank + 1])
@@ -299,8 +298,8 @@ class CoupledDraws(Draws):
     def independent(
         self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
     ) -> Int[Tensor, "n k"]:
-        """There is one race per position; its first k finishers, since k copies of the winner would
-        help nobody."""
+        """There is one race per position. Returns its first k finishers, since k copies of the
+        winner would be useless."""
         ranked = self.without_replacement(law, min(k, law.shape[-1]), at, purpose)
         ranked = torch.where(law.gather(1, ranked) > 0, ranked, ranked[:, :1])
         return torch.cat([ranked, ranked[:, :1].expand(-1, k - ranked.shape[1])], 1)
@@ -314,8 +313,8 @@ class Enumerate(Chance):
 
         for probability, out in Enumerate().runs(lambda chance: generate(..., chance=chance)): ...
 
-    calls the function once per possible outcome of its draws, depth first, and says how probable
-    each was. The probabilities of all outcomes sum to 1. One row only.
+    calls the function once per possible outcome of its draws, depth first, and yields the
+    probability of each. The probabilities of all outcomes sum to 1. One row only.
     """
 
     def runs(self, program: Callable[["Trace"], Out]) -> Iterator[tuple[float, Out]]:
@@ -343,7 +342,7 @@ class Enumerate(Chance):
         )
 
 
-ROUNDING = 1e-14  # a branch of less is there by rounding only
+ROUNDING = 1e-14  # a branch of smaller probability exists only by rounding
 NO_FUNCTION = (
     "the program is not a function of its draws: {} (a drafter that remembers anything of other "
     "rows or runs has to say `learns = True`)"
@@ -391,7 +390,7 @@ class Trace(Chance, Draws):
         return outcome
 
     def check_end(self) -> None:
-        """Raises ValueError where the program has drawn less than before."""
+        """Raises ValueError if the program has drawn fewer times than before."""
         if self.position < self.repeated:
             raise ValueError(NO_FUNCTION.format("a repeat drew less"))
 

@@ -1,4 +1,5 @@
-"""What users are told: the kinds of errors, and checks that say what came and what was expected."""
+"""Errors for users: the kinds of errors, and checks that say what was given and what was
+expected."""
 
 import difflib
 import inspect
@@ -13,7 +14,7 @@ R = TypeVar("R")
 
 
 class Refused(ValueError):
-    """The contract does not allow this pair: not a failure, a study records it as not
+    """The contract does not allow this pair. This is not a failure: a study records it as not
     applicable."""
 
 
@@ -53,20 +54,20 @@ def switch(name: str, value: Any) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'ngram'?" where a known name resembles this one, else an empty string."""
+    """ "; did you mean 'ngram'?" if a known name resembles this one, else an empty string."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """A list of names, cut where it gets long."""
+    """A list of names, shortened if it is long."""
     listed = list(names)
     left_out = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + left_out
 
 
 def misspelt_arguments_are_named(function: Callable[P, R]) -> Callable[P, R]:
-    """An unknown keyword argument is refused with the one that may have been meant."""
+    """Refuses unknown keyword arguments and suggests the closest match."""
     known = inspect.signature(function).parameters
 
     @wraps(function)

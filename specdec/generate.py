@@ -1,4 +1,4 @@
-"""The loop: seat, propose, score, verify, commit. `generate` runs it to the end, `stream` hands out
+"""The loop: seat, propose, score, verify, commit. `generate` runs it to the end, `stream` yields
 what each round adds.
 
 It names no drafter, no verifier and no model family.
@@ -53,14 +53,14 @@ def generate(
 
     target: whatever `load` takes or returns. prompts: str, list of str, token ids, list of token
     ids (ragged is fine). drafter, verifier: a name, {"name": ..., argument: value}, or an object.
-    seats: how many prompts decode side by side (None: all); a seat whose row has ended takes the
+    seats: how many prompts decode at the same time (None: all); when a row ends, its seat takes the
     next prompt. seed (None: 0) and request_ids (None: 0, 1, ...) key each prompt's chance: its
-    tokens depend on neither its neighbours nor its seat. chance: another kind of chance, with a
-    seed of its own. `tokens` end with EOS or with the token that completes a stop string; `texts`
-    end before it. Ctrl-C ends the run; what is finished is returned.
+    tokens depend on neither its neighbours nor its seat. chance: another kind of chance, with its
+    own seed. `tokens` end with EOS or with the token that completes a stop string; `texts` end
+    before it. Ctrl-C ends the run and returns what is finished.
 
-    Raises ValueError for bad input before anything is computed, and for a drafter, verifier or
-    model that breaks its contract.
+    Raises ValueError for bad input before anything is computed, and later if a drafter, verifier or
+    model breaks its contract.
     """
     options = dict(locals())
     progress = switch("progress", options.pop("progress"))
@@ -91,8 +91,8 @@ def stream(
     allow_lossy: bool = False,
     seats: int | None = None,
 ) -> Iterator[Event]:
-    """As `generate`, but an iterator of one Event per live row and round, as soon as it is decided.
-    Bad input is refused at the call, before the first event is asked for."""
+    """Like `generate`, but an iterator that yields one Event per live row and round, as soon as it
+    is decided. Bad input is refused at the call, before the first event."""
     return Run(prepare(**locals())).stream()
 
 
@@ -101,7 +101,7 @@ class Run:
 
     def __init__(self, call: Call) -> None:
         self.call, vocabulary = call, call.target.vocabulary
-        self.drafter = copy.copy(call.drafter)  # settings and weights shared, memory its own
+        self.drafter = copy.copy(call.drafter)  # shares settings and weights, has its own memory
         self.drafter.begin(call.target, call.seats, call.sampling)
         self.verifier = pair(
             self.drafter, call.verifier, call.sampling, call.chance, vocabulary, call.allow_lossy
@@ -154,7 +154,7 @@ class Run:
             yield from self.texts.events(step)
 
     def finish(self, progress: bool = False) -> None:
-        """All rounds, or those until Ctrl-C where a prompt is finished by then."""
+        """Run all rounds, or until Ctrl-C if a prompt is finished by then."""
         rounds = self.rounds()
         most = self.call.max_new_tokens * len(self.call.requests)
         with progress_bar(most, progress) as advance:

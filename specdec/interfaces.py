@@ -1,5 +1,5 @@
-"""The contracts. A drafter proposes, a language model scores, a verifier decides; none of them
-knows another one.
+"""The contracts. A drafter proposes, a language model scores, a verifier decides. None of them
+knows the others.
 
 Letters: B rows (seats), b rows of one call, N nodes, n nodes of one pass, V vocabulary, D depth,
 T tokens, K taps, d hidden size.
@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 @runtime_checkable
 class Opened(Protocol):
-    """What a run opened, and closes at its end: one run's memory of something."""
+    """One run's memory of something: the run opens it, and closes it at its end."""
 
     @property
     def nbytes(self) -> int: ...  # of memory held
@@ -53,12 +53,12 @@ class Opened(Protocol):
 class Session(Opened, Protocol):
     """One run's memory of one language model, for B rows. A context manager.
 
-    Only the session knows where a token is stored. What it remembers per row is a number of
-    committed tokens, and behind them the nodes of one tree that is being scored.
+    Only the session knows where a token is stored. Per row it remembers the committed tokens, and
+    after them the nodes of the one tree that is being scored.
     """
 
     @property
-    def part_seconds(self) -> float: ...  # inside passes of parts of the model, which draft
+    def part_seconds(self) -> float: ...  # inside drafting passes of parts of the model
 
     def read(
         self,
@@ -69,8 +69,8 @@ class Session(Opened, Protocol):
         root: bool = False,
         every: bool = False,
     ) -> Scores:
-        """Commit the first `counts` tokens of some rows (None: of all): a prompt, or what a draft
-        model has not seen. Logits (b, 1, V) follow each row's last token; taps are those of all T.
+        """Commit the first `counts` tokens of some rows (None: of all): a prompt, or tokens that a
+        draft model has not seen. Logits (b, 1, V) follow each row's last token; taps cover all T.
 
         root: each row's last token is the root of the coming tree, whose nodes >= 1 are scored.
         every: logits (b, T, V) follow all T.
@@ -80,11 +80,11 @@ class Session(Opened, Protocol):
         """Logits and taps of nodes >= start in one forward pass; earlier ones are in memory."""
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
-        """The root and the first `counts` nodes of `path` (B, D) become committed; the rest is
-        forgotten. A count of -1 leaves a row as it was."""
+        """Commit the root and the first `counts` nodes of `path` (B, D), and forget the rest. A
+        count of -1 leaves a row as it was."""
 
     def release(self, rows: Sequence[int]) -> None:
-        """These rows are empty again."""
+        """Empty these rows."""
 
     def __enter__(self) -> "Session": ...
 
@@ -93,7 +93,7 @@ class Session(Opened, Protocol):
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """Weights. What a run remembers is in a session; any number may be open at once."""
+    """Weights. The memory of a run is in a session; any number of sessions may be open at once."""
 
     @property
     def name(self) -> str: ...  # for messages
@@ -140,8 +140,8 @@ class LendsHead(LanguageModel, Protocol):
     def head(self, states: Tensor) -> Tensor: ...  # logits (..., V) of taps "head" (..., d)
 
     def check_head(self) -> None:
-        """Raise ValueError where the model does more between the tap "head" and its logits than
-        `head` does."""
+        """Raise ValueError if the model does more between the tap "head" and its logits than `head`
+        does."""
 
 
 class PartScores(NamedTuple):
@@ -159,14 +159,14 @@ class Part(Protocol):
     def score(
         self, memory: Any, tree: TokenTree, start: int = 0, last_only: bool = False
     ) -> PartScores:
-        """Nodes >= start, over a session of the whole model. `last_only`: nobody reads the logits,
-        so all but the last may be left out."""
+        """Score nodes >= start, over a session of the whole model. `last_only`: the logits are not
+        read, so all but the last may be left out."""
 
     def hand_over(
         self, memory: Any, tree: TokenTree, states: Tensor, source: Tensor | None = None
     ) -> None:
-        """Every node of `tree` has gone through these layers, with `states` (B, N, d): scoring the
-        tree goes on from there. source (B, N): the node under whose number each was scored."""
+        """Every node of `tree` has gone through these layers, with `states` (B, N, d); scoring the
+        tree continues from there. source (B, N): the number under which each node was scored."""
 
 
 @runtime_checkable
@@ -178,15 +178,15 @@ class LendsLayers(LanguageModel, Protocol):
 
     def without(self, attention: Collection[int], mlp: Collection[int]) -> Part:
         """The model without the attention and MLP sublayers of these layers. Raises ValueError for
-        sets that leave nothing, and for models that cannot run without them."""
+        sets that leave no layer, and for models that cannot run without these sublayers."""
 
     def lower(self, layer: int, adapter: Module | None = None) -> Part:
-        """The first `layer` layers, perhaps an adapter, the final norm and the LM head. Raises
-        ValueError for models that cannot go on from saved states."""
+        """The first `layer` layers, an optional adapter, the final norm and the LM head. Raises
+        ValueError for models that cannot continue from saved states."""
 
 
 def lends_head(target: LanguageModel, borrower: str) -> LendsHead:
-    """The target, where it lends its embedding and LM head. Raises ValueError where it does not."""
+    """The target, if it lends its embedding and LM head. Raises ValueError if it does not."""
     if not isinstance(target, LendsHead):
         raise ValueError(
             f"{borrower} shares the target's embedding and LM head and reads its hidden states; "
@@ -196,8 +196,9 @@ def lends_head(target: LanguageModel, borrower: str) -> LendsHead:
 
 
 def lends_layers(target: LanguageModel, borrower: str) -> LendsLayers:
-    """The target, where its layers may draft. Raises ValueError where it shows none, and Refused
-    for extra layers: a part without them would be the whole target at a fraction of its cost."""
+    """The target, if its layers may draft. Raises ValueError if it does not expose its layers, and
+    Refused for extra layers: a part without them would be the whole target at a fraction of its
+    cost."""
     if not isinstance(target, LendsLayers):
         raise ValueError(
             f"{borrower} drafts with the target's own layers; {type(target).__name__} gives no "
@@ -218,21 +219,22 @@ def lends_layers(target: LanguageModel, borrower: str) -> LendsLayers:
 class Drafter(ABC):
     """Proposes a tree per row. One file, one class, one YAML.
 
-    An object holds settings and weights. What a run remembers is made in `begin`, which is called
-    on a copy of the object that belongs to the run alone; so one object serves any number of runs
-    at once. A drafter that keeps nothing overrides `propose` alone.
+    An object holds settings and weights. The memory of a run is made in `begin`, which is called on
+    the run's own copy of the object, so one object serves any number of runs at once. A drafter
+    without memory overrides only `propose`.
 
     A law other than DET is a promise: every token was drawn fresh from the recorded q after the
     decision to draw it, and was never removed or reordered afterwards. A drafter that cannot
-    promise this declares DET, which is exact for every tree. At temperature 0 nothing is drawn, so
+    promise this declares DET, which is safe for every tree. At temperature 0 nothing is drawn, so
     the law is DET.
 
-    Certificates and the suite of laws run every drafter on targets of two to eight tokens, which
-    no trained weights fit. They build one with `tiny`. `variants` are small settings beside those
-    of its YAML that deserve certificates of their own: one for each kind of tree.
+    Certificates and the suite of laws run every drafter on targets with a vocabulary of two to
+    eight tokens. No trained weights fit such targets, so they build the drafter with `tiny`.
+    `variants` are small settings, besides those of its YAML, that need separate certificates: one
+    for each kind of tree.
     """
 
-    weight_arguments: ClassVar[frozenset[str]] = frozenset()  # of the constructor; choose no law
+    weight_arguments: ClassVar[frozenset[str]] = frozenset()  # arguments that only choose weights
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
@@ -244,58 +246,58 @@ class Drafter(ABC):
     fixed_width: bool = False  # a node's number of children is known before the first is drawn
     max_nodes: int = 1  # root included; sizes memory and masks
     taps: tuple[Tap, ...] = ()  # which of the target's hidden states it wants
-    runners_up: int = 0  # how many of the best tokens it wants to know of the root's own law
-    best_tokens: int = 0  # likewise, after every node of a tree and every token of a prompt
+    runners_up: int = 0  # how many of the best tokens of the root's own law it wants to know
+    best_tokens: int = 0  # how many best tokens after every node and every token of a prompt
 
     opened: Sequence[Opened] = ()
-    """Set in `begin`: sessions and memories of this run. The loop closes them when it ends."""
+    """Set in `begin`: sessions and memories of this run. The loop closes them at the end."""
 
     aside: Tensor | None = None
-    """Set in `propose`, if the drafter wants numbers of its own on the host: integers (B, n), read
-    together with the verdict; `observe` finds them in `state.last.aside`."""
+    """Set in `propose`, if the drafter wants some of its own numbers on the host: integers (B, n),
+    read together with the verdict. `observe` finds them in `state.last.aside`."""
 
     expected: Sequence[float] | None = None
-    """Set in `propose`, if the drafter knows: how many accepted tokens it expects of each row's
-    tree, for whoever chooses between drafters."""
+    """Set in `propose`, if the drafter knows it: how many accepted tokens it expects from each
+    row's tree. Used by a drafter that chooses between others."""
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":
-        """One for a target of a few tokens, with the YAML's `arguments`, those named in
-        `weight_arguments` replaced.
+        """A drafter for a target of a few tokens, with the YAML's `arguments`, except that those
+        named in `weight_arguments` are replaced.
 
         Weights are random, the same at every call, and fit `target`: its `vocabulary`,
         `hidden_size`, `dtype`. `draft` is a language model over the same tokens. The target is a
         tiny transformers model or a table, whose hidden states, embedding and head are made up.
-        Raise ValueError where the drafter cannot serve.
+        Raise ValueError if the drafter cannot run on it.
         """
         return cls(**arguments)
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
-        """Once per run, before the prefill, on the run's own copy: check the vocabulary, settle
-        `taps`, open sessions. `law`, `chain` and `max_nodes` are final afterwards. Raise ValueError
-        to refuse the target."""
+        """Called once per run, before the prefill, on the run's own copy: check the vocabulary,
+        settle `taps`, open sessions. `law`, `chain` and `max_nodes` are final afterwards. Raise
+        ValueError to refuse the target."""
 
     def enter(self, rows: Sequence[int], state: State) -> None:
-        """These seats hold new requests, prefilled. `state.last.taps` and `.best` hold for them
-        those of the whole prompt but its last token."""
+        """These seats hold new requests, already prefilled. For them, `state.last.taps` and `.best`
+        cover the whole prompt except its last token."""
 
     @abstractmethod
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        """One tree per row, no deeper than room - 1. An empty tree is a fair answer. `state` is
-        only read, and all chance comes from `chance`."""
+        """One tree per row, no deeper than room - 1. An empty tree is allowed. Do not write to
+        `state`; take all randomness from `chance`."""
 
     def observe(self, state: State) -> None:
-        """After every commit, a row's last one included. What learns, learns here."""
+        """Called after every commit, including a row's last. A drafter that learns does it here."""
 
     def leave(self, rows: Sequence[int]) -> None:
-        """The requests in these seats are over."""
+        """The requests in these seats have ended."""
 
     def forget(self) -> None:
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""
 
     def settings_in_effect(self) -> dict[str, Any]:
-        """Arguments of the constructor whose defaults and `null`s came to something else, as they
-        are in effect: for the record of a run."""
+        """For the record of a run: the effective values of constructor arguments whose default or
+        `null` was resolved to something else."""
         return {}
 
 
@@ -305,7 +307,7 @@ class Drafter(ABC):
 class Verifier(ABC):
     """Decides which path survives. The class docstring's first line states the guarantee."""
 
-    laws: ClassVar[frozenset[SiblingLaw]]  # of the siblings that it may judge
+    laws: ClassVar[frozenset[SiblingLaw]]  # sibling laws for which it is exact
     lossless: ClassVar[bool] = True
     needs_fixed_width: ClassVar[bool] = False
     chain_only: ClassVar[bool] = False
@@ -316,6 +318,6 @@ class Verifier(ABC):
 
     @abstractmethod
     def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
-        """The accepted path and the bonus token of every row; p: the target's laws. Neither is
-        edited. Nothing is read from the device: every level has a fixed shape (B, V), and rows
-        that are finished are masked."""
+        """The accepted path and the bonus token of every row; p: the target's laws. Do not edit
+        trees or laws. Do not read from the device: every level has a fixed shape (B, V), and
+        finished rows are masked."""

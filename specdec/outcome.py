@@ -1,5 +1,5 @@
-"""The one read of the device in a round: the verdict, the tokens that it accepts, and every fault
-that only values can show.
+"""The one read of the device in a round: the verdict, the accepted tokens, and every fault that
+only values can show.
 
 Letters: B rows, N nodes, D depth, V vocabulary.
 """
@@ -24,7 +24,7 @@ class Outcome:
 
     verdict: HostVerdict
     tokens: list[list[int]]  # per row: accepted tokens and the bonus; nothing where not live
-    keep: list[int]  # per row: nodes that the memory keeps behind the root; -1 where not live
+    keep: list[int]  # per row: nodes that the memory keeps after the root; -1 where not live
     live: np.ndarray  # (B,) bool: rows that decoded in this round
     parents: np.ndarray  # (B, N)
     counts: dict[str, np.ndarray]  # the verifier's diagnostics, (B,) each
@@ -33,9 +33,11 @@ class Outcome:
 
 
 class Inspector:
-    """Reads rounds and refuses what breaks a contract: by drafter, verifier, target or processors.
+    """Reads rounds and raises an error if a drafter, verifier, target or processor breaks its
+    contract.
 
-    One for a run: some promises, such as a fixed width, show only over several rounds.
+    There is one per run: some promises, such as a fixed width, can only be checked over several
+    rounds.
     """
 
     def __init__(
@@ -44,13 +46,13 @@ class Inspector:
         self.drafter, self.verifier, self.names = drafter, verifier, names
         self.drafter_name, self.verifier_name = names
         self.vocabulary = vocabulary
-        self._widest: dict[int, int] = defaultdict(int)  # children of a node, by its depth
+        self._widest: dict[int, int] = defaultdict(int)  # most children of a node, by its depth
 
     # -------------------------------------------------------------------- before anything is read
 
     def admitted(self, trees: TokenTree, state: State) -> TokenTree:
-        """The drafter's trees, with tokens that can be looked up: one outside the vocabulary is
-        reported when it is read. Raises ValueError for what shapes and types show."""
+        """The drafter's trees, with every token inside the vocabulary; one that was outside is
+        reported when the round is read. Raises ValueError for faults of shapes and types."""
         self._check_form(trees, state)
         self._tokens = trees.tokens
         return trees.within(self.vocabulary)
@@ -93,7 +95,7 @@ class Inspector:
     # ---------------------------------------------------------------------------------- the read
 
     def read(self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State) -> Outcome:
-        """Raises ValueError for whatever broke its contract, naming it and the row."""
+        """Raises ValueError if a part broke its contract; the error names the part and the row."""
         self._check_verdict_form(verdict, state)
         live = [row for row, alive in enumerate(state.on_host.live) if alive]
         pieces = {
@@ -188,7 +190,7 @@ class Inspector:
     def _promises(
         self, host: dict[str, np.ndarray], trees: TokenTree, drafted: np.ndarray, live: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """What the drafter declared about its trees, and a tree of this round that is otherwise."""
+        """What the drafter declared about its trees, and which trees of this round break it."""
         parents, tokens = host["parents"], host["tokens"]
         nodes = parents.shape[1]
         faults = {}
@@ -212,8 +214,8 @@ class Inspector:
     def _varying(
         self, host: dict[str, np.ndarray], law: SiblingLaw, drafted: np.ndarray, live: np.ndarray
     ) -> np.ndarray:
-        """(B,) bool: a node has fewer children than another of its depth, now or before, though its
-        q has tokens left. WR siblings may repeat, so theirs are always as many."""
+        """(B,) bool: a node has fewer children than another of its depth, now or earlier, although
+        its q has tokens left. WR siblings may repeat, so their q never runs out of tokens."""
         depths = host["depths"]
         children = np.zeros_like(depths)
         rows = np.broadcast_to(np.arange(len(depths))[:, None], depths.shape)
@@ -237,7 +239,7 @@ class Inspector:
                 )
 
     def _check_verdict_form(self, verdict: Any, state: State) -> None:
-        """Raises ValueError for what types, shapes and devices show."""
+        """Raises ValueError for faults of types, shapes and devices."""
         name = f"verifier {self.verifier_name!r}"
         if not isinstance(verdict, Verdict):
             raise ValueError(
@@ -284,7 +286,7 @@ class Inspector:
 
 
 def _is_path(path: list[int], accepted: int, parents: np.ndarray) -> bool:
-    """Whether the first `accepted` nodes lead down from the root, and nothing comes after them."""
+    """Whether the first `accepted` nodes lead down from the root, with nothing after them."""
     above = 0
     for node in path[: max(accepted, 0)]:
         if not 0 < node < len(parents) or parents[node] != above:
@@ -300,8 +302,8 @@ Q_FAULTS = (
 
 
 def q_faults(trees: TokenTree) -> dict[str, Tensor]:
-    """(B,) bool each, in the order of `Q_FAULTS`; and "mass" (B, N), of q on a node's children.
-    Worked out on the device, which q does not leave."""
+    """(B,) bool each, in the order of `Q_FAULTS`; and "mass" (B, N), the mass of q on a node's
+    children. Computed on the device, because q stays there."""
     q, drafted = trees.q, trees.parents >= 0
     assert q is not None
     parents = trees.parents.clamp(min=0)

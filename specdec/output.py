@@ -1,4 +1,4 @@
-"""What the caller gets: where a row ends, and text that never shows half a character."""
+"""What the caller gets: where a text ends, and text that never shows half a character."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from specdec.measuring.report import Report, Step
 from specdec.requests import Call
 
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer prints for the beginning of a character
-CONTEXT = 6  # prompt tokens decoded along, so that leading spaces come out as in running text
+CONTEXT = 6  # prompt tokens decoded too, so that leading spaces come out as in running text
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Event:
     row: int  # number of the prompt
     tokens: list[int]
     text: str | None  # whole characters only; None for a target without a tokenizer
-    num_accepted: int  # how many of the tokens were drafted; one beyond them is the target's own
+    num_accepted: int  # how many of the tokens were drafted; the one after them is the target's
     finish_reason: str | None  # "eos" | "stop" | "length" once the text is over
 
 
@@ -43,8 +43,8 @@ class Output:
 
 
 class TextStream:
-    """Token ids in, text out, whole characters only. What could be the beginning of a stop string
-    is held back."""
+    """Token ids in, text out, whole characters only. Text that could be the beginning of a stop
+    string is held back."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.stop = tuple(stop)
@@ -60,7 +60,7 @@ class TextStream:
         return self.end is not None
 
     def take(self, final: bool = False) -> str:
-        """The text that has become safe to show. `final`: no more will come."""
+        """The text that is now safe to show. `final`: no more tokens will come."""
         if final:
             self._add(self._decoder.rest())
         limit = len(self.text) if self.end is None else self.end
@@ -82,7 +82,7 @@ class TextStream:
 
 
 class _Stream:
-    """tokenizers' own decoder of token after token, and what it holds back at the end."""
+    """The incremental decoder of the tokenizers library, and the text that it holds back."""
 
     def __init__(self, tokenizer: Any, backend: Any, ids: list[int]) -> None:
         self._tokenizer, self._backend = tokenizer, backend
@@ -109,8 +109,8 @@ class _Stream:
 
 
 class _Rereading:
-    """The same for tokenizers that tokenizers does not know: the text is decoded again each
-    time."""
+    """The same for tokenizers that the tokenizers library does not support: the text is decoded
+    again each time."""
 
     def __init__(self, tokenizer: Any, ids: list[int]) -> None:
         self._tokenizer, self._ids = tokenizer, ids
@@ -139,7 +139,7 @@ def _decoded(tokenizer: Any, ids: list[int]) -> str:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`."""
+    """The length of the longest suffix of `text` that is a prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length
@@ -148,14 +148,14 @@ def _overlap(text: str, stop: str) -> int:
 
 @dataclass
 class Emission:
-    """What one prompt has got, and why it ended."""
+    """The output of one prompt so far, and why it ended."""
 
     room: int
     eos_ids: frozenset[int]
     text: TextStream | None  # None for a target without a tokenizer
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    _unread: int = 0  # tokens that the text has not been told of
+    _unread: int = 0  # tokens that have not been added to the text yet
 
     def add(self, tokens: Sequence[int]) -> list[int]:
         """Append tokens up to and including the one at which the row ends; return those kept."""
@@ -174,7 +174,7 @@ class Emission:
         return kept
 
     def _read(self, kept: list[int]) -> bool:
-        """Tell the text of the newest token; True if it completes a stop string."""
+        """Add the newest token to the text; True if it completes a stop string."""
         assert self.text is not None
         self._unread = len(self.tokens) + len(kept)
         return self.text.push(kept[-1:])
@@ -189,7 +189,7 @@ class Emission:
 
 
 class Texts:
-    """What every prompt of a call has got."""
+    """The output of every prompt of a call so far."""
 
     def __init__(self, call: Call) -> None:
         tokenizer = call.target.tokenizer

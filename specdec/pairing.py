@@ -1,4 +1,4 @@
-"""Which verifier may judge which drafter's trees. Decided once per generate, after the drafter's
+"""Which verifier is allowed for which drafter's trees. Decided once per call, after the drafter's
 `begin`."""
 
 from typing import Any
@@ -13,8 +13,8 @@ from specdec.tree import SiblingLaw
 
 
 def name_of(plugin: Drafter | Verifier) -> str:
-    """What a plug-in is called: the name of its YAML. One that was made from its class is called by
-    the module that defines it."""
+    """The name of a plug-in: that of its YAML or, if it was made from its class, that of the module
+    that defines it."""
     return plugin.yaml_name or type(plugin).__module__.rpartition(".")[2]
 
 
@@ -32,7 +32,7 @@ def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
 
 
 def check_declared(drafter: Drafter) -> None:
-    """Raise ValueError for what no drafter can declare about its trees."""
+    """Raise ValueError if a drafter declares something impossible about its trees."""
     title = f"drafter {name_of(drafter)!r}: "
     if not isinstance(drafter.law, SiblingLaw):
         raise ValueError(f"{title}law must be a specdec.SiblingLaw, got {drafter.law!r}")
@@ -49,7 +49,7 @@ def pair(
     vocabulary: int,
     allow_lossy: bool,
 ) -> Verifier:
-    """The verifier for this drafter. Raises Refused, naming both sides, where the rule would not be
+    """The verifier for this drafter. Raises Refused, naming both, if the rule would not be
     exact."""
     check_declared(drafter)
     if isinstance(verifier, Verifier):

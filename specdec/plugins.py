@@ -1,7 +1,7 @@
 """A choice -> the drafter or verifier that it describes. `_target_` is the key.
 
 A `_target_` comes from a YAML, a command line or a caller, so it is checked before it is called: it
-has to lie in a package that is allowed, and to say that it makes what is asked for.
+must be in an allowed package, and its type must show that it makes a drafter or a verifier.
 """
 
 import importlib
@@ -16,21 +16,22 @@ from specdec.registry import allowed, described, names, nearest
 
 @dataclass(frozen=True)
 class Plugin:
-    """What a choice names, found and not called yet."""
+    """The class or function that a choice names, found but not called yet."""
 
     group: str
-    name: str  # of its YAML; without one, of the module that it is defined in
+    name: str  # that of its YAML, else of the module that defines it
     make: Callable[..., Any]  # a class or a function
     arguments: Mapping[str, Any]
 
     def made(self) -> Any:
-        """A drafter or verifier. Raises ValueError for arguments that it does not take."""
+        """Make the drafter or verifier. Raises ValueError for unknown arguments."""
         return self.made_by(self.make)
 
     def made_by(self, make: Callable[..., Any], *first: Any) -> Any:
-        """The same by another function that takes its arguments after `first`, such as `tiny`."""
+        """The same, made by another function such as `tiny`, which takes `first` before the
+        arguments."""
         title = f"{self.group} {self.name}"
-        check_names(title, self.make, self.arguments)  # `tiny` itself takes any
+        check_names(title, self.make, self.arguments)  # `tiny` itself accepts any name
         found = construct(title, make, self.arguments, *first)
         if not isinstance(found, kind_of(self.group)):
             kind = f"specdec.{self.group.title()}"
@@ -60,8 +61,8 @@ def construct(
 def check_names(
     title: str, make: Callable[..., Any], arguments: Mapping[str, Any], first: int = 0
 ) -> None:
-    """Raise ValueError, with the nearest one, for an argument that `make` does not have by name,
-    the `first` ones left out."""
+    """Raise ValueError, with the closest match, for an argument name that `make` does not have. Its
+    `first` arguments do not count."""
     known = arguments_of(make, first)
     if known is None:
         return
@@ -73,8 +74,8 @@ def check_names(
 
 
 def arguments_of(make: Callable[..., Any], first: int = 0) -> dict[str, Any] | None:
-    """The arguments that `make` takes by name, with their defaults (`inspect.Parameter.empty` where
-    there is none), the `first` ones left out. None where it takes any name.
+    """The arguments that `make` takes by name, without the `first` ones, and their defaults
+    (`inspect.Parameter.empty` if there is none). None if it takes any name.
 
     `**shape: Unpack[ShapeArguments]` stands for the keys of that TypedDict.
     """
@@ -91,7 +92,7 @@ def arguments_of(make: Callable[..., Any], first: int = 0) -> dict[str, Any] | N
 
 
 def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:
-    """What a choice names.
+    """The plug-in that a choice names.
 
     `choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments, or
     {"_target_": ..., argument: value, ...}. Raises ValueError for what `described` refuses and for
@@ -113,31 +114,30 @@ def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:
 
 
 def _name_of_target(group: str, target: str) -> str | None:
-    """The one name whose YAML has this `_target_`; None where there is none, or several."""
+    """The one name whose YAML has this `_target_`; None if there is none, or several."""
     found = []
     for name in names(group):
         try:
             if described(group, name).get("_target_") == target:
                 found.append(name)
-        except ValueError:  # a YAML that is not in order is told where it is chosen
+        except ValueError:  # a broken YAML is reported when it is chosen
             continue
     return found[0] if len(found) == 1 else None
 
 
 def kind_of(group: str) -> type:
     """What the plug-ins of a group are."""
-    from specdec import interfaces  # here, because it knows torch and names need none
+    from specdec import interfaces  # imported here: it needs torch, and names alone do not
 
     kind: type = {"drafter": interfaces.Drafter, "verifier": interfaces.Verifier}[group]
     return kind
 
 
 def callable_named(target: Any, kind: type) -> Callable[..., Any]:
-    """What `target`, "package.module.Name", names. It is imported and not called.
+    """The object that `target`, "package.module.Name", names. It is imported, not called.
 
-    It has to be a class that is a `kind`, or a function or class method whose return annotation is
-    one. Raises ValueError for anything else, for a package that is not allowed, and for what cannot
-    be imported.
+    It must be a subclass of `kind`, or a function or class method whose return annotation is one.
+    Raises ValueError for anything else, for a package that is not allowed, and if the import fails.
     """
     if not any(str(target).startswith(package + ".") for package in allowed()):
         where = f"_target_ {target} lies outside of {', '.join(allowed())}"

@@ -1,4 +1,4 @@
-"""Laws at the nodes of trees: the target's p, the drafter's q, each with the node's own path.
+"""Laws at the nodes of trees: the target's p and the drafter's q, each given the node's own path.
 
 Letters: B rows, N nodes, M nodes of a level, V vocabulary, n places, D depth.
 """
@@ -16,8 +16,8 @@ from specdec.tree import TokenTree
 class Laws:
     """The target's laws at the nodes of scored trees, computed when a rule asks for them.
 
-    `laws[rows, nodes]` is (n, V); `laws.at(nodes)` one node per row, (B, V); `laws.everywhere`
-    (B, N, V); `laws.argmax` (B, N), the mode of every node's law, all that temperature 0 needs.
+    `laws[rows, nodes]` is (n, V); `laws.at(nodes)` is one node per row, (B, V); `laws.everywhere`
+    is (B, N, V); `laws.argmax` (B, N) is the mode of every node's law, enough for temperature 0.
     """
 
     def __init__(self, logits: Float[Tensor, "B N V"], trees: TokenTree, state: State) -> None:
@@ -36,7 +36,7 @@ class Laws:
 
     @property
     def faulty(self) -> Bool[Tensor, " B"]:
-        """Whether a law used so far was none: NaN, or no token left."""
+        """Whether a law used so far was invalid: NaN, or no token left."""
         if not self._bad:
             return torch.zeros(len(self.scores), dtype=torch.bool, device=self.scores.device)
         return self._bad[0] if len(self._bad) == 1 else torch.stack(self._bad).any(0)
@@ -64,7 +64,7 @@ class Laws:
 
     @cached_property
     def everywhere(self) -> Float[Tensor, "B N V"]:
-        """A node that its row does not use has some law or other."""
+        """The laws at all nodes. At a node that its row does not use, the law is arbitrary."""
         rows, nodes, vocabulary = self.scores.shape
         logits = self.scores.reshape(-1, vocabulary)
         law = self.sampling.law(logits, self._all_prefixes).view(rows, nodes, vocabulary)
@@ -77,7 +77,7 @@ class Laws:
         flat = self.scores.reshape(-1, vocabulary)
         scores = self.sampling.logits(flat, self._all_prefixes)
         most, winners = scores.view(rows, nodes, vocabulary).max(-1)
-        # The largest score is finite where the law is one; max of NaN is NaN.
+        # The largest score is finite if the law is valid; max of NaN is NaN.
         self._bad.append(self._some(~most.isfinite()))
         return winners
 
@@ -86,7 +86,7 @@ class Laws:
         return (bad if self.trees.structure.full else bad & self.trees.used).any(1)
 
     def _finite(self, logits: Tensor, law: Tensor) -> Tensor:
-        """Where a law is one. A NaN anywhere makes every entry of a softmax NaN."""
+        """Where a law is valid. A NaN anywhere makes every entry of a softmax NaN."""
         return logits.amax(-1).isfinite() if self.sampling.greedy else law[..., 0].isfinite()
 
     def _all_prefixes(self) -> list[Tensor]:
@@ -128,8 +128,8 @@ class DraftLaws:
 
 
 def picked(values: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
-    """(n, V) values[rows, nodes] of (B, N, V), as a copy. Whole rows are copied at once, where
-    indexing by two tensors goes number by number: several times slower at a large vocabulary."""
+    """(n, V) values[rows, nodes] of (B, N, V), as a copy. This copies whole rows at once. Indexing
+    by two tensors copies number by number: several times slower at a large vocabulary."""
     if not values.is_contiguous():
         return values[rows, nodes]
     return values.flatten(0, 1).index_select(0, rows * values.shape[1] + nodes)
@@ -157,8 +157,8 @@ def top(values: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n k"]:
     """Indices of the largest values, largest first; ties go to the lowest index,
     which topk does not promise.
 
-    Values are compared as float32, made into integers that also carry the index. In place, since
-    large tensors cost more to allocate than to go through.
+    Values are compared as float32, packed into integers that also carry the index. This works in
+    place, since a large tensor takes longer to allocate than to process.
     """
     if k == 1:
         return values.argmax(-1, keepdim=True)

@@ -1,8 +1,8 @@
-"""Which names there are, and what their YAML says. The folder conf/ is the registry.
+"""The names of plug-ins, and what their YAML says. The folder conf/ is the registry.
 
-Other packages have a conf/ of their own: those that SPECDEC_ALLOW lists, with commas between them,
-and installed ones with an entry point in the group `specdec` whose value is the package. They are
-found without being imported, so that asking for names costs no more than a look into folders.
+Other packages can have their own conf/: those that SPECDEC_ALLOW lists, separated by commas, and
+installed packages with an entry point in the group `specdec` whose value is the package. They are
+found without being imported, so listing names only reads folders.
 """
 
 import difflib
@@ -30,7 +30,7 @@ def allowed() -> tuple[str, ...]:
 
 
 def announced() -> tuple[str, ...]:
-    """The packages that say by an entry point that they bring plug-ins."""
+    """The packages that announce plug-ins by an entry point."""
     return _announced(_where())
 
 
@@ -63,7 +63,7 @@ def _conf_of(package: str, where: Where) -> Path | None:
 
 @cache
 def _roots(package: str, where: Where) -> tuple[str, ...] | None:
-    """The folders of a top-level package; none for a module. None where Python finds neither."""
+    """The folders of a top-level package; empty for a module. None if Python finds neither."""
     try:
         spec = importlib.util.find_spec(package.partition(".")[0])
     except (ImportError, ValueError):
@@ -78,8 +78,8 @@ def names(group: str) -> list[str]:
 
 
 def place(group: str, name: str) -> Path | None:
-    """The YAML of that name, if there is one. Raises ValueError where two packages have one."""
-    if name not in names(group):  # a path is no name
+    """The YAML of that name, if there is one. Raises ValueError if two packages have one."""
+    if name not in names(group):  # a path is not a name
         return None
     there = [folder / group / f"{name}.yaml" for folder in folders().values()]
     there = [path for path in there if path.is_file()]
@@ -89,7 +89,7 @@ def place(group: str, name: str) -> Path | None:
 
 
 def is_ours(group: str, name: str) -> bool:
-    """Whether a name is of this project."""
+    """Whether a name belongs to this project."""
     return (CONF / group / f"{name}.yaml").is_file()
 
 
@@ -108,13 +108,13 @@ def described(group: str, name: str) -> Mapping[str, Any]:
 
 
 def nearest(name: Any, known: Iterable[str]) -> str | None:
-    """What a misspelt name may have meant."""
+    """The known name closest to a misspelt one."""
     near = difflib.get_close_matches(str(name), list(known), 1)
     return near[0] if near else None
 
 
 def lost() -> str:
-    """The end of an error about a name: which packages are allowed and not found."""
+    """The end of an error about a name: which packages are allowed but not found."""
     lost = [package for package in allowed() if _roots(package, _where()) is None]
     if not lost:
         return ""

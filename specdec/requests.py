@@ -72,7 +72,8 @@ def prepare(
     allow_lossy: bool = False,
     seats: int | None = None,
 ) -> Call:
-    """Raises ValueError, naming what came and what to do, for anything that cannot be served."""
+    """Raises ValueError for anything that cannot be served; the error says what was given and what
+    to do."""
     if not isinstance(logits_processors, Sequence):
         raise ValueError(
             f"logits_processors must be a list of callables, got {logits_processors!r}"
@@ -109,7 +110,7 @@ def prepare(
 
 
 def check_eos(model: LanguageModel) -> frozenset[int]:
-    """The model's end-of-sequence ids. Raises ValueError for what is no id of its vocabulary."""
+    """The model's end-of-sequence ids. Raises ValueError for an id outside its vocabulary."""
     for token in model.eos_ids:
         whole = isinstance(token, int) and not isinstance(token, bool)
         if not whole or not 0 <= token < model.vocabulary:
@@ -151,7 +152,7 @@ def check_keys(request_ids: Any, rows: int) -> list[int]:
 
 
 def make_drafter(drafter: DrafterChoice) -> Drafter:
-    """A drafter from its name, its settings, a class or factory, or itself."""
+    """A drafter from a name, settings, a class or factory, or a drafter object."""
     if isinstance(drafter, (str, dict)):
         drafter = build("drafter", drafter)
     elif isinstance(drafter, Module):
@@ -235,7 +236,7 @@ def encode(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
 
 
 def plain(value: Any) -> Any:
-    """Tensors, arrays and their numbers as Python's own."""
+    """Tensors, arrays and their numbers as plain Python values."""
     return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
 
 

@@ -93,9 +93,9 @@ class Sampling:
         return chosen
 
     def logits(self, logits: Tensor, prefixes: Callable[[], list[Tensor]]) -> Tensor:
-        """(n, V) in float32 or wider, after penalties and user's processors. `prefixes()` gives
-        each place's tokens, and is called only if somebody reads them; places with prefixes of one
-        length share a call."""
+        """(n, V) in float32 or wider, after penalties and the user's processors. `prefixes()` gives
+        each place's tokens and is called only if a processor reads them; places with prefixes of
+        the same length share a call."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.penalties:
             return logits
@@ -126,7 +126,7 @@ class Sampling:
 
 
 def check_scores(processor: Processor, given: Any, scores: Tensor) -> None:
-    """Raise ValueError where a processor returns no scores like those that it was given."""
+    """Raise ValueError if the scores that a processor returns do not match those it was given."""
     wanted = f"{tuple(scores.shape)} of a floating-point type on {scores.device}"
     came = type(given).__name__
     if isinstance(given, Tensor):

@@ -1,4 +1,5 @@
-"""Seats: rows of the batch that prompts take, are prefilled in, and leave when their texts end.
+"""Seats: rows of the batch that prompts take. A prompt is prefilled in its seat and leaves it when
+its text ends.
 
 Letters: B rows (seats), b rows that are filled, N nodes, D depth, K taps, d hidden size.
 """
@@ -26,7 +27,7 @@ class Seats:
     ) -> None:
         self.call, self.target, self.drafter = call, target, drafter
         self.texts, self.recorder = texts, recorder
-        # numbers of prompts, the next one last
+        # numbers of waiting prompts, the next one last
         self.waiting = list(reversed(range(len(call.requests))))
         self.numbers = np.full(call.seats, -1)  # of the prompt in each seat
         device = call.target.device
@@ -34,7 +35,7 @@ class Seats:
         self._ids = torch.zeros(call.seats, dtype=torch.long, device=device)
 
     def empty(self) -> State:
-        """Before anybody sits."""
+        """The state before any prompt has a seat."""
         none = [0] * self.call.seats
         false = [False] * len(none)
         host = OnHost(none, false, none, false, [[] for _ in none])
@@ -44,7 +45,7 @@ class Seats:
         return State(host, self.tokens, self._ids, self.call.sampling, last, self.target)
 
     def fill(self, state: State) -> State:
-        """Free seats take the next prompts: prefilled there, while their neighbours' memory
+        """Free seats take the next prompts, which are prefilled there. The memory of other rows
         stays."""
         free = [row for row, live in enumerate(state.on_host.live) if not live]
         rows = free[: len(self.waiting)]
@@ -100,8 +101,8 @@ class Seats:
     def commit(
         self, state: State, trees: TokenTree, outcome: Outcome, scores: Scores
     ) -> tuple[State, np.ndarray]:
-        """Append what was accepted, cut where a text ends, and free the seats of those that did.
-        Returns how many tokens each row kept, too."""
+        """Append the accepted tokens, cut where a text ends, and free the seats of ended texts.
+        Also returns how many tokens each row kept."""
         host = state.on_host
         lengths, live, room = list(host.lengths), list(host.live), list(host.room)
         index: list[tuple[int, int, int]] = []  # row, column, token
@@ -110,7 +111,7 @@ class Seats:
         for row in decoded:
             added, live[row] = self.texts.add(int(self.numbers[row]), outcome.tokens[row])
             index += [(row, lengths[row] + n, token) for n, token in enumerate(added)]
-            host.texts[row].extend(added)  # earlier states see as much of it as their lengths say
+            host.texts[row].extend(added)  # earlier states see only as much as their lengths say
             lengths[row] += len(added)
             room[row] -= len(added)
             kept[row] = len(added)
@@ -131,8 +132,8 @@ class Seats:
 
 
 def best_tokens(logits: Tensor, k: int) -> Tensor | None:
-    """(B, n, k) of logits (B, n, V); None where nobody asks. Of equal ones among the best 2k the
-    lowest index comes first."""
+    """(B, n, k) best tokens of logits (B, n, V); None if no drafter asks. Among the best 2k, ties
+    go to the lowest index."""
     if not k:
         return None
     rows, nodes, vocabulary = logits.shape
@@ -157,7 +158,7 @@ def on_path(taps: Tensor | None, path: np.ndarray) -> Tensor | None:
 def newest_taps(
     before: Tensor | None, prompts: Tensor | None, rows: list[int], counts: list[int], seats: int
 ) -> Tensor | None:
-    """`Last.taps` when new rows have come in: for them the state of the token before the root, as
+    """`Last.taps` after new rows have come in. They get the state of the token before the root, as
     if they had accepted nothing. prompts (b, T, K, d): the states of their prompts."""
     if prompts is None:
         return before

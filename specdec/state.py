@@ -1,4 +1,4 @@
-"""What is committed: the tokens of every seat, and what the round before brought.
+"""What is committed: the tokens of every seat, and the result of the round before.
 
 Letters: B rows (seats), N nodes, D depth, L tokens, T taps, d hidden size, k best tokens.
 """
@@ -36,27 +36,27 @@ class HostVerdict(NamedTuple):
 
 
 class Last(NamedTuple):
-    """The round before. Of a row's first round only the taps mean anything."""
+    """The round before. In a row's first round only the taps are meaningful."""
 
     trees: TokenTree | None  # None before the first round of a run
     verdict: HostVerdict | None  # likewise
     num_accepted: list[int]  # per row; 0 in a row's first round
     drafted: list[int] | None  # nodes of each row's tree without the root; None before any round
     taps: Tensor | None
-    """(B, D + 1, T, d) states of the newest tokens before the root: [:, 0] that of the root of the
-    round before (in a row's first round: of the token before the root), [:, i] that of the i-th
-    accepted node. num_accepted + 1 are valid. The root itself has no state yet; after a prompt of
-    one token there is none at all. None where the drafter reads no taps."""
+    """(B, D + 1, T, d) states of the newest tokens before the root. [:, 0] is the state of the root
+    of the round before (in a row's first round: of the token before the root); [:, i] is that of
+    the i-th accepted node. num_accepted + 1 are valid. The root itself has no state yet; after a
+    prompt of one token there is no state at all. None if the drafter reads no taps."""
 
     aside: np.ndarray | None = None  # (B, n) what the drafter has put aside (`Drafter.aside`)
     runners_up: np.ndarray | None = None
-    """(B, k) the most probable tokens, best first, of the law that the root was drawn from; where
-    the drafter asks for them (`Drafter.runners_up`). Nothing in a row's first round, whose root
-    nobody drew."""
+    """(B, k) the most probable tokens, best first, of the law that the root was drawn from, if the
+    drafter asks for them (`Drafter.runners_up`). Meaningless in a row's first round, because its
+    root was not drawn."""
 
     best: Tensor | None = None
-    """(B, N, k) the most probable tokens after every node of `trees`, best first, on the device;
-    where the drafter asks for them (`Drafter.best_tokens`)."""
+    """(B, N, k) the most probable tokens after every node of `trees`, best first, on the device, if
+    the drafter asks for them (`Drafter.best_tokens`)."""
 
 
 class OnHost(NamedTuple):
@@ -66,26 +66,26 @@ class OnHost(NamedTuple):
     live: list[bool]
     room: list[int]
     fresh: list[bool]
-    texts: list[list[int]]  # of which `lengths` tokens are committed; see `State.text`
+    texts: list[list[int]]  # the first `lengths` tokens are committed; see `State.text`
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What is committed. Drafters read it and never write it; a later state is another object."""
+    """What is committed. Drafters read it and never write to it; every commit makes a new one."""
 
     on_host: OnHost
     committed: Int[Tensor, "B L"]  # the run's own, right-padded; drafters ask for `tokens`
     request_ids: Int[Tensor, " B"]
     sampling: Sampling
     last: Last
-    memory: Any = None  # the target's session of this run, for drafters of its own layers
+    memory: Any = None  # the target's session of this run, for drafters that use its layers
 
     @classmethod
     def of(
         cls, texts: Sequence[Sequence[int]], sampling: Sampling, room: int = 100, slots: int = 0
     ) -> "State":
-        """A state outside of a run, to try a rule or a drafter at: `texts` are the committed tokens
-        of its rows, of which each may add `room` more. slots: L, at least the longest text."""
+        """A state outside of a run, to try out a rule or a drafter. `texts`: the committed tokens
+        of its rows; each row may add `room` more. slots: L, at least the longest text."""
         rows, lengths = len(texts), [len(text) for text in texts]
         tokens = torch.zeros(rows, max(slots, *lengths, 1), dtype=torch.long)
         for row, text in enumerate(texts):
@@ -106,13 +106,13 @@ class State:
 
     @cached_property
     def tokens(self) -> Int[Tensor, "B L"]:
-        """Right-padded. A copy, made when somebody asks: what is written there changes nobody's
-        text, and is reported."""
+        """Right-padded. A copy, made on first use: writing to it does not change the text, and is
+        reported."""
         return self.committed.clone()
 
     @property
     def written(self) -> Tensor:
-        """(B,) bool: somebody has written into `tokens`."""
+        """(B,) bool: `tokens` was written to."""
         if "tokens" not in vars(self):
             return torch.zeros(self.rows, dtype=torch.bool, device=self.device)
         return (self.tokens != self.committed).any(1)

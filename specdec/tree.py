@@ -1,4 +1,4 @@
-"""Token trees. A tree knows tokens and parents; it has never heard of a model.
+"""Token trees. A tree holds tokens and parents; it knows nothing of models.
 
 Letters: B rows, N nodes (root included), V vocabulary.
 
@@ -6,11 +6,11 @@ Letters: B rows, N nodes (root included), V vocabulary.
      │      └───── _table      token  def  read  load  _csv  _tab  _csv
      └─ load ───── _csv        parent -1   0     0     1     1     2
 
-Node 0 is the root: the last committed token, not yet in the target's memory. Children stand in
-the order in which they were drawn. A node that a row does not use has parent -1.
+Node 0 is the root: the last committed token, not yet in the target's memory. Children are in the
+order in which they were drawn. A node that a row does not use has parent -1.
 
-A tree is a value. Its structure (parents, and what follows from them) is apart from its content
-(tokens, q), so that a structure that repeats is worked out once.
+A tree is a value. Its structure (parents, and what follows from them) is kept apart from its
+content (tokens, q), so that a structure that repeats is computed once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-MOST_NODES = 4096  # of a drafted tree: masks are nodes x nodes, and papers stay below 1,100
+MOST_NODES = 4096  # in a drafted tree: masks are nodes x nodes, and papers stay below 1,100
 
 
 class SiblingLaw(StrEnum):
@@ -38,18 +38,18 @@ class SiblingLaw(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Who hangs below whom, in each of B trees. Make one by `chain`, `shared`, `of` or `grow`.
+    """The parent of every node, in each of B trees. Make one by `chain`, `shared`, `of` or `grow`.
 
-    depth, width and is_chain are bounds that are known without asking the device, the same on
-    every device. `frame` holds parents that all rows share, where those are known: a row's own
-    tree is a part of it.
+    depth, width and is_chain are bounds that are known without asking the device, and are the same
+    on every device. `frame` holds parents that all rows share, if there are any: each row's tree
+    is a part of the frame.
     """
 
     parents: Int[Tensor, "B N"]  # parents[:, 0] = -1; a parent comes before its child
     depths: Int[Tensor, "B N"]  # edges from the root; 0 for unused nodes
     ancestors: Bool[Tensor, "B N N"]  # [b, i, j]: j is on the path to i, itself included
-    depth: int  # of the deepest node that there may be
-    width: int  # siblings that there may be
+    depth: int  # upper bound on the depth of any node
+    width: int  # upper bound on the number of siblings
     is_chain: bool  # every node's only child is the next node
     frame: tuple[int, ...] | None = None
     full: bool = False  # every row has all nodes of the frame
@@ -73,7 +73,7 @@ class Structure:
     ) -> "Structure":
         """The same parents in every row; used (B, N) bool: the nodes that a row has (None: all).
 
-        Raises ValueError for parents that are none.
+        Raises ValueError for parents that do not form a tree.
         """
         whole = _shared(tuple(parents), rows, device)
         if used is None:
@@ -97,11 +97,11 @@ class Structure:
         depth: int | None = None,
         width: int | None = None,
     ) -> "Structure":
-        """Any trees: parents (B, N). Given as lists they are checked here and their depth and
-        width are known exactly. Given as a tensor they are checked when the loop reads them, and
-        depth and width are the bounds that the caller gives, else N - 1.
+        """Any trees: parents (B, N). Lists are checked here, and their depth and width are exact.
+        A tensor is checked when the loop reads it; depth and width are then the bounds that the
+        caller gives, else N - 1.
 
-        Raises ValueError for lists that are no trees.
+        Raises ValueError for lists that are not trees.
         """
         if not isinstance(parents, Tensor):
             given = np.array(parents, dtype=np.int64, ndmin=2)
@@ -116,7 +116,7 @@ class Structure:
             )
             parents = torch.from_numpy(given).to(device or torch.device("cpu"))
         most = parents.shape[1] - 1
-        # No lookup leaves the tree. A parent past its end is still one that comes too late.
+        # Clamped, so that no lookup leaves the tree. A parent past the end is still reported.
         parents = parents.clamp(max=most)
         depth = most if depth is None else min(depth, most)
         width = most if width is None else min(width, most)
@@ -127,7 +127,7 @@ class Structure:
     def grow(self, parents: Tensor, frame: Sequence[int] | None = None) -> "Structure":
         """One more level of nodes: parents (B, m) among the nodes so far, -1: unused.
 
-        frame: the same for all rows, where that is known. What is known of the smaller structure
+        frame: the same parents for all rows, if known. What was computed for the smaller structure
         is carried over, so a drafter pays for each level once.
         """
         rows, old = self.parents.shape
@@ -160,7 +160,7 @@ class Structure:
 
     @cached_property
     def on_host(self) -> "HostShape | None":
-        """The shape on the host, where it is known there."""
+        """The shape on the host, if it is known there."""
         if not self.full or self.frame is None:
             return None
         parents = np.tile(np.array(self.frame), (self.rows, 1))
@@ -188,7 +188,7 @@ class HostShape(NamedTuple):
 
 
 class TokenTree:
-    """One tree per row, padded to N nodes. A value: nobody writes to it or to its tensors.
+    """One tree per row, padded to N nodes. A value: never write to it or to its tensors.
 
     tokens   (B, N) long; column 0 is the root
     parents  (B, N), or a Structure; see `Structure.of` for what is known of either
@@ -197,8 +197,8 @@ class TokenTree:
              None for DET
     depth, width  bounds for parents that come as a tensor
 
-    Raises ValueError for shapes that do not go together, and for lists of parents that are no
-    tree. What only values can show is reported by the loop, which reads them with the verdict.
+    Raises ValueError for shapes that do not go together, and for lists of parents that are not a
+    tree. The loop reports faults of values, which it reads with the verdict.
     """
 
     __slots__ = ("_law", "_q", "_structure", "_tokens")
@@ -271,8 +271,9 @@ class TokenTree:
         return TokenTree(self._tokens, self._structure, law, q)
 
     def within(self, vocabulary: int) -> "TokenTree":
-        """The same tree with every token in 0 .. vocabulary - 1: what a model can look up. Tokens
-        outside are the drafter's fault and are reported; a lookup of one would end the process."""
+        """The same tree with every token in 0 .. vocabulary - 1, so that a model can look it up.
+        Tokens outside are the drafter's fault and are reported; looking one up would end the
+        process."""
         return TokenTree(self._tokens.clamp(0, vocabulary - 1), self._structure, self._law, self._q)
 
     @property
@@ -366,7 +367,7 @@ STRUCTURE = (
 
 def structure_faults(parents: np.ndarray, depths: np.ndarray | None = None) -> np.ndarray:
     """(B, 4) bool, in the order of `STRUCTURE`, of parents (B, N) on the host. depths (B, N): as
-    worked out for a tree of bounded depth; one that is deeper has wrong ones."""
+    computed for a tree of bounded depth; they are wrong if the tree is deeper."""
     nodes = parents.shape[1]
     drafted = parents >= 0
     used = drafted.copy()

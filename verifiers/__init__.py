@@ -1,2 +1,2 @@
-"""One file, one rule of acceptance, one conf/verifier/NAME.yaml. Its guarantee stands in the first
-line."""
+"""One file, one rule of acceptance, one conf/verifier/NAME.yaml. The first line of a file states
+its guarantee."""

@@ -153,9 +153,9 @@ class PerNode:
 
 
 class Remains:
-    """What is left of every node while its children are being visited.
+    """The remaining weights and laws of every node while its children are being visited.
 
-    a      the weight with which the node stands
+    a      the current weight of the node
     p      (B, V) the law that it would emit from, not normalised; total: its sum
     q      (B, V) what its children were drawn from; z: what is left of its sum
     """
@@ -194,11 +194,11 @@ class Remains:
 
     def reject(self, parent: int | Tensor, token: Tensor, lost: Tensor, last: bool) -> Tensor:
         """In `lost` rows a child was rejected: m = (a p - q)+, a <- r / (1 - a + r), p <- norm(m).
-        Returns where nothing was left though the node stands for certain, which only rounding
-        reaches.
+        Returns where nothing was left although the node is accepted for certain; only rounding can
+        cause this.
 
-        A pass over the vocabulary is what costs, so p is divided by its sum where it is used, not
-        here; and so is q, which loses a token only where it will be looked at again.
+        Passes over the vocabulary are the main cost, so p is divided by its sum only where it is
+        used, not here; likewise q, which loses a token only if it will be needed again.
         """
         x = token[:, None]
         a, p, total = (part.get(parent) for part in (self.a, self.p, self.total))

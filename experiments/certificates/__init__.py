@@ -1,2 +1,2 @@
-"""Evidence that a drafter and a verifier leave the target's law alone: exact, sampled at scale,
-greedy. It draws through `specdec` as any user would and contains no rule of acceptance."""
+"""Evidence that a drafter and a verifier do not change the target's law: exact, sampled at scale,
+greedy. It uses `specdec` as any user would and contains no rule of acceptance."""

@@ -82,8 +82,8 @@ def certify(
     say: Callable[[str], None] = lambda line: None,
     where: Surroundings | None = None,
 ) -> dict[str, Any]:
-    """The certificate of a pair. `bar` shows progress, `say` hears of every result. where: what
-    the certificate says that it was made in (None: found out now)."""
+    """The certificate of a pair. `bar` shows progress; `say` is called with every result. where:
+    the surroundings recorded in the certificate (None: determined now)."""
     began = time.perf_counter()
     head: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(where or surroundings())}
     pair = Pair(arguments_of("drafter", pair.drafter), resolved(pair.drafter, pair.verifier, 1.0))
@@ -135,8 +135,7 @@ def certify(
 def _exact(
     pair: Pair, plan: Plan, zero: bool, reasons: list[str], bar: Bar, say: Callable[[str], None]
 ) -> tuple[Any, bool]:
-    """At a temperature above 0 where the pair allows one, and at 0 where the contract allows
-    that."""
+    """The exact check, at a temperature above 0 and at 0, each if the contract allows it."""
     results: list[exact.Exact] = []
     left_out: list[str] = []
     at_zero = [

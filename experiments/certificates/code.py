@@ -1,12 +1,12 @@
-"""A digest of the code that a certificate speaks of, so that a change of that code is noticed.
+"""A digest of the code that a certificate covers, so that a change of that code is noticed.
 
-Three parts: specdec/ as a whole (but its command line), the drafter, the rule. A plug-in is the
-file that makes it, the files of plug-in packages that this one imports, and what its YAML says; of
-which package it comes makes no difference.
+There are three parts: specdec/ as a whole (except its command line), the drafter, the rule. The
+digest of a plug-in covers the file that defines it, the files of plug-in packages that this file
+imports, and the contents of its YAML. It does not depend on the plug-in's package.
 
-What counts is the program, not its text: the syntax tree without docstrings and without what is
-written into an error that is raised. Comments, layout, and the release of Python (3.11 or newer)
-do not count either; of a YAML its values do.
+What counts is the program, not its text: the syntax tree, without docstrings and without the text
+of errors that are raised. Comments, layout, and the release of Python (3.11 or newer) do not count
+either. In a YAML only the values count.
 """
 
 import ast
@@ -39,8 +39,8 @@ def code_of(drafter: Settings, verifier: Settings) -> dict[str, str]:
 
 
 def changed(certificate: Mapping[str, Any]) -> list[str]:
-    """The parts whose code is no longer what the certificate is of: all of them, where it says
-    nothing. Raises ValueError for a plug-in that is not here."""
+    """The parts whose code has changed since the certificate was made; all of them, if it records
+    no digests. Raises ValueError for a plug-in that is not here."""
     then = certificate.get("code") or {}
     now = code_of(certificate["drafter"], certificate["verifier"])
     return [part for part, digest in now.items() if then.get(part) != digest]
@@ -66,7 +66,7 @@ def _plugin(group: str, settings: Settings) -> str:
 
 @cache
 def _modules(first: str) -> dict[str, str]:
-    """The digest of a module, and of all in plug-in packages that it takes something from."""
+    """The digest of a module, and of all modules of plug-in packages that it imports from."""
     packages = {first.partition(".")[0], *OURS}
     waiting, found = [first], dict[str, str]()
     while waiting:

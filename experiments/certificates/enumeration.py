@@ -1,8 +1,8 @@
-"""`specdec.Enumerate`, many outcomes side by side: each row of a batch follows a script of its own.
+"""`specdec.Enumerate` for many outcomes in one batch: each row follows its own script.
 
-Rows of a batch do not touch one another, so the law of a row is the law of the code; a batch only
-saves time. (Rows whose drafter learns do: those are run one at a time.) Each row's branches are
-those of `specdec.chance.Trace`.
+Rows of a batch are independent, so the law of a row is the law of the code; a batch only saves
+time. (Rows whose drafter learns are not independent, so those are run one at a time.) Each row's
+branches are those of `specdec.chance.Trace`.
 """
 
 import random
@@ -23,9 +23,9 @@ Script = list[tuple[int, list[tuple[int, float]]]]
 class Rounding:
     """How far laws that are not in float64 may move the law of an outcome.
 
-    A law of V weights in a type of machine epsilon e sums to 1 within V e / 2. It is drawn from as
-    if it did, and taken at its word by the rule's ratio and by its residual: per draw a total
-    variation of at most V e, in the first order of e.
+    A law of V weights in a type of machine epsilon e sums to 1 only within V e / 2, but the draw,
+    the rule's ratio and its residual all treat the sum as exactly 1. Each draw therefore adds a
+    total variation of at most V e, to first order in e.
     """
 
     bound: float = 0.0

@@ -1,9 +1,8 @@
 """The exact certificate: the real drafter and the real verifier, outcome by outcome, in float64.
 
-The first round (or two) runs for real and what is missing to `tokens` tokens is plain decoding, so
-that the joint law of a round and of what follows it is compared with the target's. The total
-variation has to be below 1e-12; laws in float32 may add the bound of their rounding, which is then
-reported.
+The first round (or two) runs for real, and plain decoding fills up to `tokens` tokens. This
+compares the joint law of a round and of what follows it with the target's. The total variation must
+be below 1e-12; for laws in float32 a bound on their rounding is added and reported.
 """
 
 import math
@@ -19,8 +18,8 @@ from specdec import Drafter
 from specdec.chance import Chance
 
 LOSSLESS = 1e-12
-OUTCOMES = 200_000  # enumeration gives up after as many
-TWO_ROUNDS = 100  # two rounds run for real where one has at most as many outcomes
+OUTCOMES = 200_000  # enumeration gives up after this many
+TWO_ROUNDS = 100  # two rounds run for real if one round has at most this many outcomes
 DEPTHS = (1, 2, 3)
 ROWS = 256  # outcomes side by side
 
@@ -60,13 +59,13 @@ class Exact:
 
 
 def rounding(bound: float) -> str:
-    """What is said of a total variation where laws were not in float64."""
+    """The remark on a total variation when laws were not in float64."""
     return f" (rounding of laws in less than float64: at most {bound:.2g})" if bound else ""
 
 
 def side_by_side(learns: bool, rows: int = ROWS) -> int:
-    """How many outcomes may be rows of one batch. Those of a drafter that learns share what it
-    learns, so there each outcome is a run of its own."""
+    """How many outcomes may be rows of one batch. If the drafter learns, rows would share what it
+    learns, so each outcome is a separate run."""
     return 1 if learns else rows
 
 
@@ -151,9 +150,9 @@ def suite(
 ) -> tuple[list[Exact], list[str]]:
     """A pair on a set of tables, and what was left out and why.
 
-    On each, one round at every depth whose outcomes are estimated beforehand at `size` or fewer,
-    depth 1 always; two rounds where one has at most 100. Raises specdec.Refused for a pair that the
-    contract does not allow.
+    On each table: one round at depth 1, and at every further depth with an estimated `size`
+    outcomes or fewer; two rounds if one round has at most 100. Raises specdec.Refused for a pair
+    that the contract does not allow.
     """
     found: list[Exact] = []
     left_out: list[str] = []

@@ -18,7 +18,7 @@ import specdec
 from specdec import Drafter
 from specdec.models.language_model import TransformersLM
 
-TIE_CAP = 0.5  # a larger share of prompts that part at ties fails
+TIE_CAP = 0.5  # the check fails if a larger share of prompts diverges at ties
 QUANTILE = 0.9999
 MEASURED = 4  # prompts on which the rounding is measured
 
@@ -131,8 +131,8 @@ def _rounding(
 
 
 def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int | None:
-    """The index at which two outputs part; where one ends, if it is the beginning of the other;
-    None for the same tokens."""
+    """The index of the first difference between two outputs; the end of the shorter one if it is a
+    prefix of the other; None if they are the same."""
     for index, (a, b) in enumerate(zip(ours, plain, strict=False)):
         if a != b:
             return index

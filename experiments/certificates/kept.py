@@ -1,5 +1,5 @@
-"""Certificates on disk: written, and found again by the settings of their pair. What a run needs of
-them, without the checks."""
+"""Certificates on disk: written, and found again by the settings of their pair. This is the part
+that a run needs; it does not import the checks."""
 
 import hashlib
 import json
@@ -31,7 +31,8 @@ def arguments_of(group: str, settings: Settings) -> dict[str, Any]:
 
 
 def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Settings:
-    """The verifier's settings, with the rule that `auto` is for this drafter in its place."""
+    """The verifier's settings, with `auto` replaced by the rule that it chooses for this
+    drafter."""
     if "_target_" in verifier or verifier.get("name", "auto") != "auto":
         return arguments_of("verifier", verifier)
     begins, _ = begun(drafter, temperature)
@@ -39,9 +40,9 @@ def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Setti
 
 
 def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:
-    """What a pair is: its arguments. Of its `kind`, numbers do not matter: they size the tree and
-    choose no law (one child per node or several does: a chain and a tree are two kinds); nor do
-    weights."""
+    """What identifies a pair: its arguments. With `kind`, numbers and weights are ignored: numbers
+    only size the tree and do not change the law. (But a chain and a tree are two kinds: one child
+    per node or several makes a difference.)"""
     parts = []
     for group, settings in (("drafter", drafter), ("verifier", verifier)):
         arguments = arguments_of(group, settings)
@@ -82,8 +83,7 @@ def write(certificate: Mapping[str, Any], folder: str | Path = FOLDER) -> Path:
 
 
 def read_certificates(folder: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The certificates that lie in a folder, in the order of their names; what is no certificate is
-    passed over."""
+    """The certificates in a folder, in the order of their names. Other files are skipped."""
     for path in sorted(Path(folder).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def checks_of(certificate: Mapping[str, Any]) -> list[str]:
 def law_of(
     certificate: Mapping[str, Any], file: Path | None = None, same_settings: bool = True
 ) -> Law:
-    """What a certificate says of a pair under the code that is here; of other code it says nothing.
+    """What a certificate says about a pair with the present code; about other code it says nothing.
     Raises ValueError for a plug-in that is not here."""
     verdict, changed = certificate["verdict"], code.changed(certificate)
     if changed and verdict != LOSSY:
@@ -124,9 +124,9 @@ def find_law(
     settings (`_target_` or `name`, and arguments). `folders`: where to look, the first match wins;
     the working folder's and the shipped ones by default.
 
-    A certificate of this code goes before a stale one; then one of the very same arguments before
-    one of the same kind, which differs in numbers and in weights only. `verifier` may be that of
-    `auto`, which then stands for its choice at `temperature`.
+    A certificate of this code is preferred to a stale one. After that, one with exactly the same
+    arguments is preferred to one of the same kind, which differs only in numbers and weights.
+    `verifier` may be `auto`, which is replaced by its choice at `temperature`.
     """
     found: list[Law] = []
     written = [

@@ -1,5 +1,5 @@
-"""What is known of the law of a run's output, and the words for it: of the terminal, of tables and
-of reports alike."""
+"""What is known about the law of a run's output, and the words for it in the terminal, in tables
+and in reports."""
 
 from dataclasses import dataclass, field
 

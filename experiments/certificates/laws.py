@@ -3,9 +3,9 @@
 SPECDEC_ALLOW=theirs python -m pytest --pyargs experiments.certificates.laws
 SPECDEC_ALLOW=theirs python -m pytest --pyargs experiments.certificates.laws -k NAME
 
-Run so, they are for the plug-ins of other packages: their drafters under every rule, and their
+Run this way, they test the plug-ins of other packages: their drafters under every rule, and their
 rules on every drafter's trees. A package that announces itself by an entry point needs no
-SPECDEC_ALLOW. Our own plug-ins meet the same tests in tests/test_laws.py.
+SPECDEC_ALLOW. Our own plug-ins get the same tests in tests/test_laws.py.
 """
 
 import pytest
@@ -19,8 +19,8 @@ from specdec.registry import is_ours
 
 SETS = {tables.name: tables for tables in standard()}
 ZEROS = SETS["zeros"]
-# No zeros, and rows whose residual (p - q)+ has two tokens: where it is one-hot, a rule that tests
-# a second sibling against a wrong q, or a wrong share of p, has the right law all the same.
+# No zeros, and rows whose residual (p - q)+ has two tokens. If the residual is one-hot, a rule that
+# tests a second sibling against a wrong q, or a wrong share of p, still has the right law.
 DENSE = Tables(
     "dense",
     {

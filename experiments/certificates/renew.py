@@ -1,5 +1,5 @@
-"""Certificates of a folder made anew, with the settings that they have: several pairs at once, in
-processes of their own, and each written as soon as it is done."""
+"""Renews the certificates of a folder with their own settings: several pairs at once, in separate
+processes. Each certificate is written as soon as it is done."""
 
 import multiprocessing
 import os
@@ -50,9 +50,9 @@ def plan_of(certificate: Mapping[str, Any], checks: Sequence[str]) -> Plan:
 def wanted(
     folder: str, into: str, checks: Sequence[str], where: Surroundings
 ) -> tuple[list[Renewal], list[Certificate]]:
-    """What is to be made anew, and the certificates that `into` has of this code already, by the
-    same versions and by all `checks` that the pair takes: they stay, so that a renewal that was
-    killed goes on. Raises ValueError for a plug-in that is not here."""
+    """The certificates to renew, and those in `into` that are up to date: made with this code, with
+    the same versions and with all `checks` that the pair takes. The latter stay, so a renewal that
+    was killed can continue. Raises ValueError for a plug-in that is not here."""
     renewals, current = [], []
     there = {path.name: content for path, content in read_certificates(into)}
     for path, content in read_certificates(folder):
@@ -90,8 +90,9 @@ def renew(
     bar: Bar,
     say: Callable[[str], None],
 ) -> list[Certificate]:
-    """Certify each and write it. A pair that the contract refuses by now keeps its old file; so
-    does one that fails, which raises at the end. After Ctrl-C or a kill files are whole."""
+    """Certify each pair and write its certificate. If the contract now refuses a pair, its old file
+    stays; the same if it fails, which raises an error at the end. After Ctrl-C or a kill all files
+    are complete."""
     found: list[Certificate] = []
     errors: list[str] = []
     with bar("certificates", len(renewals)) as advance, _pool(workers, threads) as pool:

@@ -1,7 +1,7 @@
 """Every drafter, in each of its variants, and every rule: which rules take which trees.
 
-A plug-in that is not in order (its YAML, its import, its `tiny`) is left out here, so that it stops
-nobody else's tests; `examine` says what is wrong with it.
+A broken plug-in (its YAML, its import, its `tiny`) is left out here, so that it does not stop the
+tests of others; `examine` says what is wrong with it.
 """
 
 from collections.abc import Mapping

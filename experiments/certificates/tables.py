@@ -1,5 +1,5 @@
-"""Targets and draft models that are tables: what exact certificates run on, and what users hand in
-as case files.
+"""Targets and draft models that are tables. Exact certificates run on them, and users provide them
+in case files.
 
 A table maps prefixes of generated tokens to weights; a prefix that is missing uses the row of the
 empty one.

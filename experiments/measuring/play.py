@@ -1,7 +1,7 @@
 """Playing a run's prompts: batch by batch, and within a batch turn by turn, in every way.
 
-Each way is given its own answers to the turns before, as in use; at temperature 0, up to ties, they
-are the same.
+Each way is given its own answers to the earlier turns, as in real use. At temperature 0 these
+answers are the same, up to ties.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,8 +148,8 @@ def in_every_way(
     max_new_tokens: int,
     backwards: bool,
 ) -> dict[str, Sample]:
-    """One batch, given to each way as token ids; every other one `backwards`, so that no way is
-    always the first."""
+    """One batch, given to each way as token ids. Every second batch runs the ways `backwards`, so
+    that no way is always the first."""
     done = {}
     for name in reversed(ways) if backwards else ways:
         with peak(ways[name].target.device) as highest:

@@ -1,4 +1,4 @@
-"""A target that says what was recorded: what lookup drafters are worth, without a model.
+"""A target that repeats recorded text: measures lookup drafters without a model.
 
 Letters: B rows, N nodes, V vocabulary.
 """

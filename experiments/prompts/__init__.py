@@ -31,8 +31,8 @@ def read(
     """format: "text" (paragraphs), "folder", "jsonl" or "datasets", which alone takes `subset` and
     `split`. field, category: the keys of an entry that hold its text or turns, and its kind; null
     finds the former. limit: that many, taken in turn from each category. seed: shuffle before that.
-    tokens: each prompt becomes so many: the last ones of a longer text, and a shorter one stands
-    behind the other texts of the source, so that what is continued stays the same.
+    tokens: each prompt gets exactly this length: a longer text keeps its last tokens, and a shorter
+    one is preceded by other texts of the source, so that the end to be continued stays the same.
 
     Raises ValueError, with file and line, for an entry that is no prompt; then nothing has run.
     """

@@ -112,8 +112,8 @@ NAMED = (
 
 
 def shortened(results: Sequence[Result]) -> list[Result]:
-    """The results without those settings in their labels that every run which drafts has: they
-    tell nothing apart, and the page's setting names them."""
+    """The results with shorter labels, without settings that all drafting runs share: these do not
+    distinguish runs, and the page lists them once."""
     words = [
         {word for word in str(result.config.label).split(" ")[1:] if "=" in word}
         for result in results
@@ -131,8 +131,8 @@ def shortened(results: Sequence[Result]) -> list[Result]:
 
 
 def told_apart(results: list[Result]) -> list[Result]:
-    """The results, with what else the study varies (prompts.tokens, say) in the labels of runs that
-    would otherwise share a name."""
+    """The results, with other varied settings (such as prompts.tokens) added to the labels of runs
+    that would otherwise share a name."""
     keys = [json.dumps({**frames.key(result), "run": ""}, sort_keys=True) for result in results]
     each = [flat(result.config) for result in results]
     varied = [

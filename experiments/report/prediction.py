@@ -3,9 +3,9 @@
 Leviathan et al. 2211.17192: with acceptance rate a, draft length g and a draft pass that costs c
 target passes, a round keeps (1 - a^(g+1)) / (1 - a) tokens in expectation (equation 1) and decoding
 gets faster by that / (g c + 1) (theorem 3.8). a is taken from the run: accepted / reached groups of
-siblings, so that trees have one too. c is drafting seconds per depth / seconds of a pass in plain
-decoding, both from the run. It knows nothing of what more nodes cost, nor of time outside the
-passes.
+siblings, so that trees have a rate too. c is drafting seconds per depth / seconds of a pass in
+plain decoding, both from the run. This model ignores the cost of more nodes and the time outside
+the passes.
 
 The cost model takes the passes from the machine's own profile (experiments/profile.py) instead: a
 round costs t_target(nodes + 1) + depth x t_draft, plain decoding t_target(1) a token; tau is the

@@ -1,5 +1,5 @@
-"""The frame of a run, as types: a misspelt key or a wrong type is refused when the configuration is
-composed, a value that cannot be before anything runs.
+"""The frame of a run, as types. A misspelt key or a wrong type is refused when the configuration is
+composed; an impossible value is refused before anything runs.
 
 Plug-in groups (drafter, verifier) are plain YAML: `_target_` and constructor arguments.
 """
@@ -118,7 +118,7 @@ class Settings:
     allow_lossy: bool = False
     # none | transformers | assisted | prompt_lookup
     baselines: list[str] = field(default_factory=lambda: ["none"])
-    # decode the first baseline twice: how far a ratio strays on this machine with nothing changed
+    # decode the first baseline twice: how far a ratio varies on this machine with nothing changed
     noise: bool = True
     warmup: int = 1  # batches that every way decodes first, unrecorded
     threads: int | None = None  # of torch; null leaves its default
@@ -158,8 +158,8 @@ class Settings:
 
 @dataclass
 class Command(Settings):
-    """Settings, and how the command goes about them. What does not stand in `Settings` does not
-    become part of a result."""
+    """Settings, and how the command runs them. Only what is in `Settings` becomes part of a
+    result."""
 
     resume: bool | str = (
         # true: go on in the study's latest sweep; a folder: in that one. Finished jobs are left

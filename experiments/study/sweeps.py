@@ -1,5 +1,5 @@
-"""What a sweep plans is written down before its first job; `resume` goes on in one: the study's
-latest, or the one that it names."""
+"""A sweep writes its plan before its first job. `resume` continues a sweep: the study's latest, or
+the one that it names."""
 
 import json
 import sys
@@ -46,8 +46,8 @@ class Plan:
 
 
 class Planned(Callback):
-    """Settles a sweep's folder, the same for every job and launcher, and leaves the plan there. Of
-    exceptions Hydra only warns in these calls, so what is refused here ends the program."""
+    """Chooses a sweep's folder, the same for every job and launcher, and writes the plan there. In
+    these calls Hydra only warns about exceptions, so a refusal here ends the program itself."""
 
     here: ClassVar["Planned | None"] = None  # of this process
 
@@ -162,8 +162,8 @@ def _to_resume(config: DictConfig, folder: Path) -> Path:
 
 
 def _take_over(config: DictConfig, plan: Plan) -> None:
-    """The command of the plan in place of this one, which need not repeat it. One that says
-    something else stays as it is: its jobs are compared with the plan's."""
+    """Use the command of the plan, so that a resuming command need not repeat it. A command that
+    says something else is kept, and its jobs are compared with the plan's."""
     given = [each for each in _what(config) if not each.startswith("study=")]
     if plan.overrides is None or not set(given) <= set(plan.overrides):
         return

@@ -16,14 +16,14 @@ def refusing(
     explain: Callable[[Exception], str | None] = lambda error: None,
     interrupted: Callable[[], str] = lambda: "interrupted",
 ) -> Iterator[None]:
-    """Exits with what a value, a file or a configuration was refused for. `explain` says more of
-    errors that it knows; `interrupted` gives the line for Ctrl-C. A reader that has closed the pipe
-    (`... | head`) is no error."""
+    """Exits with the reason why a value, a file or a configuration was refused. `explain` says more
+    about errors that it knows; `interrupted` gives the line for Ctrl-C. A reader that has closed
+    the pipe (`... | head`) is not an error."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # so that flushing at exit fails no more
+        # so that flushing at exit does not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
     except KeyboardInterrupt:

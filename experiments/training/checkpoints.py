@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: what it needs to go on as if nothing had happened, and with which
-settings it was begun. A folder that is written beside the last one and then put in its place, so
-that a kill leaves one whole.
+"""Checkpoints of a training run: everything it needs to continue as if nothing had happened, and
+the settings it was begun with. A checkpoint is a folder that is written next to the last one and
+then replaces it, so that a kill always leaves a complete one.
 """
 
 import json

@@ -48,9 +48,9 @@ def documents(
     JSON lines: where the text is, as a string or a list of strings; several fields are joined by
     line ends. A file that is the only one is cut at empty lines, so that a part can be held out.
 
-    Of source code, lines of more than 200 characters are left out, and files that are for more
-    than a tenth not ASCII. Files that are not UTF-8 and empty texts are left out too. Raises
-    ValueError where nothing is left, and for JSON lines without the field.
+    Source code loses lines of more than 200 characters, and files that are more than a tenth
+    non-ASCII are left out. So are files that are not UTF-8, and empty texts. Raises ValueError if
+    nothing is left, and for JSON lines without the field.
     """
     found, left_out = [], Counter[str]()
     fields = [field] if isinstance(field, str) else list(field)

@@ -295,8 +295,8 @@ def run(
 
 
 def processes(device: str) -> PartialState:
-    """Who of the processes of a launcher this is. Asked before anything is put on a device, so that
-    "cuda" is its own."""
+    """Which of a launcher's processes this is. Called before anything is put on a device, so that
+    "cuda" means this process's own device."""
     return PartialState(cpu=torch.device(device).type == "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Trees whose shape follows their laws: decide on a site, then draw there (DySpec 2410.11744).
+"""Trees whose shape depends on their laws: choose a site, then draw there (DySpec 2410.11744).
 
 Letters: B rows, M nodes of a level, V vocabulary, N nodes.
 """
@@ -20,7 +20,7 @@ def adaptive(
     drawn from what is left of that site's q (WOR). A site is worth the probability of its path
     times the mass not yet drawn there (level by level, so that a level is one forward pass)."""
     laws, tree = DraftLaws(state), TokenTree.root(state.roots)
-    # A level's share of the nodes does not depend on how deep the rows beside may still go.
+    # A level's share of the nodes does not depend on how deep the other rows may still go.
     shares = [nodes // depth + (level < nodes % depth) for level in range(depth)]
     rows, depth, device = len(logits), min(depth, state.deepest), logits.device
     if depth < 1:
@@ -39,7 +39,7 @@ def adaptive(
             alive = open_rows & (site_worth[every, site] > 0)
             law, rank = left[every, site], ranks[every, site]
             mass = law.sum(-1)
-            # A site that is not alive may have nothing left to draw from.
+            # A dead site may have nothing left to draw from.
             drawable = torch.where(alive[:, None], law, 1.0)
             at = Sites(every, site + first, rank, torch.full_like(every, level), alive)
             token = chance.categorical(drawable, at, "draft")

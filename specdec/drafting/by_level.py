@@ -1,8 +1,9 @@
-"""Trees grown level by level from a model's laws: every node of a depth gets so many children.
+"""Trees grown level by level from a model's laws: all nodes of a depth get the same number of
+children.
 
-A drafter brings `score(tree, start)`, the logits of nodes >= start in one forward pass; there is
-one per level, never one per node. What is drawn, and in which order, keeps the promise of the
-sibling law: first the decision, then the draw.
+A drafter provides `score(tree, start)`, the logits of nodes >= start in one forward pass; there is
+one pass per level, never one per node. The order of steps keeps the promise of the sibling law:
+first the decision, then the draw.
 
 Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes.
 """
@@ -27,8 +28,8 @@ Score = Callable[[TokenTree, int], Tensor]
 class Grown:
     """A tree, and where its nodes are in the drafter's own memory.
 
-    scored: nodes with lower numbers were scored, under these numbers. inner (B, N), where the
-    drafter's numbers are others: the one under which it scored a node, -1 where it did not.
+    scored: nodes with lower numbers were scored, under these numbers. inner (B, N), if the drafter
+    numbers nodes differently: the number under which it scored a node, -1 if it did not.
     """
 
     tree: TokenTree
@@ -105,7 +106,7 @@ def _trees(
     """branching[d] children each."""
     laws, tree, depth = DraftLaws(state), TokenTree.root(state.roots), len(branching)
     rows = tree.rows
-    there = state.live[:, None]  # (B, M) the nodes of the level that the row has
+    there = state.live[:, None]  # (B, M) which nodes of the level the row has
     draws = _places(chance, state, branching, law)
     first, recorded = 0, []
     for level, k in enumerate(branching):
@@ -131,8 +132,8 @@ def _trees(
 
 
 def _drawn(tree: TokenTree, recorded: list[Tensor], scored: int, law: SiblingLaw) -> Grown:
-    """The tree with its law; `recorded` are the laws at its nodes from the root on, and the nodes
-    of the last level, which have none, were not scored."""
+    """The tree with its law. `recorded`: the laws at its nodes from the root on; the nodes of the
+    last level were not scored and have no law."""
     if law is SiblingLaw.DET or tree.num_nodes == 1:
         return Grown(tree.drawn_from(law, None), scored)
     rows, vocabulary = tree.rows, recorded[0].shape[-1]
@@ -208,7 +209,7 @@ def _hub(q: Tensor, k: int, draws: Places, part: slice, live: Tensor | None) -> 
 
 
 def _has_support(q: Tensor, drawn: Tensor, k: int, law: SiblingLaw, greedy: bool) -> Tensor:
-    """(n, k) bool: the child is one that the law (n, V) has a token for."""
+    """(n, k) bool: whether the law (n, V) has a token for the child."""
     if law is SiblingLaw.WR:
         return torch.ones_like(drawn, dtype=torch.bool)
     if law is SiblingLaw.DET:

@@ -1,9 +1,9 @@
-"""A draft model helped by lookup: two levels of speculation, and the same draft with fewer passes.
+"""A draft model helped by lookup: two levels of speculation give the same draft in fewer passes.
 
-A chain costs its model a pass per token. Here the tokens to come are looked up in the text first
-and scored along in one pass. Each token is drawn as ever, from the law after the tokens that were
-drawn; where it is the token that was guessed, the next law is there already (token matching, as
-`naive` does it for the target). So the draft is the one without guesses, and its law as well.
+A chain costs its model a pass per token. Here the coming tokens are first guessed by looking them
+up in the text, and the guesses are scored together in one pass. Each token is drawn as usual, from
+the law after the tokens drawn so far. If it equals the guess, the next law is already known (token
+matching, as `naive` does for the target). So the draft and its law are the same as without guesses.
 
 Letters: B rows, N nodes, n nodes of one pass, V vocabulary.
 """
@@ -22,7 +22,7 @@ from specdec.tree import TokenTree
 
 
 class Guesses:
-    """What the rows' own texts suggest, and the passes that it saves. For chains of `depth`."""
+    """Guesses from the rows' own texts, used to save passes. For chains of `depth`."""
 
     def __init__(self, rows: int, depth: int) -> None:
         self.depth = depth
@@ -33,7 +33,7 @@ class Guesses:
             self._rows[row] = _Row()
 
     def around(self, score: Score, state: State) -> Score:
-        """`score` for the chains of this round. It reads the drawn tokens once a level."""
+        """`score` for the chains of this round. It reads the drawn tokens once per level."""
         host = state.on_host
         for number, row in enumerate(self._rows):
             row.extend(state.text(number, row.length))
@@ -76,7 +76,7 @@ class _Row:
             self.index.append(self.text, token)
 
     def guess(self, drawn: list[int], most: int) -> list[int]:
-        """What may follow the text and the tokens drawn so far, at most so many."""
+        """Tokens that may follow the text and the tokens drawn so far, at most `most`."""
         cursor = self.cursor.copy()
         for token in drawn:
             self.index.advance(cursor, token)

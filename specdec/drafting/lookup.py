@@ -133,8 +133,8 @@ def tree(
 
 
 def runners_up(state: State, row: int, most: int) -> list[tuple[int, float]]:
-    """The best tokens beside the root of the law that it was drawn from, and how likely each is to
-    come next: what nearly came often comes a token later."""
+    """The other best tokens of the law that the root was drawn from, and how likely each is to come
+    next: a token that was nearly drawn often comes one token later."""
     found = state.last.runners_up
     if not most or found is None or state.on_host.fresh[row]:
         return []

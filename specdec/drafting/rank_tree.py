@@ -1,8 +1,9 @@
-"""Static trees: which ranks to take, whatever the tokens turn out to be. A path (0, 2) is the third
-best child of the best child.
+"""Static trees: which ranks to take, whatever the tokens are. A path (0, 2) is the third best child
+of the best child.
 
-greedy: from how often the token of rank r at depth d is right, the `nodes` paths of largest product
-(Medusa 2401.10774, 2.3) cartesian: so many children per node at each depth
+greedy: the `nodes` paths with the largest product of accuracies, where an accuracy says how often
+the token of rank r at depth d is right (Medusa 2401.10774, 2.3)
+cartesian: a given number of children per node at each depth
 """
 
 import heapq
@@ -18,8 +19,8 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True)
 class RankTree:
-    """Paths of ranks, sorted by depth and then by rank; each path's parent is there too. The root
-    is not counted.
+    """Paths of ranks, sorted by depth and then by rank; each path's parent is included. The root is
+    not counted.
 
     Raises ValueError for no paths, a path without its parent, an empty path or a negative rank.
     """

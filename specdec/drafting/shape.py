@@ -1,9 +1,8 @@
-"""The shape of the trees that a drafter with laws of its own grows, as users name it: depth,
+"""The shape of the trees that a drafter grows from its own laws, as users specify it: depth,
 branching, draw, nodes.
 
-Everything that drafts token by token from a model's laws (a small model, EAGLE, a part of the
-target) takes these settings and grows its tree here; what differs between them is only how a level
-is scored.
+Every drafter that drafts token by token from a model's laws (a small model, EAGLE, a part of the
+target) takes these settings and grows its tree here. They differ only in how a level is scored.
 """
 
 import copy
@@ -49,7 +48,7 @@ STOPPED: tuple[Mapping[str, Any], ...] = (  # chains with a stop rule
 
 
 class ShapeArguments(TypedDict, total=False):
-    """What a drafter that grows trees takes beside its own arguments; see `Shape`."""
+    """Arguments of a drafter that grows trees, besides its own; see `Shape`."""
 
     depth: int
     branching: int | Sequence[int]
@@ -134,7 +133,7 @@ class Shape:
 
     @classmethod
     def asked(cls, given: ShapeArguments, depth: int) -> "Shape":
-        """What a drafter's arguments ask for; `depth` unless they say else."""
+        """The shape that a drafter's arguments ask for; `depth` is the default."""
         return cls(
             given.get("depth", depth),
             given.get("branching", 1),
@@ -201,7 +200,7 @@ class Shape:
 
 
 class TreeDrafter(Drafter):
-    """A drafter that grows a `Shape` from laws of its own."""
+    """A drafter that grows a `Shape` from its own laws."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape

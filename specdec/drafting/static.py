@@ -29,7 +29,7 @@ class Level(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a static tree asks for at each level, on the device: worked out once."""
+    """What a static tree needs at each level, on the device; computed once."""
 
     levels: list[Level]
     inner: Tensor  # (N,) number in the drafter's memory, -1: not scored

@@ -1,6 +1,5 @@
-"""When a chain stops being drafted. A rule is asked at a node, with the law q there, before
-anything is drawn from it, so that every token still comes fresh from its q: the sibling law
-survives.
+"""When to stop drafting a chain. A rule is asked at a node, with the law q there, before anything
+is drawn from q. Every token is therefore still drawn fresh from its q, and the sibling law holds.
 
 Letters: B rows, V vocabulary.
 """
@@ -17,10 +16,10 @@ from specdec.state import State
 
 
 class StopRule(ABC):
-    """Rows don't know each other: a row stops where it would stop alone."""
+    """Rows are independent: a row stops where it would stop alone."""
 
-    most: int = 1 << 30  # tokens that a chain may have, known beforehand
-    looks_at_q: bool = True  # else `most` says all
+    most: int = 1 << 30  # tokens that a chain may have, known in advance
+    looks_at_q: bool = True  # if not, `most` alone decides
 
     def begin(self, rows: int) -> None:
         """A run begins, on a copy of the rule that is the run's own."""
@@ -64,9 +63,9 @@ class AdaptiveThreshold(StopRule):
 
     acceptance  the wanted share
     threshold   where it starts
-    Each round with a draft: r <- 0.5 r + 0.5 accepted / drafted; the threshold moves by 0.01 up
-    where r is below what is wanted, else down, and is smoothed, so that it moves by 0.1 of that.
-    What was learnt belongs to a request.
+    In each round with a draft, r <- 0.5 r + 0.5 accepted / drafted. The threshold aims 0.01 higher
+    if r is below the wanted share, else 0.01 lower; smoothing moves it by 0.1 of that. Each request
+    has its own threshold.
     """
 
     STEP, KEEP_RATE, KEEP_THRESHOLD = 0.01, 0.5, 0.9  # epsilon, beta_1, beta_2 of the paper
@@ -93,7 +92,7 @@ class AdaptiveThreshold(StopRule):
         self.rates = np.where(seen, mixed, self.rates)
         moved = self.thresholds + np.where(self.rates < self.acceptance, self.STEP, -self.STEP)
         smoothed = self.KEEP_THRESHOLD * self.thresholds + (1 - self.KEEP_THRESHOLD) * moved
-        # With no draft there is nothing to learn, and nothing would ever be again: it loosens.
+        # Without a draft nothing is learnt, and that would last forever: loosen the threshold.
         loosened = self.thresholds - (1 - self.KEEP_THRESHOLD) * self.STEP
         after = np.where(seen, smoothed, loosened).clip(0, 1)
         self.thresholds = np.where(old, after, self.thresholds)

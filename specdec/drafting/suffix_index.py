@@ -1,14 +1,15 @@
-"""A counted suffix automaton: where a text has been before, and how often each token came next.
+"""A suffix automaton with counts: where a substring occurred before, and how often each token came
+next.
 
-A state stands for all substrings that end at the same places of the indexed texts. So its
-transitions are exactly the tokens that follow those substrings, and `count` of the state that a
-transition leads to is how often that token followed. SuffixDecoding (2411.04975) keeps the same
-numbers in a suffix tree; the automaton (SAM-Decoding, 2411.10666) needs at most two states for a
-token, and no depth.
+A state stands for all substrings that end at the same places of the indexed texts. Its transitions
+are exactly the tokens that follow those substrings, and the count of the state that a transition
+leads to is how often that token followed. SuffixDecoding (2411.04975) keeps the same numbers in a
+suffix tree; the automaton (SAM-Decoding, 2411.10666) needs at most two states per token, and no
+depth limit.
 
-A token is indexed in constant amortised time: counts are kept for substrings of at most COUNTED
-tokens, so that a text in a loop costs no more than that. A text is taken out again by counting it
-down; its states stay until the index is built anew.
+A token is indexed in constant amortised time. Counts are kept for substrings of at most COUNTED
+tokens, which bounds the cost of a text in a loop. Removing a text lowers its counts; its states
+stay until the index is rebuilt.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ ROOT = 0
 LONGEST = 64  # tokens of a match
 COUNTED = 2 * LONGEST  # tokens of a substring whose occurrences are counted: a match and its draft
 MANY = 64  # continuations of a state whose ranking is kept
-UNIGRAM = 0.2  # what a share is worth that knows nothing of the text before
+UNIGRAM = 0.2  # the weight of a token's share when no text before it matches
 
 
 class Continuation(NamedTuple):
@@ -167,8 +168,8 @@ class SuffixIndex:
     # -------------------------------------------------------------------------------- reading
 
     def advance(self, cursor: Cursor, token: int) -> None:
-        """Go on to the longest suffix of cursor + token that occurs. Of a text that is indexed too,
-        the cursor goes first: then a text never finds itself."""
+        """Go on to the longest suffix of cursor + token that occurs. If the text itself is indexed,
+        advance the cursor first, so that a text never finds itself."""
         self._settle(cursor)
         nexts, links, counts, lengths = self._next, self._links, self._counts, self._lengths
         state, length = cursor.state, cursor.length
@@ -185,8 +186,8 @@ class SuffixIndex:
         self._settle(cursor)
 
     def matches(self, cursor: Cursor) -> Iterator[tuple[int, int]]:
-        """(length, state) of the suffixes of a text that occur and were continued, the longest
-        first, the empty one last. Suffixes of one state were continued alike, so only its longest
+        """(length, state) of the suffixes of a text that occur and were continued, from the longest
+        to the empty one. All suffixes of one state have the same continuations, so only the longest
         is given."""
         self._settle(cursor)
         state, length = cursor.state, cursor.length
@@ -197,12 +198,13 @@ class SuffixIndex:
             length = self._lengths[state]
 
     def continuations(self, state: int, length: int, most: int) -> list[Continuation]:
-        """What came next, the most frequent first, at most `most`; ties go to the token that was
-        new last. At the end of a text: what came after its longest suffix that was continued.
+        """The tokens that came next, the most frequent first, at most `most`; ties go to the token
+        that first appeared last. At the end of a text: the tokens after its longest suffix that was
+        continued.
 
-        A count is worth 1 / (length + 0.3) less, which is absolute discounting (Ney, Essen and
-        Kneser 1994) by a discount that falls with the length of the match: one occurrence of a long
-        match says much, one of a single token says little.
+        Each count is reduced by 1 / (length + 0.3). This is absolute discounting (Ney, Essen and
+        Kneser 1994) with a discount that falls with the length of the match: one occurrence of a
+        long match says much, one of a single token says little.
         """
         links, followed = self._links, self._followed
         while state > ROOT and not followed[state]:

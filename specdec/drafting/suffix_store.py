@@ -40,7 +40,7 @@ class Entry:
 class SuffixStore:
     """Texts of one tokenizer, and where their substrings occur.
 
-    most_tokens  above it the oldest texts go, whole; one text longer than that keeps nothing
+    most_tokens  above this size the oldest texts are dropped whole; a longer text is not kept
     tokenizer    digest of the tokenizer (`specdec.models.vocabulary.tokenizer_digest`); None: not
                  known yet, or ids without a tokenizer
     """
@@ -50,7 +50,7 @@ class SuffixStore:
         self.tokenizer = tokenizer
         self.name = name or "in memory"
         self.lock = threading.RLock()
-        self.version = 0  # of the index: cursors into an older one are worth nothing
+        self.version = 0  # of the index: cursors into an older one are invalid
         self._entries: deque[Entry] = deque()
         self._tokens = 0  # of all entries
         self._gone = 0  # tokens in the index that no entry has any more
@@ -82,7 +82,7 @@ class SuffixStore:
             return entry
 
     def extend(self, entry: Entry, tokens: Sequence[int]) -> None:
-        """More tokens of a text. A text that has gone takes no more."""
+        """Add tokens to a text. A text that was dropped takes no more."""
         with self.lock:
             if entry.gone:
                 return
@@ -103,8 +103,8 @@ class SuffixStore:
             self._build()
 
     def _build(self) -> None:
-        """The index anew, without what has gone: after as many tokens as it may hold, so that a
-        token's share of it is constant."""
+        """Rebuild the index without dropped texts. This happens once per `most_tokens` dropped, so
+        the cost per token is constant."""
         self.index, self._gone = SuffixIndex(TRUST), 0
         self.version += 1
         for entry in self._entries:
@@ -114,7 +114,7 @@ class SuffixStore:
     # -------------------------------------------------------------------------------- learning
 
     def begin_to_learn(self) -> None:
-        """What is added from here on is forgotten by `forget`."""
+        """Everything added from here on is dropped by `forget`."""
         with self.lock:
             if self._first is None:
                 self._first = [entry.tokens[:] for entry in self._entries]
@@ -159,8 +159,8 @@ class SuffixStore:
     # ---------------------------------------------------------------------------------- on disk
 
     def save(self, path: str | Path) -> None:
-        """Write its texts: beside the file first, then in its place, so that a reader finds the
-        old file or the new one. Raises ValueError where it cannot be written."""
+        """Write the texts to a temporary file and rename it, so that a reader finds the old file or
+        the new one. Raises ValueError if it cannot be written."""
         final = Path(path).expanduser()
         with self.lock:
             texts = [np.array(entry.tokens, dtype=np.int32) for entry in self._entries]
@@ -184,7 +184,7 @@ class SuffixStore:
 
     @classmethod
     def load(cls, path: str | Path, most_tokens: int) -> "SuffixStore":
-        """Raises ValueError for a file that is not there, not whole, or no store."""
+        """Raises ValueError for a file that is missing, incomplete, or not a store."""
         place = Path(path).expanduser()
         if not place.is_file():
             raise ValueError(f"no suffix store at {place}; {BUILD}, or use store=memory")

@@ -1,9 +1,9 @@
 """One decoder layer of the target's own family, for heads that are a layer over the target's
 states.
 
-Nothing of a model's code is repeated here: the layer is built by transformers from the target's
-config, and runs inside the family's own decoder, which brings positions and attention with it; the
-embedding and the final norm are taken out.
+No model code is copied here. transformers builds the layer from the target's config, and it runs
+inside the family's own decoder, which provides positions and attention. The embedding and the final
+norm are taken out.
 
 Letters: B rows, T tokens, S keys, d hidden size.
 """
@@ -29,7 +29,7 @@ from specdec.models.language_model import TransformersLM
 from specdec.models.memory import LayerShape, ShapeProbe
 from specdec.models.support import layer_kinds
 
-NOT_THE_LAYERS = (  # what a config says beside the layers
+NOT_THE_LAYERS = (  # config keys that do not describe the layers
     *(key for key in PreTrainedConfig().to_dict() if key != "model_type"),
     *(
         "_name_or_path",
@@ -46,8 +46,9 @@ NO_TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
 
 def layer_config(target: LanguageModel) -> dict[str, Any]:
-    """What of a target's (text) config a layer is made of, as JSON: one layer, no vocabulary of its
-    own. For a target that is no transformers model, a small Llama layer of its hidden size."""
+    """The part of a target's (text) config that describes a layer, as JSON: one layer, without a
+    vocabulary. For a target that is not a transformers model, a small Llama layer of its hidden
+    size."""
     if isinstance(target, TransformersLM):
         return _of_one_layer(target.config)
     size = target.hidden_size
@@ -57,8 +58,8 @@ def layer_config(target: LanguageModel) -> dict[str, Any]:
 
 
 def published_layer(described: dict[str, Any]) -> dict[str, Any]:
-    """The same of the config.json of a published head, which has one layer. Raises ValueError for
-    what it does not say, or says wrong."""
+    """The same from the config.json of a published head, which has one layer. Raises ValueError for
+    missing or wrong values."""
     layers, family = described.get("num_hidden_layers", 1), described.get("model_type", "llama")
     if layers != 1:
         raise ValueError(f"the config has num_hidden_layers {layers}, and heads have one layer")
@@ -133,8 +134,8 @@ class Unrolled(Cache):
     """Keys and values of several passes of one layer over the same text, for training on its own
     states.
 
-    Pass s starts from what pass s - 1 said: its token at index t stands for the path (truth up to
-    t, then s guesses). It sees the first pass up to t and, of every later pass, index t alone
+    Pass s starts from the output of pass s - 1: its token at index t represents the path (truth up
+    to t, then s guesses). It sees the first pass up to t and only index t of every later pass
     (EAGLE-3 2503.01840, "training-time test").
     """
 

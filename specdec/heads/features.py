@@ -1,10 +1,10 @@
 """Drafting on the target's features: one decoder layer that, from a token and the feature before
 it, guesses the next feature.
 
-The pair at index j is (token x_{j+1}, feature f_j), so features lag tokens by one: a round brings
-num_accepted + 1 new pairs, the last of them the root with the state before it. Pairs are always
-read with the target's own features; inside a tree, where there are none yet, a node takes what the
-layer said at its parent.
+The pair at index j is (token x_{j+1}, feature f_j), so features lag tokens by one. A round adds
+num_accepted + 1 new pairs; the last one is the root with the state before it. Pairs are always read
+with the target's own features. Inside a tree these do not exist yet, so a node takes the layer's
+output at its parent.
 
 Letters: B rows, b rows of one call, T tokens, N nodes, m nodes of a level, K taps, d hidden size, V
 vocabulary.
@@ -45,8 +45,8 @@ from specdec.tree import MOST_NODES, TokenTree
 
 
 class FeatureHead(Head):
-    """A decoder layer over (embedding, feature). What is fused, fed in and read out is the concrete
-    head's."""
+    """A decoder layer over (embedding, feature). Each concrete head defines what is fused, fed in
+    and read out."""
 
     decoder: PreTrainedModel
     steps: int = 1  # of training on its own states
@@ -56,9 +56,8 @@ class FeatureHead(Head):
         self.hidden_size = int(self.decoder.config.hidden_size)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As everywhere, for `to` and its like, but frequencies stay as exact as transformers keep
-        them in the target: rounding them to 16 bits would change RoPE's rotation at position
-        100."""
+        """As in any module (for `to` and similar), except that frequencies stay as exact as in the
+        target: rounding them to 16 bits would change RoPE's rotation at position 100."""
         exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
         Module._apply(self, fn, recurse)
         for name, buffer in exact.items():
@@ -108,8 +107,8 @@ class FeatureHead(Head):
         return guessed
 
     def runner(self) -> Self:
-        """The same weights in shells of their own, with the attention that drafting runs with: for
-        one run, since a pass leaves traces in its shells."""
+        """The same weights in separate shells, with the attention used for drafting. For one run
+        only, since a pass leaves traces in its shells."""
         shell: Self = attention.shallow(self)
         shell._modules["decoder"] = attention.rewired(self.decoder, attention.choose(self.decoder))
         return shell
@@ -204,7 +203,7 @@ class FeatureDrafter(TreeDrafter):
         )
 
     def enter(self, rows: Sequence[int], state: State) -> None:
-        """Read the pairs of these rows' prompts, but for the last, whose token is the root."""
+        """Read the pairs of these rows' prompts except the last one, whose token is the root."""
         self._memory.release(rows)
         taps = state.last.taps
         counts = [max(state.on_host.lengths[row] - 2, 0) for row in rows]
@@ -261,7 +260,7 @@ class FeatureDrafter(TreeDrafter):
         return self._all_logits(self._features)
 
     def _score(self, tree: TokenTree, start: int) -> Tensor:
-        """(B, m, V) of nodes >= start: each stands on what the layer said at its parent."""
+        """(B, m, V) of nodes >= start: each builds on the layer's output at its parent."""
         parents = tree.parents[:, start:].clamp(min=0)
         size = self._features.shape[2]
         before = self._features.gather(1, parents[:, :, None].expand(-1, -1, size))

@@ -101,10 +101,10 @@ def fill(
     where: str,
     names: Mapping[str, str],
 ) -> None:
-    """Copy every weight of a module from `weights`, no key left over and none missing. names:
-    beginnings of the module's names -> what `weights` calls them.
+    """Copy every weight of a module from `weights`; no key may be left over or missing. names:
+    prefixes of the module's names -> prefixes in `weights`.
 
-    The weights start as NaN, so that one which is forgotten is seen.
+    The weights start as NaN, so that a forgotten one is noticed.
     """
     own = {renamed(name, names): value for name, value in own_weights.items()}
     with torch.no_grad():
@@ -132,7 +132,7 @@ def fill(
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
-    """`name` with the first of these beginnings that it has replaced."""
+    """`name` with the first matching prefix replaced."""
     for ours, theirs in names.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)

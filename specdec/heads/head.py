@@ -1,9 +1,9 @@
-"""Trained heads: what a drafter adds to a target. Small, trained for that target, useless without
-it.
+"""Trained heads: small modules that a drafter adds to a target. A head is trained for one target
+and useless without it.
 
-The config holds the arguments of a head's class, the taps that it reads among them, so that a
-loaded head never works out anew what it was trained with. Layouts that others publish are known to
-the heads themselves (`from_published`) and are converted in memory.
+The config holds the arguments of a head's class, including the taps that it reads, so that a loaded
+head uses exactly the settings it was trained with. Each head class reads the layouts that others
+publish (`from_published`) and converts them in memory.
 
 Letters: B rows, T tokens, K taps, d hidden size, V vocabulary, V' a head's own.
 """
@@ -29,14 +29,14 @@ from specdec.plugins import construct
 from specdec.state import State
 
 EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"  # of the target, in published files
-# what settings raise that somebody wrote by hand
+# errors that hand-written settings may raise
 UNFIT = (ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 AnyHead = TypeVar("AnyHead", bound="Head")
 
 
 class Guess(NamedTuple):
-    """What a head says, while it is trained, about one step ahead: logits[:, j] are about the law
-    at position j + offset of the text, the law of token j + offset + 1."""
+    """A head's prediction for one step ahead, in training: logits[:, j] predict the law at position
+    j + offset of the text, which is the law of token j + offset + 1."""
 
     logits: Tensor  # (B, T', V'), V' fewer than V for a head with a vocabulary of its own
     offset: int
@@ -71,11 +71,11 @@ class Head(nn.Module):
         return None
 
     def taps_for(self, target: LanguageModel) -> tuple[Tap, ...]:
-        """`taps`, or those that a file without any means for this target."""
+        """`taps`, or the default for this target if the file names none."""
         return self.taps
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """This head there and in that type: itself, or a copy that all runs share."""
+        """This head on `device` and in `dtype`: itself, or a copy that all runs share."""
         first = next(self.parameters())
         if (first.device, first.dtype) == (device, dtype):
             return self
@@ -218,8 +218,8 @@ def check_target(head: Head, target: LendsHead) -> None:
 
 
 class FirstRounds:
-    """Warns where nothing of a head's first drafts was accepted: its file says for no target, so
-    that it may be another one's."""
+    """Warns if none of a head's first drafted tokens is accepted. For heads whose file names no
+    target: the head may belong to another one."""
 
     ROUNDS = 50
 
@@ -285,9 +285,9 @@ def static_tree(
 
 
 def usual_accuracies(depth: int, ranks: int = 10) -> list[list[float]]:
-    """Depth x rank, for heads whose file has no table of its own (training measures one): the shape
-    of those that were measured for the bundled heads, rank r falling as 1 / (r + 1)^2, each depth
-    0.8 of the one above."""
+    """A table (depth x rank) for heads whose file has none (training measures one). It has the
+    shape measured for the bundled heads: rank r falls as 1 / (r + 1)^2, and each depth is 0.8 of
+    the one above."""
     return [[0.6 * 0.8**level / (rank + 1) ** 2 for rank in range(ranks)] for level in range(depth)]
 
 
@@ -302,8 +302,8 @@ def newest_states(state: State) -> Tensor | None:
 
 
 def with_states(state: State) -> State:
-    """The same state with those rows live that a head can draft for: after a prompt of one token
-    there is no state before the root."""
+    """The same state, with only those rows live for which a head can draft. After a prompt of one
+    token there is no state before the root, so it cannot."""
     host = state.on_host
     if min(host.lengths) > 1:
         return state

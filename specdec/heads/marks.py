@@ -1,7 +1,7 @@
-"""The mark of a target: a few numbers by which a head knows the model that it was trained for.
+"""The mark of a target: a few numbers by which a head recognises the model it was trained for.
 
-Sizes alone do not tell two models of a family apart, and a head of another target drafts nothing
-that is ever accepted.
+Sizes alone do not distinguish two models of a family, and the drafts of a head for another target
+are never accepted.
 """
 
 from typing import TypedDict

@@ -1,9 +1,9 @@
 """The `speculators` layout of EAGLE-3 heads, which vLLM serves: its config.json, read and written.
 
-Beside what the native layout says it names the verifier (here: the target), how to propose, and
-which layers' entering states are read; the layer's own config lies under
-`transformer_layer_config`, and its keys begin with layers.0 instead of midlayer. Source: the
-configs that the vLLM project's `speculators` library writes and vLLM reads.
+In addition to the native layout, it names the verifier (here: the target), how to propose, and the
+layers whose entering states are read. The layer's own config is under `transformer_layer_config`,
+and its keys begin with layers.0 instead of midlayer. Source: the configs that the vLLM project's
+`speculators` library writes and vLLM reads.
 """
 
 from collections.abc import Sequence

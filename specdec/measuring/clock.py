@@ -32,7 +32,7 @@ class Clock:
             self._marks.append((phase, began, self.mark()))
 
     def begin_round(self) -> None:
-        """What is between this round and the one before belongs to neither."""
+        """Begin a round. The time since the last round belongs to neither round."""
         self._began = self.mark()
 
     def take(self) -> "Times":

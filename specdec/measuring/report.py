@@ -180,8 +180,8 @@ class Report:
     @cached_property
     def gaps(self) -> np.ndarray:
         """Seconds between one token of a prompt's text and the next, over all prompts. The tokens
-        of a round arrive together: the first waits for the round, the others not at all. The wait
-        for the first token is no gap."""
+        of a round arrive together: the gap is the round's time for the first and 0 for the others.
+        The wait for a prompt's very first token is not a gap."""
         seconds = np.array([sum(step.seconds.values()) for step in self.steps])
         found = []
         for prompt in range(len(self.served)):

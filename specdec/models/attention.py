@@ -1,9 +1,9 @@
 """Attention of a few queries over a memory. Query heads that share a KV head are folded into the
-query length, so that grouped K and V are never copied per query head, which transformers' own SDPA
-path does whenever there is a mask.
+query length, so grouped K and V are never copied per query head. (transformers' own SDPA path makes
+these copies whenever there is a mask.)
 
-Registered with transformers under the name `NAME`. Models run it on a shallow copy of theirs,
-`rewired`, so that the user's model is never written to.
+Registered with transformers under the name `NAME`. It runs on a shallow copy of the model,
+`rewired`, so the user's model is never written to.
 
 Letters: B rows, H query heads, K KV heads, G = H / K, N queries, T slots, D head size.
 """
@@ -79,8 +79,8 @@ AttentionInterface.register(NAME, attend)
 
 
 def own(model: PreTrainedModel) -> str:
-    """The attention for a pass as the user's model would make it: its own, unless that is one that
-    not every device and dtype has (flash attention), for which SDPA or eager stand in."""
+    """The attention for a pass as the user's model would run it: its own, except that SDPA or eager
+    replaces flash attention, which not every device and dtype supports."""
     current = str(model.config.get_text_config()._attn_implementation)
     if current in ("eager", "sdpa"):
         return current

@@ -1,8 +1,8 @@
 """A stock transformers causal LM as "score this tree". Weights only: what a run remembers is in a
 session, and any number of sessions may be open at once.
 
-It knows trees; it has never heard of drafters, verifiers or sampling. The same class serves as
-target and inside a draft model. The user's model is never written to.
+It knows trees, but no drafters, verifiers or sampling. The same class serves as target and inside a
+draft model. The user's model is never written to.
 
 Letters: B rows, N nodes, V vocabulary, K taps, d hidden size.
 """

@@ -40,8 +40,8 @@ def watched() -> Iterator[list[Tensor]]:
 
 
 class Exit(nn.Module):
-    """Behind the last layer of a lower part: shows the stream that leaves it (`watched`). What goes
-    on to the final norm is that stream, or what an adapter makes of it."""
+    """Follows the last layer of a lower part and records the stream that leaves it (`watched`). It
+    passes on to the final norm that stream, or an adapter's output for it."""
 
     def __init__(self, last: nn.Module, adapter: nn.Module | None) -> None:
         super().__init__()

@@ -155,8 +155,8 @@ def _unread(name: str, folder: Path | None, error: OSError) -> ValueError:
 
 
 def _config(name: str, folder: Path | None, hub: Mapping[str, Any]) -> Any:
-    """Raises ValueError for one that is none, and for a file beside it that transformers would
-    ignore where it is broken."""
+    """Raises ValueError for an invalid config, and for a broken file next to it that transformers
+    would silently ignore."""
     try:
         config = AutoConfig.from_pretrained(name, **hub)
     except OSError as error:
@@ -182,10 +182,10 @@ OPTIONAL = re.compile(r"(inv_freq|masked_bias|\.attn\.bias|position_ids)$")
 
 
 def check_loaded(name: str, found: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming keys, where weights and config do not belong together: transformers
-    gives a weight that is missing random values, and drops what it does not know.
+    """Raise ValueError, naming keys, if weights and config do not belong together. transformers
+    would fill a missing weight with random values and drop unknown ones.
 
-    found: its loading info. Tied weights and those that a family calls optional are in none of it.
+    found: its loading info. It does not list tied weights, or weights that a family calls optional.
     """
     missing = sorted(key for key in found["missing_keys"] if not OPTIONAL.search(key))
     extra = sorted(key for key in found["unexpected_keys"] if not OPTIONAL.search(key))
@@ -215,8 +215,8 @@ TOKENIZER_FILES = (
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """That of a model by its name, as for `load`, without the model. Raises ValueError where there
-    is none."""
+    """The tokenizer of a model by name, as for `load`, without the model. Raises ValueError if
+    there is none."""
     folder = BUNDLED.get(name, Path(name).expanduser())
     found = _tokenizer(str(folder) if folder.is_dir() else name, folder, {})
     if found is None:
@@ -229,8 +229,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _tokenizer(
     name: str, folder: Path | None, hub: Mapping[str, Any]
 ) -> PreTrainedTokenizerBase | None:
-    """None for a bare model: prompts are ids then. Raises ValueError for one that cannot be
-    read."""
+    """None for a model without a tokenizer: prompts are ids then. Raises ValueError for a tokenizer
+    that cannot be read."""
     there = [file for file in TOKENIZER_FILES if folder and (folder / file).exists()]
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)

@@ -1,7 +1,7 @@
 """KV memory of one decoder for B rows: write a tree, keep a path, forget the rest.
 
 Committed token i of a row is stored in slot i at position i; node i of a tree in slot root + i at
-position root + depth, where `root` is the root's slot. What is behind a row's length is scratch.
+position root + depth, where `root` is the root's slot. Slots past a row's length are scratch.
 
 Letters: B rows, b rows of one pass, N nodes, T slots read by a pass, H heads, S slots, D head
 size, G layers of one shape.
@@ -140,8 +140,8 @@ class Memory:
         return self.layout.implementation == attention.NAME
 
     def _positions(self, first: list[int], depths: Tensor) -> Tensor:
-        """(b, n). Padding may be past the context, where a model has no positions, or rotates all
-        of them differently."""
+        """(b, n). Padding is kept inside the context: past it a model has no positions, or rotates
+        all of them differently."""
         same = min(first) == max(first)
         positions = depths + (
             first[0] if same else torch.tensor(first, device=self.device)[:, None]
@@ -230,7 +230,8 @@ class Memory:
 
 
 class Slots(Cache):
-    """transformers' seam to the memory, for one pass: where each layer writes and what it reads."""
+    """The memory as a transformers cache, for one pass: where each layer writes and what it
+    reads."""
 
     def __init__(
         self, memory: Memory, first: list[int], count: int, rows: Sequence[int] | None, empty: bool

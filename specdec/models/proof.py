@@ -1,7 +1,7 @@
-"""Trying a model out: whether it scores trees as it reads plain text, and which of its parts run.
+"""Testing a model: whether it scores trees as it reads plain text, and which of its parts run.
 
-Every check runs a pass over a small tree and compares, which is what refuses models that nobody
-has thought of.
+Every check runs a pass over a small tree and compares the results. This refuses even models that
+nobody has thought of.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ class Tried(Runnable, Protocol):
 
 @contextmanager
 def _told(lm: Tried) -> Iterator[None]:
-    """What a model's own code raises, as a refusal of it."""
+    """Turns errors of a model's own code into a refusal of the model."""
     try:
         yield
     except Unsupported:
@@ -88,9 +88,9 @@ def probed(lm: Tried, kinds: list[LayerKind], implementation: str) -> tuple[int,
 
 @torch.inference_mode()
 def prove(lm: Tried) -> None:
-    """Score a tree with two branches and compare with what the model itself, without cache, mask
-    and positions of ours, says of each branch: what a model that ignores masks or positions, or
-    that looks ahead, cannot pass."""
+    """Score a tree with two branches and compare with the model's own logits for each branch,
+    without our cache, mask and positions. A model that ignores masks or positions, or that looks
+    ahead, cannot pass."""
     ids, tree = _forked(lm, 1)
     with _told(lm), lm.open(1, 8) as session:
         session.read(ids[:, :3], [3])
@@ -205,9 +205,9 @@ def _forked(lm: Tried, rows: int) -> tuple[Tensor, TokenTree]:
 
 
 def difference(ours: Tensor, plain: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """The largest difference of logits, and what rounding explains. (Some models of float64 rotate
-    positions in float32.) Logits of -inf, which masked padding ids have, must be where the others
-    are."""
+    """The largest difference of logits, and how much of it rounding explains. (Some float64 models
+    rotate positions in float32.) Logits of -inf, as of masked padding ids, must be at the same
+    places in both."""
     finite = plain.isfinite()
     if not torch.equal(finite, ours.isfinite()):
         return float("inf"), 0.0
@@ -219,7 +219,7 @@ def difference(ours: Tensor, plain: Tensor, dtype: torch.dtype) -> tuple[float, 
 
 
 def _check_numbers(lm: Tried, logits: Tensor) -> None:
-    """Raise Unsupported for a model that says NaN, with the weights that are."""
+    """Raise Unsupported for a model whose logits are NaN, naming the weights that are."""
     if not logits.isnan().any():
         return
     wrong = [name for name, weight in lm.model.named_parameters() if not weight.isfinite().all()]

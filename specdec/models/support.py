@@ -1,5 +1,5 @@
-"""Which transformers models can score a tree, and what their attention layers see. Reasons for a
-refusal are said here."""
+"""Which transformers models can score a tree, and what their attention layers see. The reasons for
+refusals are here."""
 
 import inspect
 from typing import Any, NamedTuple
@@ -42,13 +42,13 @@ def layer_kinds(config: Any) -> list[LayerKind]:
 
 
 def usable_context(config: Any) -> int:
-    """How many positions a pass over a tree may name: those of the text config, or fewer where the
-    model changes its ways further on by something else than the position of each token.
+    """How many positions a pass over a tree may use: those of the text config, or fewer if from
+    some point on the model's behaviour depends on more than the position of each token.
 
-    LongRoPE (Phi-3) turns all positions of a pass by other angles as soon as one of them lies past
-    the original context, so a tree that reaches over the edge would change its nodes before it, and
-    the cache holds keys of the old angles. Llama 4 tempers attention by the number of cached
-    tokens, which is not the position of a node, from `floor_scale` on.
+    LongRoPE (Phi-3) rotates all positions of a pass by other angles as soon as one of them is past
+    the original context. A tree that crosses this edge would change its earlier nodes too, while
+    the cache still holds keys with the old angles. From `floor_scale` on, Llama 4 scales attention
+    by the number of cached tokens, which is not the position of a node.
     """
     most = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
     rope = getattr(config, "rope_parameters", None) or {}

@@ -1,10 +1,10 @@
 """A language model that is a table: small enough to write down, with the contract of a real one.
 
-What exact certificates and tests run on. Its law after the prompt is given for every continuation
+Exact certificates and tests run on it. Its law after the prompt is given for every continuation
 prefix, so the joint law of any number of tokens is a product of table rows. Hidden states,
-embedding and head are made up, always in the same way, for drafters that read them: a hidden state
-is a function of the whole path, of no meaning for the law. So are its layers: a part of a table is
-another table.
+embedding and head are made up, always in the same way, for drafters that read them. A hidden state
+is a function of the whole path and unrelated to the law. Layers are made up too: a part of a table
+is another table.
 
 Letters: B rows, b rows of one call, N nodes, V vocabulary, K taps, d hidden size.
 """

@@ -1,4 +1,4 @@
-"""How far a lossy rule strays from the target's law, measured at the nodes that it judges.
+"""How far a lossy rule deviates from the target's law, measured at the nodes that it decides on.
 
 Letters: B rows, V vocabulary.
 """
@@ -16,8 +16,8 @@ class Deviation:
         self._kl, self._judged = self._tv.clone(), self._tv.clone()
 
     def add(self, emitted: Tensor, p: Tensor, judged: Tensor) -> None:
-        """emitted, p (B, V): the laws at the node that each row in `judged` (B,) stands at. KL is
-        infinite where the rule emits what p excludes."""
+        """emitted, p (B, V): the laws at the current node of each row in `judged` (B,). KL is
+        infinite if the rule emits a token that p excludes."""
         emitted, p = emitted.double(), p.double()
         tv = (emitted - p).abs().sum(-1) / 2
         kl = torch.where(emitted > 0, emitted * (emitted / p).log(), 0.0).sum(-1)

@@ -1,7 +1,7 @@
 """Walking down trees, all rows at once: what most rules of acceptance share. It decides nothing.
 
-Every level has a fixed shape (B, V); rows that have stopped are masked by `open`, so that the
-device is never asked anything.
+Every level has a fixed shape (B, V); rows that have stopped are masked by `open`, so nothing is
+read from the device.
 
 Letters: B rows, N nodes, D levels, V vocabulary.
 """
@@ -66,7 +66,7 @@ class Walk:
 
 
 class Judged(NamedTuple):
-    """What a rule says of the children of the nodes where rows are."""
+    """A rule's decision about the children of each row's current node."""
 
     child: Tensor  # (B,) the accepted child, 0: none
     left: Tensor  # (B, V) the law of the extra token where none is accepted; p at a leaf
@@ -120,9 +120,9 @@ def matched(trees: TokenTree, laws: Laws, chance: Draws) -> Verdict:
     """Draw the target's token at a node, descend to the child that carries it, and so on; the first
     token without a child is the bonus.
 
-    Where a draw depends on its place alone, all nodes draw at once: what nobody looks at changes
-    nothing. While outcomes are enumerated, or where the laws of all nodes would be large, a node
-    draws when it is reached. The tokens are the same.
+    If a draw depends on its place alone, all nodes draw at once, because unused draws change
+    nothing. While outcomes are enumerated, or if the laws of all nodes would be large, a node draws
+    only when it is reached. The tokens are the same.
     """
     rows, nodes = trees.tokens.shape
     most = AT_ONCE.get(trees.tokens.device.type, AT_ONCE_ELSEWHERE)
@@ -157,8 +157,8 @@ def _grid(rows: int, nodes: int, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def followed(trees: TokenTree, choice: Tensor, state: State) -> Verdict:
-    """The path of children that carry the target's choice (B, N) at their parent; of two siblings
-    with one token the first is meant, and what is below the other is dead."""
+    """The path of children that carry the target's choice (B, N) at their parent. If two siblings
+    carry the same token, the first counts, and nothing below the second can be reached."""
     if trees.num_nodes == 1:
         return Verdict(choice[:, 1:], torch.zeros_like(choice[:, 0]), choice[:, 0])
     live, rows = state.live, torch.arange(trees.rows, device=choice.device)
