@@ -4,6 +4,7 @@ that a run needs; it does not import the checks."""
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from experiments.system.surroundings import Git
 from specdec.chance import Keyed
 from specdec.measuring.report import Report
 from specdec.pairing import choose
+from specdec.plugins import arguments_of as signature_of
 from specdec.plugins import find
 from specdec.registry import described
 from specdec.sampling import Sampling
@@ -28,6 +30,14 @@ SHIPPED = Path(__file__).parent / "shipped"  # those that come with the project
 def arguments_of(group: str, settings: Settings) -> dict[str, Any]:
     """The settings, with the YAML's own where there is a name."""
     return {**(described(group, settings["name"]) if settings.get("name") else {}), **settings}
+
+
+def with_defaults(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a plug-in, with its signature's defaults where none was given."""
+    plugin = find(group, given)
+    arguments = (signature_of(plugin.make) or {}).items()
+    defaults = {name: default for name, default in arguments if default is not Parameter.empty}
+    return {**defaults, **plugin.arguments}
 
 
 def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Settings:
@@ -46,7 +56,7 @@ def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:
     parts = []
     for group, settings in (("drafter", drafter), ("verifier", verifier)):
         arguments = arguments_of(group, settings)
-        kept = {key: value for key, value in arguments.items() if key != "name"}
+        kept = {"_target_": arguments["_target_"], **with_defaults(group, arguments)}
         if kind:
             weights = getattr(find(group, arguments).make, "weight_arguments", frozenset())
             widths = kept.pop("branching", None)

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from inspect import Parameter
 from typing import Any
 
 import torch
 
 import specdec
+from experiments.certificates.kept import with_defaults
 from experiments.measuring.theirs import Theirs
 from experiments.measuring.ways import AGAIN, COLD, METHOD, Ours, Way, load
 from experiments.study.schema import Prompts, Settings, Target
 from specdec.measuring.report import Report
-from specdec.plugins import arguments_of, build, find
+from specdec.plugins import build
 from specdec.registry import described
 
 
@@ -132,11 +132,3 @@ def drafter_in_effect(given: Mapping[str, Any], drafter: specdec.Drafter) -> dic
     """The drafter's arguments with their defaults, and what it says that they came to."""
     found = {**with_defaults("drafter", given), **drafter.settings_in_effect()}
     return {"_target_": given["_target_"], **found}
-
-
-def with_defaults(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a plug-in, with its signature's defaults where none was given."""
-    plugin = find(group, given)
-    arguments = (arguments_of(plugin.make) or {}).items()
-    defaults = {name: default for name, default in arguments if default is not Parameter.empty}
-    return {**defaults, **plugin.arguments}
