@@ -76,8 +76,7 @@ class Cascade(Drafter):
         for part, usual in (("first", "suffix"), ("then", "small_model")):
             choice = made.get(part, usual)
             if not isinstance(choice, Drafter):
-                plugin = find("drafter", choice)
-                made[part] = plugin.made_by(plugin.make.tiny, target, draft)  # type: ignore[attr-defined]
+                made[part] = find("drafter", choice).made_tiny(target, draft)
         return cls(**made)
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:

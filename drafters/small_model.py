@@ -1,4 +1,4 @@
-"""A small language model with the target's tokenizer drafts chains and trees.
+"""A small language model drafts chains and trees, with the target's tokenizer or another one.
 
 Leviathan et al. 2211.17192; trees as in SpecInfer 2305.09781, RSD 2402.14160, Sequoia 2402.12374,
 SpecHub 2411.05289, DySpec 2410.11744 and EAGLE-2 2406.16858. Its memory follows the accepted path;
@@ -7,12 +7,11 @@ drafting takes one forward pass per depth.
 Letters: B rows, N nodes, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from specdec import LanguageModel, Sampling, State, TokenTree
@@ -20,53 +19,109 @@ from specdec.chance import Draws
 from specdec.drafting.by_level import Grown, Score
 from specdec.drafting.guessed import Guesses
 from specdec.drafting.shape import STOPPED, VARIANTS, Shape, ShapeArguments, TreeDrafter
+from specdec.drafting.written import written
 from specdec.errors import switch
+from specdec.interfaces import OpenedCompiled, open_beside
+from specdec.models import translation
 from specdec.models.load import Loadable, load
+from specdec.models.toy_tokenizers import toy_tokenizers
+from specdec.models.translated import Translated, TranslatedSession
 from specdec.models.vocabulary import check_same_tokens
+from specdec.tree import SiblingLaw
+
+OTHER_TOKENS: tuple[Mapping[str, Any], ...] = (  # drafts of a model with another tokenizer
+    {"depth": 2, "vocabulary": "intersection"},
+    {"depth": 2, "branching": [2, 1], "vocabulary": "intersection"},
+    {"depth": 2, "vocabulary": "text"},
+)
 
 
 class SmallModel(TreeDrafter):
     """Drafts with `model`: a name or path for `specdec.load`, a transformers model, or a
     LanguageModel. `lookup`: a chain's tokens are first looked up in the text and scored in one
     pass, which saves passes without changing the chain (`specdec.drafting.guessed`). `shape`: see
-    `specdec.drafting.shape.Shape`; by default a chain of 4."""
+    `specdec.drafting.shape.Shape`; by default a chain of 4.
+
+    vocabulary  same          the draft model has the target's tokens
+                intersection  it has others: q has the tokens that both have (2502.05202)
+                text          likewise: the text that it writes is tokenized for the target and
+                              offered as a chain of up to `depth` tokens (DET)
+                auto          same if it is; intersection if half of the smaller vocabulary is
+                              shared, or if a tree is asked for; else text
+    """
 
     weight_arguments = frozenset({"model"})
-    variants = (*VARIANTS, *STOPPED, {"depth": 2, "lookup": True})
+    variants = (*VARIANTS, *STOPPED, {"depth": 2, "lookup": True}, *OTHER_TOKENS)
 
     def __init__(
         self,
         model: Loadable | LanguageModel = "demo-draft",
         lookup: bool = False,
+        vocabulary: str = translation.SAME,
         **shape: Unpack[ShapeArguments],
     ) -> None:
         super().__init__(Shape.asked(shape, depth=4))
         self.lookup = switch("lookup", lookup)
         if self.lookup and not self.shape.chain:
             raise ValueError("lookup is for chains (branching=1); drop it or draft a chain")
+        self.vocabulary = translation.check_mode(vocabulary)
+        if self.vocabulary == translation.TEXT and not self._may_write:
+            raise ValueError(
+                "vocabulary='text' drafts a chain of the draft model's most probable tokens, so "
+                "branching, nodes, stop and lookup are not for it, and draw is 'auto' or 'topk'; "
+                f"got branching={self.shape.branching!r}, draw={self.shape.draw!r}, "
+                f"stop={self.shape.stop!r}, lookup={self.lookup}; or take "
+                "vocabulary='intersection'"
+            )
         self.model = model if isinstance(model, LanguageModel) else load(model)
+        self._tokenizers: tuple[Any, Any] | None = None  # in place of the models' own
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "SmallModel":
-        return cls(**{**arguments, "model": draft})
+        made = cls(**{**arguments, "model": draft})
+        if made.vocabulary in (translation.INTERSECTION, translation.TEXT):
+            made._tokenizers = toy_tokenizers(draft.vocabulary, target.vocabulary)
+        return made
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         super().begin(target, rows, sampling)
-        check_same_tokens(self.model, target)
+        self._reader = self._reading(target)
         if self.model.device != target.device:
             raise ValueError(
                 f"the draft model {self.model.name} is on {self.model.device}, the target on "
                 f"{target.device}; load it there: specdec.load(..., device={str(target.device)!r})"
             )
-        self._session = self.model.open(rows, 0)  # grows with the texts
+        self._session = open_beside(target, self._reader, rows)
         self.opened = (self._session,)
         self._seen = [0] * rows  # tokens in memory
         self._grown: Grown | None = None
         self._guesses = Guesses(rows, self.shape.depth) if self.lookup else None
 
+    def _reading(self, target: LanguageModel) -> LanguageModel:
+        """The draft model as one that reads the target's tokens. `law` and `vocabulary` are final
+        afterwards."""
+        self.vocabulary = translation.choose(self.vocabulary, self.model, target, self._may_write)
+        if self.vocabulary == translation.SAME:
+            check_same_tokens(self.model, target)
+            return self.model
+        writes = self.vocabulary == translation.TEXT
+        self.law = SiblingLaw.DET if writes else self.law
+        both = translation.between(self.model, target, self.vocabulary, self._tokenizers)
+        return Translated(self.model, both, writes)
+
+    @property
+    def _may_write(self) -> bool:
+        """Whether the shape is that of drafts by text."""
+        shape = self.shape
+        plain = shape.draw in ("auto", "topk") and shape.stop is None and not self.lookup
+        return self.chain and plain
+
     def enter(self, rows: Sequence[int], state: State) -> None:
         """Read the prompts of these rows, but for their roots."""
         self._session.release(rows)
+        if isinstance(self._session, OpenedCompiled):
+            longest = min(state.committed.shape[1], self.model.context)
+            self._session.reserve(longest + self.max_nodes)
         if self._guesses is not None:
             self._guesses.enter(rows, state)
         lengths = state.on_host.lengths
@@ -84,6 +139,9 @@ class SmallModel(TreeDrafter):
         if state.deepest < 1:
             return TokenTree.root(state.roots, self.law)
         logits = self._read_new(state)
+        session = self._session
+        if isinstance(session, TranslatedSession) and session.model.own:
+            return written(logits, session, state, self.shape.depth)
         score: Score = self._score
         if self._guesses is not None:
             score = self._guesses.around(score, state)
@@ -108,7 +166,7 @@ class SmallModel(TreeDrafter):
 
     def _has_positions(self, length: int) -> bool:
         """Whether the model can draft behind a text of so many tokens."""
-        return length <= self.model.context - self.shape.depth
+        return length <= self._reader.context - self.shape.depth
 
     def _within_context(self, state: State) -> State:
         """The same state, with only those rows live for which the model has positions."""
@@ -134,13 +192,7 @@ class SmallModel(TreeDrafter):
             length - seen if alive else 0
             for length, seen, alive in zip(lengths, self._seen, live, strict=True)
         ]
-        first, widest = self._seen, max(counts)
-        if min(first) == max(first):
-            tokens = state.tokens[:, first[0] : first[0] + widest]
-        else:
-            steps = torch.arange(widest, device=state.device)
-            index = torch.tensor(first, device=state.device)[:, None] + steps
-            tokens = state.tokens.gather(1, index.clamp(max=state.tokens.shape[1] - 1))
+        tokens = state.tokens_from(self._seen, max(counts))
         logits = self._session.read(tokens, counts, root=True).logits
-        self._seen = [seen + count for seen, count in zip(first, counts, strict=True)]
+        self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]
         return logits

@@ -1,9 +1,13 @@
 """`specdec "def read_csv("`: streams the continuation with accepted draft tokens in colour, then
-prints one line of numbers."""
+prints one line of numbers.
+
+`specdec doctor ...` is `python -m experiments.doctor ...`."""
 
 import argparse
+import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="specdec",
         description="Decode a prompt speculatively and show which tokens were drafted.",
+        epilog="`specdec doctor target=... drafter=...` checks a pair instead (specdec doctor "
+        "--help); the prompt 'doctor' is written after --.",
     )
     options.add_argument("prompt")
     options.add_argument(
@@ -77,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
         help="also decode without a drafter and print the speed-up",
     )
     options.add_argument(
+        "--trace", metavar="FILE", help="write a page that shows every round: its tree, p, q, coins"
+    )
+    options.add_argument(
         "--allow-lossy", action="store_true", help="permit rules that do not keep the target's law"
     )
     return options
@@ -86,8 +95,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the usual exit status: 0, 2 for bad input, 130 after Ctrl-C, 141 if the reader of the
     pipe has gone."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["doctor"]:
+        # By name: this package imports none of the programs that are built on it.
+        doctor = importlib.import_module("experiments.doctor")
+        doctor.start(doctor.main, doctor.Doctor, given[1:])
+        return 0
     try:
-        return show(parser().parse_args(arguments))
+        return show(parser().parse_args(given))
     except BrokenPipeError:
         # so that flushing at exit does not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,6 +138,10 @@ def show(options: argparse.Namespace) -> int:
     draft = {**described("drafter", drafter["name"]), **drafter}.get("model")
     if isinstance(draft, str):  # on the target's device, in its dtype
         drafter["model"] = load(draft, **place)
+    if options.trace is not None and options.compare:
+        raise ValueError("--trace slows the rounds that --compare measures; give one of them")
+    if options.trace is not None and not Path(options.trace).absolute().parent.is_dir():
+        raise ValueError(f"--trace {options.trace}: there is no such folder; make it first")
     tokenizer = target.tokenizer
     if tokenizer is None:
         raise ValueError(f"{options.target} has no tokenizer, so it cannot take a text prompt")
@@ -142,7 +161,7 @@ def show(options: argparse.Namespace) -> int:
 
     # A warm-up, so that the numbers below are not those of a cold start.
     run(drafter, max_new_tokens=2).finish()
-    speculative = run(drafter)
+    speculative = run(drafter, trace=options.trace is not None)
     console.print(Text(options.prompt, style="dim"), end="")
     for step in speculative.rounds():
         for event in speculative.texts.events(step):
@@ -170,6 +189,8 @@ def show(options: argparse.Namespace) -> int:
         f"{options.temperature:g}]",
         markup=False,
     )
+    if options.trace is not None:
+        speculative.output().trace().save(options.trace)
     return 0
 
 

@@ -23,6 +23,7 @@ from specdec.probs import Laws
 from specdec.requests import Call, DrafterChoice, Prompts, VerifierChoice, prepare
 from specdec.sampling import Processor
 from specdec.seats import Seats
+from specdec.trace.watch import Traced
 
 
 @misspelt_arguments_are_named
@@ -46,6 +47,7 @@ def generate(
     chance: Chance | None = None,
     allow_lossy: bool = False,
     seats: int | None = None,
+    trace: bool = False,
     progress: bool = False,
 ) -> Output:
     """Decode prompts speculatively. Lossless verifiers give exactly the law of plain sampling from
@@ -57,7 +59,8 @@ def generate(
     next prompt. seed (None: 0) and request_ids (None: 0, 1, ...) key each prompt's chance: its
     tokens depend on neither its neighbours nor its seat. chance: another kind of chance, with its
     own seed. `tokens` end with EOS or with the token that completes a stop string; `texts` end
-    before it. Ctrl-C ends the run and returns what is finished.
+    before it. trace: keep every node's token, p, q and coin for `Output.trace`, which takes time in
+    every round. Ctrl-C ends the run and returns what is finished.
 
     Raises ValueError for bad input before anything is computed, and later if a drafter, verifier or
     model breaks its contract.
@@ -106,14 +109,15 @@ class Run:
         self.verifier = pair(
             self.drafter, call.verifier, call.sampling, call.chance, vocabulary, call.allow_lossy
         )
-        names = name_of(call.drafter), name_of(self.verifier)
-        self.inspector = Inspector(self.drafter, self.verifier, names, vocabulary)
+        self.names = name_of(call.drafter), name_of(self.verifier)
+        self.inspector = Inspector(self.drafter, self.verifier, self.names, vocabulary)
+        self.judge = Traced(self.verifier) if call.trace else self.verifier
         self.texts = Texts(call)
         self.recorder = Recorder(call.target.device, len(call.requests))
 
     @torch.inference_mode()
     def rounds(self) -> Generator[Step, None, None]:
-        call, drafter, verifier = self.call, self.drafter, self.verifier
+        call, drafter, judge = self.call, self.drafter, self.judge
         inspector, clock = self.inspector, self.recorder.clock
         with self._memory() as target:
             seats = Seats(call, target, drafter, self.texts, self.recorder)
@@ -128,7 +132,7 @@ class Run:
                     scores = target.score(trees, taps=drafter.taps)
                 with clock("verify"):
                     p = Laws(scores.logits, trees, state)
-                    verdict = verifier.verify(trees, p, draws)
+                    verdict = judge.verify(trees, p, draws)
                     outcome = inspector.read(verdict, trees, p, state)
                 with clock("commit"):
                     target.keep(outcome.verdict.path, outcome.keep)
@@ -145,6 +149,7 @@ class Run:
                 stack.callback(one.close)
             slots = call.longest + self.drafter.max_nodes
             target = stack.enter_context(call.target.open(call.seats, slots))
+            self.recorder.watch((target, *opened))
             stack.callback(self.recorder.end, target, opened)
             yield target
 
@@ -168,10 +173,12 @@ class Run:
 
     def output(self) -> Output:
         texts, tokens, reasons = self.texts.all()
-        return Output(texts, tokens, reasons, self.recorder.steps, self.report)
+        prompts = [request.prompt for request in self.call.requests]
+        tokenizer = self.call.target.tokenizer
+        steps = self.recorder.steps
+        return Output(texts, tokens, reasons, steps, self.report, prompts, tokenizer)
 
     @property
     def report(self) -> Report:
-        drafter, verifier = self.inspector.names
         deeper = self.call.target.extra_layers
-        return self.recorder.report(drafter, verifier, self.verifier.lossless, deeper)
+        return self.recorder.report(*self.names, self.verifier.lossless, deeper)

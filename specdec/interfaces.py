@@ -7,7 +7,7 @@ T tokens, K taps, d hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,21 @@ class Scores(NamedTuple):
 # ------------------------------------------------------------------------------ language models
 
 
+Compile = bool | Literal["require"] | None
+"""Whether passes are compiled. "require": an error where they cannot be; None: not said, which is
+no, or for a draft model what its target does."""
+
+
+class CompiledPass(NamedTuple):
+    """What was compiled: a pass of so many nodes, rows, and slots of memory."""
+
+    model: str
+    nodes: int
+    rows: int
+    slots: int
+    seconds: float  # that it took
+
+
 @runtime_checkable
 class Opened(Protocol):
     """One run's memory of something: the run opens it, and closes it at its end."""
@@ -48,6 +63,18 @@ class Opened(Protocol):
     def forward_seconds(self) -> float: ...  # inside forward passes
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class OpenedCompiled(Opened, Protocol):
+    """Memory for passes that may be compiled."""
+
+    @property
+    def compiled(self) -> Sequence[CompiledPass]: ...  # what was compiled for it
+
+    def reserve(self, slots: int) -> None:
+        """So many tokens per row are to come, the nodes of a tree included. Compiled passes are
+        made for a size of memory; without it the memory grows with the texts, through several."""
 
 
 class Session(Opened, Protocol):
@@ -82,6 +109,10 @@ class Session(Opened, Protocol):
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         """Commit the root and the first `counts` nodes of `path` (B, D), and forget the rest. A
         count of -1 leaves a row as it was."""
+
+    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Forget what was committed after the first `lengths[i]` tokens of these rows, and the
+        tree."""
 
     def release(self, rows: Sequence[int]) -> None:
         """Empty these rows."""
@@ -124,6 +155,17 @@ class LanguageModel(Protocol):
 
     def open(self, rows: int, slots: int) -> Session:
         """Memory for `rows` texts of up to `slots` tokens, the nodes of a tree included."""
+
+
+@runtime_checkable
+class CompilableModel(LanguageModel, Protocol):
+    """A model whose passes can be compiled."""
+
+    @property
+    def compile(self) -> Compile: ...
+
+    def open(self, rows: int, slots: int, compile: Compile = None) -> Session:
+        """compile: instead of the model's own setting."""
 
 
 @runtime_checkable
@@ -183,6 +225,19 @@ class LendsLayers(LanguageModel, Protocol):
     def lower(self, layer: int, adapter: Module | None = None) -> Part:
         """The first `layer` layers, an optional adapter, the final norm and the LM head. Raises
         ValueError for models that cannot continue from saved states."""
+
+
+def compile_of(target: LanguageModel) -> Compile:
+    """Whether the target's passes are compiled."""
+    return target.compile if isinstance(target, CompilableModel) else None
+
+
+def open_beside(target: LanguageModel, model: LanguageModel, rows: int) -> Session:
+    """Memory of a draft model, which grows with the texts. Its passes are compiled if the target's
+    are, unless the draft model was loaded with a setting of its own."""
+    if isinstance(model, CompilableModel) and model.compile is None:
+        return model.open(rows, 0, compile_of(target))
+    return model.open(rows, 0)
 
 
 def lends_head(target: LanguageModel, borrower: str) -> LendsHead:

@@ -30,6 +30,7 @@ class Outcome:
     counts: dict[str, np.ndarray]  # the verifier's diagnostics, (B,) each
     aside: np.ndarray | None  # (B, n) what the drafter wanted to know
     runners_up: np.ndarray | None  # (B, k) best tokens at the node that the bonus came from
+    notes: dict[str, np.ndarray]  # (B, N) each: what a trace wants to know
 
 
 class Inspector:
@@ -43,7 +44,7 @@ class Inspector:
     def __init__(
         self, drafter: Drafter, verifier: Verifier, names: tuple[str, str], vocabulary: int
     ) -> None:
-        self.drafter, self.verifier, self.names = drafter, verifier, names
+        self.drafter, self.verifier = drafter, verifier
         self.drafter_name, self.verifier_name = names
         self.vocabulary = vocabulary
         self._widest: dict[int, int] = defaultdict(int)  # most children of a node, by its depth
@@ -104,8 +105,10 @@ class Inspector:
             "bonus": verdict.bonus,
             "tokens": self._tokens,
             "no law": laws.faulty,
-            "written": state.written,
         }
+        written = state.written
+        if written is not None:
+            pieces["written"] = written
         shape = trees.structure.on_host
         if shape is None:
             pieces |= {"parents": trees.parents, "depths": trees.depths}
@@ -116,13 +119,15 @@ class Inspector:
         if self.drafter.runners_up:
             pieces["runners up"] = runners_up(laws, verdict, self.drafter.runners_up)
         counts = {f"count {name}": values for name, values in verdict.counts.items()}
-        host = fetched(pieces | counts)
+        notes = {f"note {name}": values for name, values in verdict.notes.items()}
+        host = fetched(pieces | counts | notes)
         if shape is not None:
             host |= {"parents": shape.parents, "depths": shape.depths}
         path, accepted, bonus, tokens = (
             host[name].tolist() for name in ("path", "accepted", "bonus", "tokens")
         )
-        self._check_state(host["written"].tolist(), state, live)
+        if written is not None:
+            self._check_state(host["written"].tolist(), state, live)
         self._check_tree(host, tokens, trees, state, live)
         self._check_laws(host["no law"].tolist(), state, live)
         self._check_verdict(path, accepted, bonus, host["parents"], live)
@@ -133,9 +138,10 @@ class Inspector:
             out[row] = [*(tokens[row][node] for node in path[row][: accepted[row]]), bonus[row]]
         on_host = HostVerdict(host["path"], host["accepted"], host["bonus"])
         found = {name: host[f"count {name}"] for name in verdict.counts}
+        noted = {name: host[f"note {name}"] for name in verdict.notes}
         asked = host.get("aside"), host.get("runners up")
         alive = np.array(state.on_host.live)
-        return Outcome(on_host, out, keep, alive, host["parents"], found, *asked)
+        return Outcome(on_host, out, keep, alive, host["parents"], found, *asked, noted)
 
     # --------------------------------------------------------------------------------- the checks
 
@@ -253,13 +259,14 @@ class Inspector:
             *((f"counts[{key!r}]", count, 1) for key, count in verdict.counts.items()),
         ]
         for what, given, axes in pieces:
-            wanted = f"a tensor {f'({rows}, depth)' if axes == 2 else f'({rows},)'} on {device}"
-            if not isinstance(given, Tensor):
-                raise ValueError(f"{name} returned {type(given).__name__} as {what}, not {wanted}")
-            if given.ndim != axes or len(given) != rows or given.device != device:
-                shape = tuple(given.shape)
+            form = isinstance(given, Tensor) and given.ndim == axes and len(given) == rows
+            if not form or given.device != device:
+                came = type(given).__name__
+                if isinstance(given, Tensor):
+                    came = f"a tensor {tuple(given.shape)} on {given.device}"
+                wanted = f"({rows}, depth)" if axes == 2 else f"({rows},)"
                 raise ValueError(
-                    f"{name} returned {what} of shape {shape} on {given.device}, expected {wanted}"
+                    f"{name} returned {came} as {what}, expected a tensor {wanted} on {device}"
                 )
             if given.dtype != torch.long and not what.startswith("counts"):
                 raise ValueError(f"{name} returned {what} of {given.dtype}, expected torch.long")
@@ -333,7 +340,7 @@ def fetched(pieces: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors (B,) or (B, n) on the host, in one copy. Floats come as float64."""
     columns = []
     for piece in pieces.values():
-        flat = piece if piece.ndim == 2 else piece.reshape(len(piece), -1)
+        flat = piece if piece.ndim == 2 else piece[:, None]
         columns.append(flat.double().view(torch.long) if flat.is_floating_point() else flat)
     whole = torch.cat(columns, 1).cpu().numpy()
     found, start = {}, 0
@@ -344,5 +351,5 @@ def fetched(pieces: dict[str, Tensor]) -> dict[str, np.ndarray]:
             values = np.ascontiguousarray(values).view(np.float64)
         elif piece.dtype == torch.bool:
             values = values != 0
-        found[name] = values if piece.ndim == 2 else values.reshape(piece.shape)
+        found[name] = values if piece.ndim == 2 else values[:, 0]
     return found

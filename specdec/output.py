@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from specdec.measuring.report import Report, Step
 from specdec.requests import Call
+
+if TYPE_CHECKING:
+    from specdec.trace.page import TracePage
 
 HALF = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer prints for the beginning of a character
 CONTEXT = 6  # prompt tokens decoded too, so that leading spaces come out as in running text
@@ -37,9 +40,24 @@ class Output:
     finish_reasons: list[str]  # "eos" | "stop" | "length"; "interrupted" after Ctrl-C
     steps: list[Step]  # one per round
     report: Report
+    prompts: list[list[int]]  # their tokens
+    tokenizer: Any  # the target's, or None
 
     def __repr__(self) -> str:
         return f"<Output of {len(self.tokens)} prompts; {self.report}>"
+
+    def _repr_html_(self) -> str:
+        """In notebooks: the texts, each token coloured by where it came from."""
+        from specdec.trace.notebook import fragment
+
+        return fragment(self)
+
+    def trace(self) -> "TracePage":
+        """The run as a page, round by round; `.save(path)` writes it, a notebook shows it. Raises
+        ValueError for a run without `generate(..., trace=True)`."""
+        from specdec.trace.page import TracePage
+
+        return TracePage.of(self)
 
 
 class TextStream:
@@ -92,7 +110,13 @@ class _Stream:
 
     def step(self, token: int) -> str:
         self._pending.append(token)
-        text = self._stream.step(self._backend, token)
+        try:
+            text = self._stream.step(self._backend, token)
+        except Exception:  # the library has no class for it
+            # Byte tokens that read otherwise together with those after them. What was said stays
+            # said; the text goes on from here.
+            text = _decoded(self._tokenizer, self._pending)
+            self._stream = DecodeStream(self._pending, skip_special_tokens=True)
         if text is None:
             return ""
         self._before, self._pending = self._pending, []

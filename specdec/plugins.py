@@ -25,11 +25,15 @@ class Plugin:
 
     def made(self) -> Any:
         """Make the drafter or verifier. Raises ValueError for unknown arguments."""
-        return self.made_by(self.make)
+        return self._made_by(self.make)
 
-    def made_by(self, make: Callable[..., Any], *first: Any) -> Any:
-        """The same, made by another function such as `tiny`, which takes `first` before the
-        arguments."""
+    def made_tiny(self, target: Any, draft: Any) -> Any:
+        """For a small target, by the drafter's `tiny`. What is made by a function stays as it
+        is."""
+        tiny = getattr(self.make, "tiny", None)
+        return self.made() if tiny is None else self._made_by(tiny, target, draft)
+
+    def _made_by(self, make: Callable[..., Any], *first: Any) -> Any:
         title = f"{self.group} {self.name}"
         check_names(title, self.make, self.arguments)  # `tiny` itself accepts any name
         found = construct(title, make, self.arguments, *first)

@@ -44,6 +44,7 @@ class Call:
     stop: tuple[str, ...]
     eos_ids: frozenset[int]
     allow_lossy: bool
+    trace: bool
 
     @property
     def longest(self) -> int:
@@ -71,6 +72,7 @@ def prepare(
     chance: Chance | None = None,
     allow_lossy: bool = False,
     seats: int | None = None,
+    trace: bool = False,
 ) -> Call:
     """Raises ValueError for anything that cannot be served; the error says what was given and what
     to do."""
@@ -106,6 +108,7 @@ def prepare(
         stops,
         frozenset() if switch("ignore_eos", ignore_eos) else check_eos(model),
         switch("allow_lossy", allow_lossy),
+        switch("trace", trace),
     )
 
 

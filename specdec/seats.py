@@ -93,10 +93,9 @@ class Seats:
         every = len(rows) == self.call.seats
         tokens = self.tokens if every else self.tokens[rows]
         seats = None if every else rows
-        every_token = {"every": True} if self.drafter.best_tokens else {}
-        tokens = tokens[:, : max(counts)]
-        scores = self.target.read(tokens, counts, seats, self.drafter.taps, **every_token)
-        return scores.taps, best_tokens(scores.logits, self.drafter.best_tokens)
+        tokens, best = tokens[:, : max(counts)], self.drafter.best_tokens
+        scores = self.target.read(tokens, counts, seats, self.drafter.taps, every=best > 0)
+        return scores.taps, best_tokens(scores.logits, best)
 
     def commit(
         self, state: State, trees: TokenTree, outcome: Outcome, scores: Scores
@@ -105,18 +104,21 @@ class Seats:
         Also returns how many tokens each row kept."""
         host = state.on_host
         lengths, live, room = list(host.lengths), list(host.live), list(host.room)
-        index: list[tuple[int, int, int]] = []  # row, column, token
+        places: list[int] = []  # in the flat `tokens`
+        values: list[int] = []
         decoded = [row for row, alive in enumerate(host.live) if alive]
         kept = [0] * len(live)
         for row in decoded:
             added, live[row] = self.texts.add(int(self.numbers[row]), outcome.tokens[row])
-            index += [(row, lengths[row] + n, token) for n, token in enumerate(added)]
+            first = row * self.call.longest + lengths[row]
+            places.extend(range(first, first + len(added)))
+            values.extend(added)
             host.texts[row].extend(added)  # earlier states see only as much as their lengths say
             lengths[row] += len(added)
             room[row] -= len(added)
             kept[row] = len(added)
-        rows, columns, values = torch.tensor(index).to(self.tokens.device).unbind(1)
-        self.tokens[rows, columns] = values
+        index, ids = torch.tensor([places, values]).to(self.tokens.device)
+        self.tokens.put_(index, ids)
         accepted = [max(count, 0) for count in outcome.keep]
         newest = on_path(scores.taps, outcome.verdict.path)
         drafted = (outcome.parents >= 0).sum(1).tolist()

@@ -25,6 +25,7 @@ class Verdict:
     num_accepted: Int[Tensor, " B"]
     bonus: Int[Tensor, " B"]  # the one token that the target adds
     counts: Mapping[str, Tensor] = field(default_factory=dict)  # diagnostics per row (B,)
+    notes: Mapping[str, Tensor] = field(default_factory=dict)  # (B, N) each, of a watched rule
 
 
 class HostVerdict(NamedTuple):
@@ -110,11 +111,20 @@ class State:
         reported."""
         return self.committed.clone()
 
+    def tokens_from(self, first: Sequence[int], count: int) -> Int[Tensor, "B n"]:
+        """(B, count) committed tokens of each row from index first[row] on. Past the end of a text
+        they are arbitrary."""
+        if min(first) == max(first):
+            return self.tokens[:, first[0] : first[0] + count]
+        steps = torch.arange(count, device=self.device)
+        index = torch.tensor(first, device=self.device)[:, None] + steps
+        return self.tokens.gather(1, index.clamp(max=self.tokens.shape[1] - 1))
+
     @property
-    def written(self) -> Tensor:
-        """(B,) bool: `tokens` was written to."""
+    def written(self) -> Tensor | None:
+        """(B,) bool: `tokens` was written to. None: nobody has asked for them."""
         if "tokens" not in vars(self):
-            return torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+            return None
         return (self.tokens != self.committed).any(1)
 
     @cached_property

@@ -64,8 +64,24 @@ def tiny(tmp_path_factory):
     return folder
 
 
+QUIET = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+
+
+@pytest.fixture(scope="session")
+def usual(tiny):
+    """Overrides of every run: the tiny target and its prompts, and few tokens."""
+    return [
+        "target=model",
+        f"target.name={tiny}",
+        "prompts=jsonl",
+        f"prompts.path={tiny}/prompts.jsonl",
+        "max_new_tokens=12",
+        "progress=false",
+    ]
+
+
 @pytest.fixture
-def command(tiny, tmp_path, monkeypatch):
+def command(usual, tmp_path, monkeypatch):
     """`command("drafter=ngram", ...)`: python -m experiments.run in a folder of its own, on the
     tiny target."""
     monkeypatch.chdir(tmp_path)
@@ -73,18 +89,6 @@ def command(tiny, tmp_path, monkeypatch):
     handlers = list(logging.getLogger().handlers)
 
     def call(*overrides: str) -> Path:
-        usual = [
-            "target=model",
-            f"target.name={tiny}",
-            "prompts=jsonl",
-            f"prompts.path={tiny}/prompts.jsonl",
-        ]
-        usual += [
-            "max_new_tokens=12",
-            "progress=false",
-            "hydra/job_logging=disabled",
-            "hydra/hydra_logging=disabled",
-        ]
         monkeypatch.setattr(
             sys,
             "argv",
@@ -92,6 +96,7 @@ def command(tiny, tmp_path, monkeypatch):
                 "run",
                 *[o for o in overrides if o == "-m"],
                 *usual,
+                *QUIET,
                 *[o for o in overrides if o != "-m"],
             ],
         )

@@ -39,6 +39,7 @@ from experiments.terminal import options, program, refusals
 from specdec.measuring.report import Report, Served, Step
 from specdec.models.load import BUNDLED
 from specdec.plugins import CONF
+from tests.conftest import QUIET
 
 GROUPS = (
     "target",
@@ -219,25 +220,13 @@ def test_refused_pair_is_not_applicable(command):
     assert not (root / "here" / "failed.json").exists()
 
 
-def test_a_sweep_resumes(command, monkeypatch, tiny):
+def test_a_sweep_resumes(command, usual, monkeypatch):
     """One job finished, one killed with -9 amid decoding, one failing, one never reached."""
     jobs = [
         "-m",
         "study=resumed",
         "drafter.length=4,5,0,6",
         "hydra.sweep.dir=multirun/resumed/first",
-    ]
-    usual = [
-        "target=model",
-        f"target.name={tiny}",
-        "prompts=jsonl",
-        f"prompts.path={tiny}/prompts.jsonl",
-    ]
-    usual += [
-        "max_new_tokens=12",
-        "progress=false",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
     ]
     script = (  # as -c, __main__ has no file: the configuration is found by --config-dir
         "import os, signal\nfrom experiments import run\nfrom experiments.study import "
@@ -251,7 +240,7 @@ def test_a_sweep_resumes(command, monkeypatch, tiny):
     place = {**os.environ, "PYTHONPATH": str(CONF.parent)}
     conf = [f"--config-dir={CONF}"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *conf, *jobs, *usual],
+        [sys.executable, "-c", script, *conf, *jobs, *usual, *QUIET],
         env=place,
         capture_output=True,
         text=True,
@@ -361,26 +350,10 @@ def needs(launcher: str) -> None:
         pytest.skip(f"launcher={launcher} needs its plug-in: pip install -e '.[{launcher}]'")
 
 
-def elsewhere(
-    overrides: Sequence[str], tiny: Path, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """python -m experiments.run on the tiny target, in a process of its own and in this folder."""
-    usual = [
-        "target=model",
-        f"target.name={tiny}",
-        "prompts=jsonl",
-        f"prompts.path={tiny}/prompts.jsonl",
-    ]
+def elsewhere(overrides: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """python -m experiments.run in a process of its own and in this folder."""
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "experiments.run",
-            *overrides,
-            *usual,
-            "max_new_tokens=12",
-            "progress=false",
-        ],
+        [sys.executable, "-m", "experiments.run", *overrides],
         env={**os.environ, "PYTHONPATH": str(CONF.parent), **environment},
         capture_output=True,
         text=True,
@@ -389,7 +362,7 @@ def elsewhere(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "joblib", "slurm", "ray"])
-def test_launchers(launcher, tiny, tmp_path, monkeypatch):
+def test_launchers(launcher, usual, tmp_path, monkeypatch):
     """Each runs a sweep with a job that fails; the other has its result; and resuming runs nothing
     but the failed one."""
     needs(launcher)
@@ -400,7 +373,7 @@ def test_launchers(launcher, tiny, tmp_path, monkeypatch):
     )
     finished = []
     for resume in ([], ["resume=true"]):
-        done = elsewhere([*jobs, *resume], tiny)
+        done = elsewhere([*jobs, *resume, *usual])
         assert done.returncode == 1, done.stderr
         assert "1 of the sweep's jobs failed: 0 (failed.json" in done.stderr
         study = studies.read("launched")
@@ -412,13 +385,12 @@ def test_launchers(launcher, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_wandb_offline(tiny, tmp_path, monkeypatch):
+def test_wandb_offline(usual, tmp_path, monkeypatch):
     """What is logged lies in the run's folder: config, a point per round, tables and figures."""
     pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     done = elsewhere(
-        ["logger=wandb", "logger.project=rehearsal", "hydra.run.dir=here"],
-        tiny,
+        ["logger=wandb", "logger.project=rehearsal", "hydra.run.dir=here", *usual],
         WANDB_MODE="offline",
     )
     assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ from specdec.output import TextStream
 from specdec.plugins import names
 from tests.exact import KNOWN, make, title
 from tests.models import ARCHITECTURES, CONTEXT, VOCABULARY, build, prompts, shared, similar
+from tests.tokenizers_of_kinds import unigram
 
 SHAPES: dict[str, list[dict[str, Any]]] = {
     "ngram": [{}, {"tree": True}],
@@ -505,6 +506,16 @@ def test_the_first_word_comes_out_as_in_running_text():
     stream = TextStream(Words(b" the", b" end"), [0])
     stream.push([1])
     assert stream.take(final=True) == " end"
+
+
+def test_bytes_that_read_otherwise_with_those_after_them():
+    """A tokenizer with byte tokens takes back what it said of them; a stream says it once."""
+    tokenizer = unigram(400)
+    for seed in range(20):
+        ids = torch.randint(3, 259, (30,), generator=torch.Generator().manual_seed(seed)).tolist()
+        stream = TextStream(tokenizer, ids[:3])
+        stream.push(ids[3:])
+        assert stream.take(final=True)
 
 
 def test_half_a_character_is_held_back():

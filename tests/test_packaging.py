@@ -85,9 +85,11 @@ ROOMS = (
     "certificates",
     "study",
     "measuring",
+    "audits",
     "report",
     "benchmarks",
     "training",
+    "checkups",
 )
 # what training still calls them
 FORMER = {f"experiments.{name}" for name in ("logger", "program", "progress", "schema")}
@@ -142,7 +144,18 @@ def test_only_programs_lie_on_top_of_experiments():
 
 def shipped(folder: Path) -> set[str]:
     """The files of our packages below `folder` that an installation needs."""
-    suffixes = {".py", ".yaml", ".json", ".jsonl", ".safetensors", ".jinja", ".md", ".typed"}
+    suffixes = {
+        ".py",
+        ".yaml",
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".md",
+        ".typed",
+        ".j2",
+        ".css",
+        ".js",
+    }
     return {
         path.relative_to(folder).as_posix()
         for package in PACKAGES

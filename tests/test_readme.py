@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 
 import specdec
 from experiments.certificates import suite
+from experiments.doctor import Doctor
 from experiments.terminal import search_path
 from experiments.terminal.options import parse
 from specdec import Enumerate, registry
@@ -163,7 +164,7 @@ def test_commands_name_programs_and_options_that_there_are(line, mine):
     inner = ".__main__" if (ROOT / name.replace(".", "/")).is_dir() else ""
     program = importlib.import_module(f"{name}{inner}")
     short = name.removeprefix("experiments.")
-    if "--help" in arguments:
+    if not arguments or "--help" in arguments:
         return
     if short not in HYDRA:
         parse(options_of(program), arguments)
@@ -181,6 +182,9 @@ def test_commands_name_programs_and_options_that_there_are(line, mine):
 @pytest.mark.parametrize("line", commands("specdec "))
 def test_commands_of_the_shell_name_options_that_there_are(line, mine):
     _, *arguments = shlex.split(line)
+    if arguments[0] == "doctor":
+        parse(Doctor, arguments[1:])
+        return
     options = parser().parse_args(arguments)
     found = find("drafter", drafter_choice(options.drafter))
     check_names(found.name, found.make, found.arguments)

@@ -63,7 +63,9 @@ SHAPES = [
 ]
 
 
-def counted(drafter: Drafter, rule: Any, temperature: float) -> list[tuple[int, Counter[str]]]:
+def counted(
+    drafter: Drafter, rule: Any, temperature: float, trace: bool = False
+) -> list[tuple[int, Counter[str]]]:
     """Per round of a run in which rows end and begin: how many rows were new in it, and what was
     read."""
     call = prepare(
@@ -75,6 +77,7 @@ def counted(drafter: Drafter, rule: Any, temperature: float) -> list[tuple[int, 
         max_new_tokens=16,
         allow_lossy=True,
         seats=2,
+        trace=trace,
     )
     rounds, found, known = Run(call).rounds(), [], {-1}
     while True:

@@ -57,12 +57,14 @@ def test_public_shapes_hold_while_decoding():
 
 
 def test_generate_stream_and_prepare_are_in_step():
-    """One list of arguments, with one set of defaults; `progress` is for who waits to the end."""
+    """One list of arguments, with one set of defaults; `progress` is for who waits to the end, and
+    `trace` for who keeps the output."""
     generate, stream, prepare = (
         dict(inspect.signature(call).parameters)
         for call in (specdec.generate, specdec.stream, requests.prepare)
     )
     assert generate.pop("progress").default is False
+    assert generate.pop("trace").default is prepare.pop("trace").default is False
     for other in (stream, prepare):
         assert list(other) == list(generate)
         assert {name: one.default for name, one in other.items()} == {

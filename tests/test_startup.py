@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "accelerate", "scipy")
 COMMANDS = sorted(
-    path.parent.name if path.stem == "__main__" else path.stem
+    ".".join(path.relative_to(ROOT / "experiments").with_suffix("").parts).removesuffix(".__main__")
     for path in (ROOT / "experiments").rglob("*.py")
     if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
 )

@@ -24,6 +24,7 @@ from experiments.system.libraries import quiet_transformers, set_threads
 from experiments.system.surroundings import surroundings
 from experiments.terminal.progress import bar
 from experiments.terminal.tables import markdown
+from specdec.measuring.report import Report
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,18 @@ class Bench:
         return load(
             self.wanted.target, dtype=self.wanted.dtype, extra_layers=self.wanted.extra_layers
         )
+
+    def compiled(self, target: specdec.TransformersLM) -> specdec.TransformersLM:
+        """The same weights, with compiled passes."""
+        model, tokenizer, extra = target.model, target.tokenizer, target.extra_layers
+        return specdec.TransformersLM(model, tokenizer, target.name, extra, compile=True)
+
+    def one(self, way: Ours) -> Report:
+        """The first prompt, decoded on its own."""
+        play = Play(self.prompts[:1], way.target, False, 1, self.wanted.max_new_tokens)
+        report = way(*play.first(), self.wanted.max_new_tokens).report
+        assert report is not None
+        return report
 
     def draft(self, name: str) -> specdec.TransformersLM:
         return lineup.draft_model(name, Target(self.wanted.target, dtype=self.wanted.dtype))

@@ -101,6 +101,11 @@ class Sampled:
         )
 
 
+def next_laws(model: PreTrainedModel, prefixes: Tensor, sampling: Sampling) -> Tensor:
+    """(n, V) laws of the token after prefixes (n, length): a plain pass of the stock model."""
+    return sampling.law(model(prefixes).logits[:, -1], lambda: list(prefixes))
+
+
 @torch.inference_mode()
 def joint_law(
     model: PreTrainedModel, prompt: list[int], tokens: int, sampling: Sampling, eos: int | None
@@ -114,7 +119,7 @@ def joint_law(
     vocabulary = model.config.vocab_size
     prefixes, law = torch.tensor([prompt]), torch.ones(1, dtype=torch.float64)
     for length in range(tokens):
-        rows = sampling.law(model(prefixes).logits[:, -1], lambda ids=prefixes: list(ids))  # type: ignore[misc]
+        rows = next_laws(model, prefixes, sampling)
         if eos is not None and length:
             ended = (prefixes[:, len(prompt) :] == eos).any(1)
             rows[ended] = torch.nn.functional.one_hot(torch.tensor(eos), vocabulary).double()

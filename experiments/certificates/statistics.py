@@ -30,9 +30,9 @@ def noncentrality(cells: int, size: float = SIZE, power: float = POWER) -> float
     )
 
 
-def sample_size(cells: int, tv: float = TV, strength: float = 1.0) -> int:
-    """Samples that find a law at total variation `tv`, times `strength`."""
-    return math.ceil(strength * noncentrality(cells) / (4 * tv * tv))
+def sample_size(cells: int, tv: float = TV, strength: float = 1.0, size: float = SIZE) -> int:
+    """Samples that find a law at total variation `tv` in a test of this size, times `strength`."""
+    return math.ceil(strength * noncentrality(cells, size) / (4 * tv * tv))
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Fit:
     tv_found: float  # the smallest total variation that this many samples find with power 0.99
 
 
-def fit(counts: np.ndarray, law: np.ndarray, seed: int = 0) -> Fit:
+def fit(counts: np.ndarray, law: np.ndarray, seed: int = 0, size: float = SIZE) -> Fit:
     """Chi-square of counts (K,) against the law (K,): cells hashed to at most 1000, those that
-    expect fewer than 10 merged."""
+    expect fewer than 10 merged. `tv_found` is that of a test of this size."""
     samples = int(counts.sum())
     possible = law > 0
     impossible = int(counts[~possible].sum())
@@ -66,7 +66,7 @@ def fit(counts: np.ndarray, law: np.ndarray, seed: int = 0) -> Fit:
     p_value = float(chi2.sf(statistic, cells - 1)) if cells > 1 else 1.0
     tv = float(np.abs(observed - expected).sum() / 2 / samples)
     upper = tv + 0.5 * math.sqrt(cells / samples) + math.sqrt(math.log(1 / ETA) / (2 * samples))
-    found = math.sqrt(noncentrality(cells) / (4 * samples)) if cells > 1 else 1.0
+    found = math.sqrt(noncentrality(cells, size) / (4 * samples)) if cells > 1 else 1.0
     return Fit(
         samples,
         cells,

@@ -81,11 +81,8 @@ def title(value: Any) -> str | None:
 
 
 def make(settings: Settings, target: LanguageModel, draft: LanguageModel) -> Drafter:
-    """The drafter that these settings describe, for a small target: by its `tiny`, where it has
-    one."""
-    plugin = find("drafter", settings)
-    tiny = getattr(plugin.make, "tiny", None)
-    found: Drafter = plugin.made() if tiny is None else plugin.made_by(tiny, target, draft)
+    """The drafter that these settings describe, for a small target."""
+    found: Drafter = find("drafter", settings).made_tiny(target, draft)
     return found
 
 

@@ -13,6 +13,8 @@ from experiments.measuring.memory import PEAK_RESET, peak
 from experiments.system.libraries import quiet_transformers
 from specdec.tree import TokenTree
 
+WARM_UP = 5  # passes of each size; a compiled model has compiled all of them by then
+
 
 @torch.inference_mode()
 def forward_times(
@@ -40,13 +42,13 @@ def forward_times(
             tokens[:, context : context + count], parents.expand(rows, -1).contiguous()
         )
     seconds: dict[int, list[float]] = {count: [] for count in nodes}
-    for turn in range(repeats + 3):
+    for turn in range(repeats + WARM_UP):
         for count, tree in trees.items():
             _wait(model.device)
             began = time.perf_counter()
             session.score(tree)
             _wait(model.device)
-            if turn >= 3:
+            if turn >= WARM_UP:
                 seconds[count].append(time.perf_counter() - began)
     return {count: median(times) for count, times in seconds.items()}
 

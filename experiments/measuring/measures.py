@@ -135,6 +135,7 @@ def pooled(reports: Sequence[Report]) -> dict[str, Any]:
         "target_calls_per_token": rounds / max(1, kept),
         "tokens_per_second": kept / decode if decode else None,
         "decode_seconds": decode,
+        "compile_seconds": sum(report.compile_seconds for report in reports),
         "first_token_seconds": float(np.median([report.first_token_seconds for report in reports])),
         "gaps": gaps(np.concatenate([report.gaps for report in reports])),
         "seconds": dict(seconds),

@@ -13,6 +13,7 @@ from experiments.measuring.ways import Ours, Sample, Way
 from experiments.prompts import Prompt
 from experiments.prompts.conversation import Conversation, most_tokens, uses_chat
 from experiments.study.result import Skipped
+from specdec.interfaces import compile_of
 from specdec.requests import check_prompts
 
 WARM_UP = 16  # tokens of a warm-up, at most
@@ -116,10 +117,12 @@ class Play:
     def __call__(self, ways: dict[str, Way], warmup: int) -> Iterator[Played]:
         """One per batch and turn. A later turn holds the prompts that have one; its request ids are
         numbers of their own, so that no random number is used twice. `warmup` batches are decoded
-        first and thrown away, and what a drafter learnt from them is forgotten."""
+        first and thrown away, and what a drafter learnt from them is forgotten. They are as long as
+        the others where passes are compiled, for a size of memory, when they are first needed."""
+        tokens = self.max_new_tokens if compile_of(self.target) else WARM_UP
         for prompts, ids in map(self._given, self.batches[:warmup]):
             for way in ways.values():
-                way(prompts, ids, min(self.max_new_tokens, WARM_UP))
+                way(prompts, ids, min(self.max_new_tokens, tokens))
         for way in ways.values():
             if isinstance(way, Ours):
                 way.drafter.forget()

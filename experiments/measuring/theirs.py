@@ -22,6 +22,7 @@ class Theirs:
     ignore_eos: bool = False
     draft: specdec.TransformersLM | None = None
     num_assistant_tokens: int = 5
+    different_tokenizers: bool = False  # of target and draft: generate is given both
     confidence: float | None = None
     lookup: tuple[int, int] | None = None  # (longest n-gram, drafted tokens)
 
@@ -43,12 +44,22 @@ class Theirs:
                 ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=self._config(max_new_tokens),
-                **({"assistant_model": self.draft.model} if self.draft else {}),
+                **self._assistant(),
             )
             added = out[:, width:].tolist()
             wall = time.perf_counter() - began
         stops = frozenset() if self.ignore_eos else self.target.eos_ids
         return Sample([_until(row, stops) for row in added], wall)
+
+    def _assistant(self) -> dict[str, Any]:
+        if self.draft is None:
+            return {}
+        tokenizers = {
+            "tokenizer": self.target.tokenizer,
+            "assistant_tokenizer": self.draft.tokenizer,
+        }
+        given = tokenizers if self.different_tokenizers else {}
+        return {"assistant_model": self.draft.model, **given}
 
     def _config(self, max_new_tokens: int) -> GenerationConfig:
         sampling = {key: value for key, value in self.sampling.items() if value is not None}

@@ -231,6 +231,7 @@ class OurResult(WayResult):
     per_depth: list[Groups]
     counts: dict[str, float]  # the verifier's diagnostics
     flops_per_token: Operations | None = None  # of the method alone
+    compile_seconds: float = 0.0  # not in decode_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

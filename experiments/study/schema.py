@@ -41,6 +41,7 @@ class Target:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     extra_layers: int = 0
+    compile: Any = None  # true | false | require
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """Command lines of the form `key=value` for the small programs beside the runs; a misspelt key is
-refused."""
+refused. `--key` stands for `key=true`, where the key is a switch."""
 
 import sys
 from collections.abc import Callable
@@ -32,6 +32,9 @@ def parse(options: type[T], arguments: list[str]) -> T:
     if {"-h", "--help"} & set(arguments):
         print(cleandoc(str(options.__doc__)), usage, sep="\n")
         sys.exit(0)
+    given = [key for key in known if not OmegaConf.is_missing(known, key)]
+    switches = {f"--{key}": f"{key}=true" for key in given if isinstance(known[key], bool)}
+    arguments = [switches.get(argument, argument) for argument in arguments]
     names = [argument for argument in arguments if "names" in known and "=" not in argument]
     keyed = [argument for argument in arguments if argument not in names]
     for argument in keyed:

@@ -1,5 +1,5 @@
-"""Trees grown level by level from a model's laws: all nodes of a depth get the same number of
-children.
+"""Trees grown level by level from a model's laws, in a shape that is known beforehand: one number
+of children for every node of a depth, or one for each node.
 
 A drafter provides `score(tree, start)`, the logits of nodes >= start in one forward pass; there is
 one pass per level, never one per node. The order of steps keeps the promise of the sibling law:
@@ -10,18 +10,20 @@ Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from specdec.chance import Draws, Places, Sites
+from specdec.chance import Draws, Part, Places, Sites
 from specdec.drafting.stop_rules import StopRule
 from specdec.probs import DraftLaws, top
 from specdec.state import State
 from specdec.tree import SiblingLaw, TokenTree
 
 Score = Callable[[TokenTree, int], Tensor]
+Width = int | tuple[int, ...]  # children of every node of a depth, or of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +44,13 @@ def by_level(
     score: Score,
     state: State,
     chance: Draws,
-    branching: Sequence[int],
+    branching: Sequence[Width],
     law: SiblingLaw,
     stop: StopRule | None = None,
 ) -> Grown:
-    """Every node of depth d gets branching[d] children, as many as its law has tokens for. `logits`
-    (B, 1, V) are the root's. A chain may `stop` earlier, each row on its own."""
+    """Every node of depth d gets branching[d] children, or node i of it branching[d][i], as many as
+    its law has tokens for. `logits` (B, 1, V) are the root's. A chain may `stop` earlier, each row
+    on its own."""
     depth = min(len(branching), state.deepest)
     if stop is not None:
         stop.round(state)
@@ -55,7 +58,7 @@ def by_level(
         stop = stop if stop.looks_at_q else None
     if depth < 1:
         return Grown(TokenTree.root(state.roots, law), 1)
-    if max(branching) == 1:
+    if all(width == 1 for width in branching):
         return _chains(logits, score, state, chance, branching[:depth], law, stop)
     return _trees(logits, score, state, chance, branching[:depth], law)
 
@@ -65,7 +68,7 @@ def _chains(
     score: Score,
     state: State,
     chance: Draws,
-    branching: Sequence[int],
+    branching: Sequence[Width],
     law: SiblingLaw,
     stop: StopRule | None,
 ) -> Grown:
@@ -85,9 +88,8 @@ def _chains(
             # The one read in a draft: whether to go on is what a stop rule is for.
             if not bool((limit > level).any()):
                 return _drawn(tree, recorded, level + 1, law)
-        token = _draw(
-            q, 1, draws, (level, level + 1), law, None if limit is None else limit > level
-        )
+        part = slice(level * tree.rows, (level + 1) * tree.rows)
+        token = _draw(q, 1, draws, part, law, None if limit is None else limit > level)
         tokens = torch.cat([tree.tokens, token], 1)
         tree = TokenTree.chain(tokens, None if limit is None else limit.clamp(max=level + 1))
         if level + 1 < depth:
@@ -100,30 +102,26 @@ def _trees(
     score: Score,
     state: State,
     chance: Draws,
-    branching: Sequence[int],
+    branching: Sequence[Width],
     law: SiblingLaw,
 ) -> Grown:
-    """branching[d] children each."""
+    """branching[d] children each, or one number for each node."""
     laws, tree, depth = DraftLaws(state), TokenTree.root(state.roots), len(branching)
-    rows = tree.rows
     there = state.live[:, None]  # (B, M) which nodes of the level the row has
     draws = _places(chance, state, branching, law)
     first, recorded = 0, []
-    for level, k in enumerate(branching):
+    for level, width in enumerate(branching):
         q = laws(logits, tree, first)
         nodes = q.shape[1]
         # Who may have children is decided before anything is drawn.
         open_nodes = (
             there if state.shallowest >= depth else there & (level + 1 < state.room)[:, None]
         )
-        flat = q.reshape(rows * nodes, -1)
-        drawn = _draw(flat, k, draws, (first, first + nodes), law, open_nodes.flatten())
-        has_support = _has_support(flat, drawn, k, law, state.sampling.greedy)
-        there = (open_nodes[:, :, None] & has_support.reshape(-1, nodes, k)).flatten(1)
-        frame = [parent for parent in range(first, first + nodes) for _ in range(k)]
+        tokens, there = _level(q, width, draws, first, open_nodes, law, state.sampling.greedy)
+        counts = (width,) * nodes if isinstance(width, int) else width
+        frame = [first + node for node, k in enumerate(counts) for _ in range(k)]
         above = torch.tensor(frame, device=q.device)
         first = tree.num_nodes
-        tokens = drawn.reshape(rows, nodes * k)
         tree = tree.grow(tokens, torch.where(there, above, -1), frame)
         recorded.append(q)
         if level + 1 < depth:
@@ -149,7 +147,7 @@ def _drawn(tree: TokenTree, recorded: list[Tensor], scored: int, law: SiblingLaw
 
 
 def _places(
-    chance: Draws, state: State, branching: Sequence[int], law: SiblingLaw
+    chance: Draws, state: State, branching: Sequence[Width], law: SiblingLaw
 ) -> Places | None:
     """Every place of the tree at which children are drawn, level by level, all rows at each
     level."""
@@ -157,29 +155,71 @@ def _places(
         return None
     rows, nodes, ranks, depths = _grid(state.rows, tuple(branching), state.device)
     live = ranks == 0 if state.all_live else state.live[rows]
-    most = 1 if law is SiblingLaw.HUB else max(branching)
+    widest = max(width if isinstance(width, int) else max(width) for width in branching)
+    most = 1 if law is SiblingLaw.HUB else widest
     return chance.places(Sites(rows, nodes, ranks, depths, live), "draft", most)
 
 
 @lru_cache(64)
-def _grid(rows: int, branching: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+def _grid(rows: int, branching: tuple[Width, ...], device: torch.device) -> tuple[Tensor, ...]:
     """Rows, nodes, ranks and depths of `_places`: level by level, row by row, node by node."""
     sites, first, nodes = [], 0, 1
-    for depth, k in enumerate(branching):
+    for depth, width in enumerate(branching):
         sites += [(row, first + node, 0, depth) for row in range(rows) for node in range(nodes)]
-        first, nodes = first + nodes, nodes * k
+        below = nodes * width if isinstance(width, int) else sum(width)
+        first, nodes = first + nodes, below
     return tuple(torch.tensor(sites, device=device).T.contiguous())
 
 
-def _draw(
+def _level(
     q: Tensor,
-    k: int,
+    width: Width,
     draws: Places | None,
-    nodes: tuple[int, int],
+    first: int,
+    open_nodes: Tensor,
     law: SiblingLaw,
-    live: Tensor | None,
+    greedy: bool,
+) -> tuple[Tensor, Tensor]:
+    """(B, m) children of the M nodes from `first` on, by parent and then by rank, and whether they
+    are there; q (B, M, V), open_nodes (B, M). Nodes with as many children are drawn at together."""
+    rows, nodes, vocabulary = q.shape
+    if isinstance(width, int):
+        flat, part = q.reshape(rows * nodes, -1), slice(first * rows, (first + nodes) * rows)
+        drawn = _draw(flat, width, draws, part, law, open_nodes.flatten())
+        has = _has_support(flat, drawn, width, law, greedy).reshape(rows, nodes, width)
+        return drawn.reshape(rows, nodes * width), (open_nodes[:, :, None] & has).flatten(1)
+    tokens = torch.zeros(rows, sum(width), dtype=torch.long, device=q.device)
+    there = torch.zeros_like(tokens, dtype=torch.bool)
+    for k, parents, columns, sites in _groups(rows, first, width, q.device):
+        flat, alive = q[:, parents].reshape(-1, vocabulary), open_nodes[:, parents]
+        drawn = _draw(flat, k, draws, sites, law, alive.flatten())
+        has = _has_support(flat, drawn, k, law, greedy).reshape(rows, -1, k)
+        tokens[:, columns] = drawn.reshape(rows, -1)
+        there[:, columns] = (alive[:, :, None] & has).flatten(1)
+    return tokens, there
+
+
+@lru_cache(256)
+def _groups(
+    rows: int, first: int, width: tuple[int, ...], device: torch.device
+) -> list[tuple[int, Tensor, Tensor, Tensor]]:
+    """For each number k > 0 of children: the nodes (g,) that have so many, counted within their
+    level, the columns (g k,) of these children in the next one, and the places (B g,) at which they
+    are drawn among those of `_grid`."""
+    starts, found = [0, *accumulate(width)], []
+    for k in sorted(set(width) - {0}):
+        parents = [node for node, children in enumerate(width) if children == k]
+        columns = [starts[node] + rank for node in parents for rank in range(k)]
+        sites = [first * rows + row * len(width) + node for row in range(rows) for node in parents]
+        put = partial(torch.tensor, device=device)
+        found.append((k, put(parents), put(columns), put(sites)))
+    return found
+
+
+def _draw(
+    q: Tensor, k: int, draws: Places | None, part: Part, law: SiblingLaw, live: Tensor | None
 ) -> Tensor:
-    """(n, k) children of all nodes (from, to) of a level, row by row; q (n, V)."""
+    """(n, k) children at `part` of the places, row by row; q (n, V)."""
     vocabulary = q.shape[1]
     if k > vocabulary and law is not SiblingLaw.WR:
         raise ValueError(
@@ -188,8 +228,6 @@ def _draw(
         )
     if draws is None:
         return top(q, k)
-    rows = len(q) // (nodes[1] - nodes[0])
-    part = slice(nodes[0] * rows, nodes[1] * rows)
     if law is SiblingLaw.WR or (law is SiblingLaw.WOR and k == 1):
         return draws.independent(part, q, k, live)
     if law is SiblingLaw.HUB:
@@ -197,7 +235,7 @@ def _draw(
     return draws.without_replacement(part, q, k, live)
 
 
-def _hub(q: Tensor, k: int, draws: Places, part: slice, live: Tensor | None) -> Tensor:
+def _hub(q: Tensor, k: int, draws: Places, part: Part, live: Tensor | None) -> Tensor:
     """SpecHub 2411.05289: the min(k, support) - 1 most probable tokens, then one drawn from the
     rest of q."""
     fixed = ((q > 0).sum(1, keepdim=True) - 1).clamp(max=k - 1)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from specdec.chance import Draws
 from specdec.drafting.adaptive import adaptive
-from specdec.drafting.by_level import Grown, Score, by_level
+from specdec.drafting.by_level import Grown, Score, Width, by_level
 from specdec.drafting.rank_tree import RankTree
 from specdec.drafting.ranked import ranked
+from specdec.drafting.sequoia import DEFAULT_ACCEPTANCE, best_tree
 from specdec.drafting.static import static
 from specdec.drafting.stop_rules import StopRule, make_stop
 from specdec.errors import integer
@@ -28,6 +29,9 @@ from specdec.tree import MOST_NODES, SiblingLaw
 
 LAWS = {"wor": SiblingLaw.WOR, "wr": SiblingLaw.WR, "hub": SiblingLaw.HUB, "topk": SiblingLaw.DET}
 BY_VALUE = ("ranked", "adaptive")
+BY_NODES = (*BY_VALUE, "sequoia")  # trees whose size is `nodes`
+DRAWS = ("auto", *LAWS, *BY_NODES)
+Acceptance = Sequence[float] | Sequence[Sequence[float]]
 VARIANTS: tuple[Mapping[str, Any], ...] = (  # one for each kind of tree, small
     *({"depth": 2, "branching": 1, "draw": draw} for draw in LAWS),
     *({"depth": 2, "branching": [2, 1], "draw": draw} for draw in LAWS),
@@ -35,6 +39,8 @@ VARIANTS: tuple[Mapping[str, Any], ...] = (  # one for each kind of tree, small
     {"depth": 1, "branching": 3, "draw": "wr"},
     {"depth": 2, "branching": 2, "draw": "ranked", "nodes": 3},
     {"depth": 2, "draw": "adaptive", "nodes": 3},
+    # The root's two children have one child and none.
+    {"depth": 2, "draw": "sequoia", "nodes": 3, "acceptance": [0.6, 0.3]},
 )
 FEW_VARIANTS: tuple[Mapping[str, Any], ...] = (  # for drafters that grow the same from other laws
     {"depth": 2, "branching": 1, "draw": "wor"},
@@ -54,6 +60,7 @@ class ShapeArguments(TypedDict, total=False):
     branching: int | Sequence[int]
     draw: str
     nodes: int | None
+    acceptance: Acceptance | None
     stop: StopRule | Mapping[str, float] | None
 
 
@@ -70,8 +77,13 @@ class Shape:
     branching  children per node, one number or one per depth; 1 everywhere is a chain
     draw       auto (= wor) | wor | wr | hub | topk | ranked (DET: the best `nodes` by cumulative
                probability, expanding `branching` nodes per level by as many tokens) | adaptive
-               (WOR: decide on a site, then draw there) | static (DET: `tree`)
-    nodes      drafted nodes of ranked and adaptive trees, the root not counted
+               (WOR: decide on a site, then draw there) | sequoia (WOR: the best static tree of
+               `nodes` and at most `depth` levels for `acceptance`, which says how many children
+               each node has) | static (DET: `tree`)
+    nodes      drafted nodes of ranked, adaptive and sequoia trees, the root not counted
+    acceptance  of sequoia trees: the probability that the first, second ... child of an accepted
+               node is the accepted one, or a list of those for each depth
+               (`specdec.drafting.sequoia`, which also has the default)
     tree       of draw="static": which ranks to take, whatever the tokens are
     stop       where a chain ends before `depth`: {length: 3} | {threshold: 0.4} | {acceptance: 0.8}
                (`specdec.drafting.stop_rules`)
@@ -85,11 +97,16 @@ class Shape:
     draw: str = "auto"
     nodes: int | None = None
     tree: RankTree | None = None
+    acceptance: Acceptance | None = None
     stop: StopRule | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         depth, branching, draw, nodes = self.depth, self.branching, self.draw, self.nodes
         integer("depth", depth, 1, MOST_NODES)
+        if self.acceptance is not None and draw != "sequoia":
+            raise ValueError(
+                f"acceptance is for draw='sequoia', which shapes its trees by it; got draw={draw!r}"
+            )
         if self.tree is not None:
             if draw != "static" or self.tree.depth > depth:
                 raise ValueError(
@@ -97,10 +114,8 @@ class Shape:
                     f"got {draw}, {depth}"
                 )
             return
-        if draw not in ("auto", *BY_VALUE, *LAWS):
-            raise ValueError(
-                f"draw must be auto, wor, wr, hub, topk, ranked or adaptive, got {draw!r}"
-            )
+        if draw not in DRAWS:
+            raise ValueError(f"draw must be {', '.join(DRAWS[:-1])} or {DRAWS[-1]}, got {draw!r}")
         widths = self.widths
         whole = all(isinstance(k, int) and not isinstance(k, bool) and k >= 1 for k in widths)
         if len(widths) != depth or not whole:
@@ -108,23 +123,30 @@ class Shape:
                 f"branching must be one integer >= 1, or one for each of {depth} depths; got "
                 f"{branching!r}"
             )
+        if draw == "sequoia" and branching != 1:
+            raise ValueError(
+                "branching is not for draw='sequoia', where each node has a number of children of "
+                f"its own, up to as many as `acceptance` has entries; got {branching!r}"
+            )
+        least = 1 if draw == "sequoia" else depth
         if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int)):
             raise ValueError(f"nodes must be an integer >= depth ({depth}), or null; got {nodes!r}")
-        if self.by_value and (nodes is None or nodes < depth):
+        if draw in BY_NODES and (nodes is None or nodes < least):
+            bound = f"depth ({depth})" if draw in BY_VALUE else "1"
             raise ValueError(
-                f"draw={draw!r} needs nodes >= depth ({depth}), the number of drafted nodes; got "
-                f"{nodes}"
+                f"draw={draw!r} needs nodes >= {bound}, the number of drafted nodes; got {nodes}"
             )
-        if not self.by_value and nodes is not None:
+        if draw not in BY_NODES and nodes is not None:
             raise ValueError(
-                f"nodes is for draw='ranked' and 'adaptive'; a {draw} tree has as many as "
-                "branching says"
+                f"nodes is for draw='ranked', 'adaptive' and 'sequoia'; a {draw} tree has as many "
+                "as branching says"
             )
         if self.slots > MOST_NODES:
             raise ValueError(
                 f"depth={depth}, branching={branching!r} and nodes={nodes!r} make trees of "
                 f"{self.slots} nodes or more; at most {MOST_NODES} are drafted"
             )
+        # `chain` comes first: it works out a sequoia tree, whose acceptance may be refused.
         if self.stop_rule is not None and not self.chain:
             raise ValueError(
                 "stop is for chains (branching=1, no draw='ranked' or 'adaptive'); drop it or "
@@ -139,6 +161,7 @@ class Shape:
             given.get("branching", 1),
             given.get("draw", "auto"),
             given.get("nodes"),
+            acceptance=given.get("acceptance"),
             stop=given.get("stop"),
         )
 
@@ -152,10 +175,20 @@ class Shape:
 
     @cached_property
     def widths(self) -> list[int]:
-        """Children per node at each depth."""
+        """Children per node at each depth, as `branching` says."""
         if isinstance(self.branching, Sequence):
             return list(self.branching)
         return [self.branching] * self.depth
+
+    @cached_property
+    def children(self) -> Sequence[Width]:
+        """Children of every node of a depth, or of each. Raises ValueError for an `acceptance` that
+        is none, and where `depth` is too small for `nodes`."""
+        if self.draw != "sequoia":
+            return self.widths
+        given = DEFAULT_ACCEPTANCE if self.acceptance is None else self.acceptance
+        tree = best_tree(given, 1 + (self.nodes or 0), self.depth)
+        return [each[0] if len(set(each)) == 1 else each for each in tree.children[:-1]]
 
     @property
     def expand(self) -> int:
@@ -166,10 +199,13 @@ class Shape:
     def chain(self) -> bool:
         if self.tree is not None:
             return self.tree.is_chain
-        return not self.by_value and max(self.widths) == 1
+        return not self.by_value and all(width == 1 for width in self.children)
 
     @property
     def fixed_width(self) -> bool:
+        """Whether all nodes of a depth have as many children, known before the first is drawn."""
+        if self.draw == "sequoia":
+            return all(isinstance(width, int) for width in self.children)
         return self.draw != "adaptive"
 
     @cached_property
@@ -177,8 +213,8 @@ class Shape:
         """Of the finished tree, the root included."""
         if self.tree is not None:
             return 1 + self.tree.nodes
-        if self.by_value:
-            return 1 + (self.nodes or 0)
+        if self.nodes is not None:
+            return 1 + self.nodes
         total, level = 1, 1
         for k in self.widths:
             level *= k
@@ -224,14 +260,14 @@ class TreeDrafter(Drafter):
             return ranked(logits, score, state, shape.depth, shape.expand, shape.nodes or 0)
         if shape.draw == "adaptive":
             return adaptive(logits, score, state, chance, shape.depth, shape.nodes or 0)
-        return by_level(logits, score, state, chance, shape.widths, self.law, self._stop)
+        return by_level(logits, score, state, chance, shape.children, self.law, self._stop)
 
     def settings_in_effect(self) -> dict[str, Any]:
         shape = self.shape
         static = {} if shape.tree is None else {"tree": [list(path) for path in shape.tree.paths]}
         return {
             "depth": shape.depth,
-            "branching": shape.expand if shape.by_value else shape.widths,
+            "branching": shape.expand if shape.by_value else shape.children,
             "draw": {"auto": "wor"}.get(shape.draw, shape.draw),
             "nodes": shape.max_nodes - 1,
             **static,

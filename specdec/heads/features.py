@@ -22,7 +22,14 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec.chance import Draws
-from specdec.drafting.shape import BY_VALUE, FEW_VARIANTS, HeadShapeArguments, Shape, TreeDrafter
+from specdec.drafting.shape import (
+    BY_NODES,
+    BY_VALUE,
+    FEW_VARIANTS,
+    HeadShapeArguments,
+    Shape,
+    TreeDrafter,
+)
 from specdec.errors import integer
 from specdec.heads.decoder_layer import Unrolled, decoder_of, shape_of
 from specdec.heads.head import (
@@ -34,10 +41,11 @@ from specdec.heads.head import (
     static_tree,
     with_states,
 )
-from specdec.interfaces import LanguageModel, LendsHead, lends_head
+from specdec.interfaces import LanguageModel, LendsHead, compile_of, lends_head
 from specdec.models import attention
+from specdec.models.compiled import CompiledModel
 from specdec.models.masks import Masks
-from specdec.models.memory import Layout, Memory
+from specdec.models.memory import Layout, Memory, as_it_is
 from specdec.models.support import layer_kinds
 from specdec.sampling import Sampling
 from specdec.state import State
@@ -135,21 +143,23 @@ class FeatureHead(Head):
 
 
 def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ranked") -> Shape:
-    """The shape that a head's drafter is asked for. Unless given, trees by value and static ones
-    have 24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled is a
-    chain."""
+    """The shape that a head's drafter is asked for. Unless given, trees by value, sequoia and
+    static ones have 24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled
+    is a chain."""
     depth = integer("depth", given.get("depth", depth), 1, MOST_NODES)
     draw, tree = given.get("draw", draw), given.get("tree")
     nodes, branching = given.get("nodes"), given.get("branching")
-    if nodes is None and tree is None and draw in (*BY_VALUE, "static"):
+    acceptance = given.get("acceptance")
+    if nodes is None and tree is None and draw in (*BY_NODES, "static"):
         nodes = 24
     if draw == "static":
-        return Shape(depth, draw=draw, tree=static_tree(head, nodes, tree, None, depth))
+        shape = static_tree(head, nodes, tree, None, depth)
+        return Shape(depth, draw=draw, tree=shape, acceptance=acceptance)
     if tree is not None:
         raise ValueError(f"`tree`, a list of rank paths, is for draw='static'; got draw={draw!r}")
     if branching is None:
         branching = 6 if draw in BY_VALUE else 1
-    return Shape(depth, branching, draw, nodes, stop=given.get("stop"))
+    return Shape(depth, branching, draw, nodes, acceptance=acceptance, stop=given.get("stop"))
 
 
 class FeatureDrafter(TreeDrafter):
@@ -166,6 +176,7 @@ class FeatureDrafter(TreeDrafter):
         self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load(heads)
         super().__init__(shape_for(self.heads, shape, depth=5))
         self.taps = self.heads.taps
+        self._compiled: dict[Any, CompiledModel] = {}  # by device and dtype
 
     @classmethod
     def tiny(
@@ -181,30 +192,38 @@ class FeatureDrafter(TreeDrafter):
         check_target(self.heads, self._target)
         self._target.check_head()
         self.taps = self.heads.taps_for(target)
-        self._heads = self.heads.on(target.device, target.dtype).runner()
-        decoder = self._heads.decoder
-        layout = Layout(
-            self.Kind.kind,
-            [self._layer_shape()],
-            layer_kinds(decoder.config),
-            attention.choose(self.heads.decoder),
-        )
-        self._memory = Memory(layout, rows, 0, target.dtype, target.device)  # grows with the texts
+        where = target.device, target.dtype
+        self._heads = self.heads.on(*where).runner()
+        if where not in self._compiled:
+            self._compiled[where] = self._compilable(*where)
+        compiled, compile = self._compiled[where], compile_of(target)
+        self._run = as_it_is(self._heads)
+        if compile:
+            self._run = compiled.forward(compile == "require", self._heads)
+        # It grows with the texts.
+        self._memory = Memory(compiled.layout, rows, 0, target.dtype, target.device, bool(compile))
         self.opened = (self._memory,)
         self._first_rounds = FirstRounds(self.heads)
 
-    def _layer_shape(self) -> Any:
+    def _compilable(self, device: torch.device, dtype: torch.dtype) -> CompiledModel:
+        """Passes of the heads; what is compiled is kept for runs to come."""
+        heads = self.heads.on(device, dtype).runner()
+        kinds, kept = layer_kinds(heads.decoder.config), attention.choose(self.heads.decoder)
+        layout = Layout(self.Kind.kind, [self._layer_shape(heads)], kinds, kept)
+        return CompiledModel(heads, layout, dtype)
+
+    def _layer_shape(self, heads: FeatureHead) -> Any:
         zero = torch.zeros(1, 1, dtype=torch.long, device=self._target.device)
         one = self._target.embed(zero)
         mask = one.new_zeros(1, 1, 1, 1)
         return shape_of(
-            lambda cache: self._heads(one, torch.zeros_like(one), zero, mask, cache),
-            self._heads.decoder,
+            lambda cache: heads(one, torch.zeros_like(one), zero, mask, cache), heads.decoder
         )
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         """Read the pairs of these rows' prompts except the last one, whose token is the root."""
         self._memory.release(rows)
+        self._memory.reserve(state.committed.shape[1] + self.max_nodes)
         taps = state.last.taps
         counts = [max(state.on_host.lengths[row] - 2, 0) for row in rows]
         widest = max(counts)
@@ -212,9 +231,9 @@ class FeatureDrafter(TreeDrafter):
             return
         every = len(rows) == state.rows
         tokens = (state.tokens if every else state.tokens[list(rows)])[:, 1 : widest + 1]
-        over = self._memory.reading(widest, None if every else rows)
+        over = self._memory.reading(widest, None if every else rows, prompt=True)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
-        self._memory.run(self._heads, over, embeddings=embeddings, features=features)
+        self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, None if every else rows)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
@@ -242,15 +261,10 @@ class FeatureDrafter(TreeDrafter):
         if widest == 0:
             return None
         first = [length - count for length, count in zip(host.lengths, counts, strict=True)]
-        if min(first) == max(first):
-            tokens = state.tokens[:, first[0] : first[0] + widest]
-        else:
-            steps = torch.arange(widest, device=taps.device)
-            index = torch.tensor(first, device=taps.device)[:, None] + steps
-            tokens = state.tokens.gather(1, index.clamp(max=state.tokens.shape[1] - 1))
+        tokens = state.tokens_from(first, widest)
         over = self._memory.reading(widest)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
-        out = self._memory.run(self._heads, over, embeddings=embeddings, features=features)
+        out = self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, root=True)
         if min(counts) == max(counts):
             self._features = out[:, widest - 1 :]
@@ -266,7 +280,7 @@ class FeatureDrafter(TreeDrafter):
         before = self._features.gather(1, parents[:, :, None].expand(-1, -1, size))
         over = self._memory.scoring(tree, start)
         embeddings = self._target.embed(tree.tokens[:, start:])
-        new = self._memory.run(self._heads, over, embeddings=embeddings, features=before)
+        new = self._memory.run(self._run, over, embeddings=embeddings, features=before)
         self._features = torch.cat([self._features, new], 1)
         return self._all_logits(new)
 

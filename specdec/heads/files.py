@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specdec.errors import some
-from specdec.models.load import DEMO
+from specdec.models.load import DEMO, weight_files
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONVERT = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
 
 
 def folder_of(name: str | Path) -> Path:
@@ -68,23 +69,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{folder / CONFIG} is no JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG} must hold a JSON object, got {type(config).__name__}")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [
-            path.name
-            for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
-            for path in folder.glob(pattern)
-        ]
-        if pickles:
-            raise ValueError(
-                f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it "
-                "is read; convert it once, where you trust it: "
-                "safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
-                "'model.safetensors')"
-            )
-        raise ValueError(f"{folder} has a {CONFIG} but no weights (*.safetensors)")
     weights: dict[str, Tensor] = {}
-    for path in files:
+    for path in weight_files(folder, CONVERT):
         try:
             weights |= load_file(path)
         except SafetensorError as error:

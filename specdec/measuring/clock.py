@@ -3,8 +3,9 @@ somebody asks for them: nothing waits for the device while a round runs."""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
@@ -13,11 +14,12 @@ PREFILL = "prefill"
 
 
 class Clock:
-    """`with clock("draft"): ...` notes when a phase begins and ends."""
+    """`with clock("draft"): ...` notes when a phase begins and ends. compiling: seconds that the
+    run has spent on compiling so far; they are left out."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._marks: list[tuple[str, Mark, Mark]] = []
+    def __init__(self, device: torch.device, compiling: Callable[[], float] = lambda: 0.0) -> None:
+        self.device, self.compiling = device, compiling
+        self._marks: list[Span] = []
         self._began = self.mark()
 
     def mark(self) -> "Mark":
@@ -25,11 +27,11 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        began = self.mark()
+        began, compiled = self.mark(), self.compiling()
         try:
             yield
         finally:
-            self._marks.append((phase, began, self.mark()))
+            self._marks.append(Span(phase, began, self.mark(), self.compiling() - compiled))
 
     def begin_round(self) -> None:
         """Begin a round. The time since the last round belongs to neither round."""
@@ -69,10 +71,17 @@ class Event:
 Mark = Moment | Event
 
 
+class Span(NamedTuple):
+    phase: str
+    began: Mark
+    ended: Mark
+    compiling: float  # seconds of it
+
+
 class Times:
     """The phases of one round, worked out when asked for."""
 
-    def __init__(self, marks: list[tuple[str, Mark, Mark]], began: Mark, ended: Mark) -> None:
+    def __init__(self, marks: list[Span], began: Mark, ended: Mark) -> None:
         self._marks, self._began, self._ended = marks, began, ended
         self._seconds: dict[str, float] | None = None
 
@@ -81,9 +90,9 @@ class Times:
         """By phase; "other" is what remains of the round. The prefill of new rows is apart."""
         if self._seconds is None:
             found: dict[str, float] = defaultdict(float)
-            for phase, began, ended in self._marks:
-                found[phase] += ended.since(began)
-            whole = self._ended.since(self._began)
+            for span in self._marks:
+                found[span.phase] += span.ended.since(span.began) - span.compiling
+            whole = self._ended.since(self._began) - sum(one.compiling for one in self._marks)
             found["other"] = max(0.0, whole - sum(found.values()))
             self._seconds, self._marks = dict(found), []
         return self._seconds

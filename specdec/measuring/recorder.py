@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from specdec.interfaces import Opened, Session
+from specdec.interfaces import CompiledPass, Opened, OpenedCompiled, Session
 from specdec.measuring.clock import Clock
-from specdec.measuring.report import Report, Served, Step
+from specdec.measuring.report import Nodes, Report, Served, Step
 from specdec.outcome import Outcome
 
 
@@ -16,22 +16,39 @@ class Recorder:
     """Of one run over `prompts` prompts."""
 
     def __init__(self, device: torch.device, prompts: int) -> None:
-        self.clock = Clock(device)
+        self.clock = Clock(device, self.compiling)
+        self._opened: list[OpenedCompiled] = []
         self.steps: list[Step] = []
         self.served = [Served(0.0, 0.0, 0.0)] * prompts
         self.cache_bytes: dict[str, int] = {}
         self.forward_seconds: dict[str, float] = {}
         self._began, self._ended = time.perf_counter(), 0.0
 
+    def watch(self, opened: Sequence[Opened]) -> None:
+        """The memories of the run, whose passes may be compiled."""
+        self._opened = [one for one in opened if isinstance(one, OpenedCompiled)]
+
+    @property
+    def compiled(self) -> list[CompiledPass]:
+        return [each for one in self._opened for each in one.compiled]
+
+    def compiling(self) -> float:
+        """Seconds so far. All other times leave them out."""
+        return sum(each.seconds for one in self._opened for each in one.compiled)
+
+    def _now(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._began - self.compiling()
+
     def admit(self, prompts: Sequence[int]) -> None:
         """These prompts get their seats now."""
-        now = time.perf_counter() - self._began
+        now = self._now()
         for prompt in prompts:
             self.served[prompt] = Served(now, now, now)
 
     def step(self, outcome: Outcome, kept: np.ndarray, prompts: np.ndarray) -> Step:
         """A round is over. prompts (B,): whose text each row is."""
-        now = time.perf_counter() - self._began
+        now = self._now()
         prompts = np.where(outcome.live, prompts, -1)
         for prompt in prompts[outcome.live].tolist():
             one = self.served[prompt]
@@ -48,13 +65,14 @@ class Recorder:
             self.clock.take(),
             outcome.counts,
             prompts,
+            Nodes(**outcome.notes) if outcome.notes else None,
         )
         self.steps.append(step)
         return step
 
     def end(self, target: Session, opened: Sequence[Opened]) -> None:
         """The run is over; its memory is about to be freed."""
-        self._ended = time.perf_counter()
+        self._ended = self._now()
         self.cache_bytes = {"target": target.nbytes, "drafter": sum(one.nbytes for one in opened)}
         drafting = sum(one.forward_seconds for one in opened) + target.part_seconds
         self.forward_seconds = {"target": target.forward_seconds, "drafter": drafting}
@@ -64,11 +82,12 @@ class Recorder:
         return Report(
             list(self.steps),
             list(self.served),
-            (self._ended or time.perf_counter()) - self._began,
+            self._ended or self._now(),
             self.cache_bytes,
             self.forward_seconds,
             drafter,
             verifier,
             lossless,
             extra_layers,
+            self.compiled,
         )

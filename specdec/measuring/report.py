@@ -6,14 +6,27 @@ offered at nodes that were reached. Rows that are not live count nowhere.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from specdec.interfaces import CompiledPass
 from specdec.measuring.acceptance import Acceptance, Drafted, stacked
 from specdec.measuring.clock import PHASES, PREFILL, Times
+
+
+class Nodes(NamedTuple):
+    """What a trace knows of a round's nodes, (B, N) each. NaN and -1: there is none."""
+
+    tokens: np.ndarray
+    p: np.ndarray  # of the node's token in the target's law after its parent
+    q: np.ndarray  # in the law that it was drawn from; NaN for DET
+    asked: np.ndarray  # the chance with which a coin was asked to accept the node
+    coin: np.ndarray  # in [0, 1): accepted where it is smaller; NaN where chance has no numbers
+    drawn: np.ndarray  # the token that the rule drew after the node; at T = 0 the argmax there
+    drawn_p: np.ndarray  # of that token in the target's law
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,7 @@ class Step:
     times: Times
     counts: dict[str, np.ndarray]  # the verifier's diagnostics, (B,) each
     prompts: np.ndarray  # (B,) number of the prompt whose text each row is; -1: not live
+    nodes: Nodes | None = None  # where a trace was asked for
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -78,6 +92,7 @@ class Report:
     verifier: str
     lossless: bool
     extra_layers: int = 0
+    compiled: list[CompiledPass] = field(default_factory=list)  # in this run, not before
 
     @cached_property
     def rows(self) -> Rows:
@@ -225,6 +240,11 @@ class Report:
         return self.num_tokens / self.decode_seconds if self.steps else 0.0
 
     @property
+    def compile_seconds(self) -> float:
+        """Spent on compiling passes when they were first needed. All other times leave it out."""
+        return sum(one.seconds for one in self.compiled)
+
+    @property
     def counts(self) -> dict[str, float]:
         """The verifier's diagnostics over live rows, e.g. zero residuals."""
         total: dict[str, float] = defaultdict(int)
@@ -258,6 +278,8 @@ class Report:
             "nodes_per_round": self.nodes_per_round,
             "tokens_per_second": self.tokens_per_second,
             "wall_seconds": self.wall_seconds,
+            "compile_seconds": self.compile_seconds,
+            "compiled": [one._asdict() for one in self.compiled],
             "first_token_seconds": self.first_token_seconds,
             "seconds": self.seconds,
             "cache_bytes": self.cache_bytes,

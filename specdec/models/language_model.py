@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specdec.interfaces import PartScores, Tap
+from specdec.interfaces import Compile, PartScores, Tap
 from specdec.models import attention, proof
+from specdec.models.compiled import CompiledModel, compile_mode
 from specdec.models.layers import final_norm, lower_layers, num_layers, without_sublayers
 from specdec.models.memory import Layout
 from specdec.models.session import TransformersSession
@@ -40,10 +41,11 @@ class TransformersLM:
         tokenizer: PreTrainedTokenizerBase | None = None,
         name: str = "model",
         extra_layers: int = 0,
+        compile: Compile = None,
     ) -> None:
         refuse_unsupported(model, name)
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.extra_layers = extra_layers
+        self.extra_layers, self.compile = extra_layers, compile_mode(compile)
         self.config = model.config.get_text_config()
         self.context = usable_context(self.config)
         implementation = attention.choose(model)
@@ -61,6 +63,7 @@ class TransformersLM:
         kinds = layer_kinds(self.config)
         self.vocabulary, shapes = proof.probed(self, kinds, implementation)
         self.layout = Layout(name, shapes, kinds, implementation, self.context)
+        self.compiled = CompiledModel(self.runner, self.layout, self.dtype)
         proof.prove(self)
 
     def __repr__(self) -> str:
@@ -101,8 +104,10 @@ class TransformersLM:
 
     # --------------------------------------------------------------------------------- contract
 
-    def open(self, rows: int, slots: int) -> TransformersSession:
-        return TransformersSession(self, rows, slots)
+    def open(self, rows: int, slots: int, compile: Compile = None) -> TransformersSession:
+        if self.compiled.dtype != self.dtype:  # the user has cast the model meanwhile
+            self.compiled = CompiledModel(self.runner, self.layout, self.dtype)
+        return TransformersSession(self, rows, slots, self.compile if compile is None else compile)
 
     # ---------------------------------------------------------------- what it lends to its heads
 

@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from specdec.errors import integer, misspelt_arguments_are_named, some, switch
+from specdec.interfaces import Compile
+from specdec.models.compiled import compile_mode
 from specdec.models.language_model import TransformersLM
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -42,6 +44,7 @@ def load(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     extra_layers: int = 0,
+    compile: Compile = None,
 ) -> TransformersLM:
     """A language model that can score token trees.
 
@@ -49,7 +52,9 @@ def load(
     transformers model, or (model, tokenizer). device: CUDA where there is one, unless given. dtype:
     that of the checkpoint, unless given. extra_layers: append layers whose output projections are
     zero: bit for bit the same logits at the cost of a deeper model, so that the cost ratio of
-    target and drafter becomes a knob.
+    target and drafter becomes a knob. compile: True compiles passes over few tokens when a run
+    first needs them, and is an error where that is impossible if "require". A draft model for which
+    it is None does as its target does.
 
     Raises ValueError for a folder without safetensors weights (pickles are refused), for weights
     that are missing, left over or of another shape than the config says, and for models that cannot
@@ -61,6 +66,7 @@ def load(
     tokenizer: PreTrainedTokenizerBase | None
     integer("extra_layers", extra_layers, 0, MOST_LAYERS)
     switch("trust_remote_code", trust_remote_code)
+    compile_mode(compile)
     given = {
         "device": device,
         "dtype": dtype,
@@ -99,7 +105,7 @@ def load(
         )
     if extra_layers:
         model = deepen(model, extra_layers)
-    return TransformersLM(model, tokenizer, title, extra_layers)
+    return TransformersLM(model, tokenizer, title, extra_layers, compile)
 
 
 def _from_disk(
@@ -250,8 +256,19 @@ def _check_weights(folder: Path) -> None:
         raise ValueError(
             f"{folder} has no config.json; a model folder is what save_pretrained writes"
         )
-    if any(folder.glob("*.safetensors")):
-        return
+    weight_files(
+        folder,
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER); model.save_pretrained(FOLDER, "
+        "safe_serialization=True)",
+    )
+
+
+def weight_files(folder: Path, convert: str) -> list[Path]:
+    """The safetensors files of a folder. Pickles are refused; `convert` says how to convert
+    them."""
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return found
     pickles = [
         path.name
         for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -260,9 +277,7 @@ def _check_weights(folder: Path) -> None:
     if pickles:
         raise ValueError(
             f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is "
-            "read; convert it once, where you trust it: model = "
-            "AutoModelForCausalLM.from_pretrained(FOLDER); model.save_pretrained(FOLDER, "
-            "safe_serialization=True)"
+            f"read; convert it once, where you trust it: {convert}"
         )
     raise ValueError(f"{folder} has a config.json but no weights (*.safetensors)")
 

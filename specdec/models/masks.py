@@ -39,8 +39,30 @@ def masks(
         if visible is None:
             visible = _visible(ancestors, roots, slots)
             whole = _additive(visible, dtype)
-        near = visible & _near(kind, depths, start, roots, slots) if bites else None
+        near = None
+        if bites:
+            first = torch.tensor(roots, device=depths.device)[:, None]
+            near = visible & _near(kind, depths, first, (first + depths)[:, start:], slots)
         found[kind.name] = whole if near is None else _additive(near, dtype)
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def masks_at(
+    kinds: list[LayerKind],
+    ancestors: Tensor,
+    depths: Tensor,
+    first: Tensor,
+    positions: Tensor,
+    slots: int,
+    dtype: torch.dtype,
+) -> Masks:
+    """The same where lengths are tensors: first (B, 1), the slot of each root; positions (B, n) of
+    the queries."""
+    visible = _visible_at(ancestors, first, slots)
+    found: dict[str, Tensor | None] = {}
+    for kind in kinds:
+        near = None if kind.size is None else _near(kind, depths, first, positions, slots)
+        found[kind.name] = _additive(visible if near is None else visible & near, dtype)
     return found if len(found) > 1 else next(iter(found.values()))
 
 
@@ -51,20 +73,24 @@ def _visible(ancestors: Tensor, roots: list[int], slots: int) -> Tensor:
         visible = torch.ones(rows, queries, slots, dtype=torch.bool, device=ancestors.device)
         visible[:, :, roots[0] : roots[0] + nodes] = ancestors[:, :, : slots - roots[0]]
         return visible
-    first = torch.tensor(roots, device=ancestors.device)[:, None]
+    return _visible_at(ancestors, torch.tensor(roots, device=ancestors.device)[:, None], slots)
+
+
+def _visible_at(ancestors: Tensor, first: Tensor, slots: int) -> Tensor:
+    """(B, n, T) bool; first (B, 1)."""
+    queries, nodes = ancestors.shape[1:]
     node = torch.arange(slots, device=ancestors.device) - first
     inside = ((node >= 0) & (node < nodes))[:, None]
     own = ancestors.gather(2, node.clamp(0, nodes - 1)[:, None].expand(-1, queries, -1))
     return (node < 0)[:, None] | (own & inside)
 
 
-def _near(kind: LayerKind, depths: Tensor, start: int, roots: list[int], slots: int) -> Tensor:
-    """(B, n, T) bool: positions (not slots) that the layer reaches."""
-    first = torch.tensor(roots, device=depths.device)[:, None]
+def _near(kind: LayerKind, depths: Tensor, first: Tensor, positions: Tensor, slots: int) -> Tensor:
+    """(B, n, T) bool: which positions (not slots) the layer reaches from `positions` (B, n)."""
     slot = torch.arange(slots, device=depths.device)
     node = (slot - first).clamp(0, depths.shape[1] - 1)
     seen = torch.where(slot < first, slot, first + depths.gather(1, node))
-    return kind.reaches((first + depths)[:, start:, None], seen[:, None])
+    return kind.reaches(positions[:, :, None], seen[:, None])
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,8 +8,9 @@ size, G layers of one shape.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ from torch import Tensor
 from torch.nn import Module
 from transformers.cache_utils import Cache
 
+from specdec.interfaces import CompiledPass
 from specdec.models import attention
 from specdec.models.masks import Masks, masks
 from specdec.models.support import LayerKind
-from specdec.tree import TokenTree
+from specdec.tree import Structure, TokenTree
 
 
 class LayerShape(NamedTuple):
@@ -45,22 +47,51 @@ class Layout:
     context: int = 1 << 30  # positions that the model has
 
 
-class Pass(NamedTuple):
-    """What a forward pass over a memory is given beside its tokens."""
+class Few(NamedTuple):
+    """A pass of every row over few tokens, as it comes back round after round: these are nodes >=
+    `start` of a tree."""
 
-    positions: Tensor  # (b, n)
-    masks: Masks
-    slots: "Slots"
+    first: list[int]  # the slot of each tree's root
+    structure: Structure
+    start: int
+
+
+class Pass(NamedTuple):
+    """What a forward pass over a memory is given beside its tokens. `few`: the same in few words,
+    for models whose passes are compiled."""
+
+    made: Callable[[], dict[str, Any]]
+    few: Few | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of a transformers model."""
-        return {
-            "position_ids": self.positions,
-            "attention_mask": self.masks,
-            "past_key_values": self.slots,
-            "use_cache": True,
-        }
+        """Arguments of a transformers model, made anew. Ask once."""
+        return self.made()
+
+
+LEAST = 256  # slots of a memory for compiled passes
+Forward = Callable[["Memory", Pass, dict[str, Any]], Any]  # how a pass of a model is run
+
+
+def as_it_is(module: Module) -> Forward:
+    """Its passes as they are, not compiled."""
+
+    def forward(memory: "Memory", over: Pass, inputs: dict[str, Any]) -> Any:
+        options = over.options
+        with memory.timed():
+            return module(**inputs, **options)
+
+    return forward
+
+
+def _arguments(positions: Tensor, seen: Masks, slots: "Slots") -> dict[str, Any]:
+    """Of a transformers model; positions (b, n)."""
+    return {
+        "position_ids": positions,
+        "attention_mask": seen,
+        "past_key_values": slots,
+        "use_cache": True,
+    }
 
 
 class Memory:
@@ -68,9 +99,17 @@ class Memory:
     and V. It grows where a text outgrows it."""
 
     def __init__(
-        self, layout: Layout, rows: int, slots: int, dtype: torch.dtype, device: torch.device
+        self,
+        layout: Layout,
+        rows: int,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        compiled: bool = False,
     ) -> None:
-        self.layout, self.rows, self.slots = layout, rows, slots
+        self.layout, self.rows = layout, rows
+        self.by_powers = compiled
+        self.slots = slots = self._capacity(slots) if slots else 0
         self.dtype, self.device = dtype, device
         self.lengths = [0] * rows  # committed tokens per row
         self.roots = [0] * rows  # the slot of the coming tree's root
@@ -86,54 +125,89 @@ class Memory:
                 self.blocks.append(torch.zeros(block, dtype=dtype, device=device))
                 self._members.append(members)
         self._every_row = torch.arange(rows, device=device)
+        self.compiled: list[CompiledPass] = []  # what was compiled for this memory's passes
+        self.uses: Counter[Any] = Counter()  # how often a shape was needed
+        self.graphs: dict[Any, Any] = {}  # captured passes over this memory, where it lies now
+        self._views: list[list[Tensor]] | None = None
 
     @property
     def nbytes(self) -> int:
         return sum(block.numel() * block.element_size() for block in self.blocks)
 
+    @property
+    def views(self) -> list[list[Tensor]]:
+        """K and V of each layer, (B, H, S, D)."""
+        if self._views is None:
+            self._views = [[] for _ in self.layout.shapes]
+            for block, members in zip(self.blocks, self._members, strict=True):
+                for layer, view in zip(members, block.unbind(0), strict=True):
+                    self._views[layer].append(view)
+        return self._views
+
     def close(self) -> None:
         """Give the memory back. Nothing can be read or scored afterwards."""
         self.blocks, self.slots, self.rows = [], 0, 0
+        self._moved()
 
-    def run(self, model: Module, over: Pass, **inputs: Any) -> Any:
+    def _moved(self) -> None:
+        self._views, self.graphs = None, {}
+
+    def run(self, model: Forward, over: Pass, **inputs: Any) -> Any:
         """A forward pass of a transformers model."""
-        began = time.perf_counter()
-        out = model(**inputs, **over.options)
-        self.forward_seconds += time.perf_counter() - began
         self.calls += 1
-        return out
+        return model(self, over, inputs)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Inside a forward pass."""
+        began = time.perf_counter()
+        yield
+        self.forward_seconds += time.perf_counter() - began
 
     # ---------------------------------------------------------------------------------- passes
 
-    def reading(self, length: int, rows: Sequence[int] | None = None) -> Pass:
-        """For `length` more tokens of some rows, each seeing all before it. Commit them
-        afterwards."""
+    def reading(self, length: int, rows: Sequence[int] | None = None, prompt: bool = False) -> Pass:
+        """For `length` more tokens of some rows, each seeing all before it. Commit them afterwards.
+        prompt: no two such passes are alike, so that none is compiled."""
         first = self.lengths if rows is None else [self.lengths[row] for row in rows]
-        uniform, empty = min(first) == max(first), not any(first)
-        slots = self._aim(first, length, rows, empty)
-        depths = torch.arange(length, device=self.device)[None].expand(len(first), -1)
-        causal = (depths[0][:, None] >= depths[0]).expand(len(first), -1, -1)
-        maskless = (empty or (length == 1 and uniform)) and self._needs_no_mask
-        seen = masks(self.layout.kinds, causal, depths, 0, first, slots.end, self.dtype, maskless)
-        return Pass(self._positions(first, depths), seen, slots)
+        first = list(first)
+
+        def made() -> dict[str, Any]:
+            uniform, empty = min(first) == max(first), not any(first)
+            slots = self._aim(first, length, rows, empty)
+            depths = torch.arange(length, device=self.device)[None].expand(len(first), -1)
+            causal = (depths[0][:, None] >= depths[0]).expand(len(first), -1, -1)
+            maskless = (empty or (length == 1 and uniform)) and self._needs_no_mask
+            kinds = self.layout.kinds
+            seen = masks(kinds, causal, depths, 0, first, slots.end, self.dtype, maskless)
+            return _arguments(self._positions(first, depths), seen, slots)
+
+        few = None
+        if not prompt and rows is None:
+            few = Few(first, Structure.chain(self.rows, length, self.device), 0)
+        return Pass(made, few)
 
     def scoring(self, tree: TokenTree, start: int) -> Pass:
         """For nodes >= start of a tree, each seeing what is committed and its own ancestors."""
-        roots, nodes = self.roots, tree.num_nodes
-        uniform = min(roots) == max(roots)
-        slots = self._aim([root + start for root in roots], nodes - start, None, False)
-        sees_all = uniform and tree.is_chain and start == nodes - 1  # one node
-        seen = masks(
-            self.layout.kinds,
-            tree.ancestors[:, start:],
-            tree.depths,
-            start,
-            roots,
-            slots.end,
-            self.dtype,
-            sees_all and self._needs_no_mask,
-        )
-        return Pass(self._positions(roots, tree.depths[:, start:]), seen, slots)
+        roots, nodes = list(self.roots), tree.num_nodes
+
+        def made() -> dict[str, Any]:
+            uniform = min(roots) == max(roots)
+            slots = self._aim([root + start for root in roots], nodes - start, None, False)
+            sees_all = uniform and tree.is_chain and start == nodes - 1  # one node
+            seen = masks(
+                self.layout.kinds,
+                tree.ancestors[:, start:],
+                tree.depths,
+                start,
+                roots,
+                slots.end,
+                self.dtype,
+                sees_all and self._needs_no_mask,
+            )
+            return _arguments(self._positions(roots, tree.depths[:, start:]), seen, slots)
+
+        return Pass(made, Few(roots, tree.structure, start))
 
     @property
     def _needs_no_mask(self) -> bool:
@@ -154,24 +228,34 @@ class Memory:
         self, first: list[int], count: int, rows: Sequence[int] | None, empty: bool
     ) -> "Slots":
         """Where a pass writes `count` tokens per row, from slot first[i] on, and what it reads."""
+        self.make_room(max(first) + count)
+        return Slots(self, first, count, rows, empty)
+
+    def reserve(self, slots: int) -> None:
+        if self.by_powers:
+            self.make_room(slots)
+
+    def make_room(self, needed: int) -> None:
+        """At least `needed` slots per row."""
         if not self.blocks:
             raise ValueError(
                 f"{self.layout.name}: this session is closed; open another one with open(rows, "
                 "slots)"
             )
-        end = max(first) + count
-        if end > self.slots:
-            self._grow(end)
-        return Slots(self, first, count, rows, empty)
-
-    def _grow(self, needed: int) -> None:
-        """Room for `needed` tokens per row: twice as much as there was, or more."""
-        slots = max(needed, 2 * self.slots, 64)
+        if needed + self.by_powers <= self.slots:  # compiled passes have a slot that nobody reads
+            return
+        slots = max(self._capacity(needed), 2 * self.slots, 64)
+        self._moved()
         for number, block in enumerate(self.blocks):
             larger = block.new_zeros(*block.shape[:3], slots, block.shape[4])
             larger[:, :, :, : self.slots] = block
             self.blocks[number] = larger  # one block at a time, so that little exists twice
         self.slots = slots
+
+    def _capacity(self, needed: int) -> int:
+        """Slots per row. Compiled passes are made for powers of two, one slot of which is
+        scratch."""
+        return max(LEAST, 1 << needed.bit_length()) if self.by_powers else needed
 
     # ------------------------------------------------------------------------------ committing
 
@@ -204,6 +288,12 @@ class Memory:
     def rearrange(self, source: Tensor) -> None:
         """Node i of the tree that is being scored becomes what node source[:, i] (B, N) was."""
         self._move(source, torch.arange(source.shape[1], device=source.device))
+
+    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """These rows end after so many tokens."""
+        for row, length in zip(rows, lengths, strict=True):
+            assert length <= self.lengths[row], "a memory is rewound, never forward"
+            self.lengths[row] = self.roots[row] = length
 
     def release(self, rows: Sequence[int]) -> None:
         """These rows are empty."""

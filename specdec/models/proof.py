@@ -5,7 +5,7 @@ nobody has thought of.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.errors import Unsupported, some
-from specdec.interfaces import Part
+from specdec.interfaces import Compile, Part
 from specdec.models import attention
 from specdec.models.layers import lower_layers, num_layers, upper_layers, watched
 from specdec.models.masks import masks
@@ -41,9 +41,16 @@ class Tried(Runnable, Protocol):
     config: Any
     vocabulary: int
 
-    def open(self, rows: int, slots: int) -> TransformersSession: ...
+    compile: Compile
+
+    def open(self, rows: int, slots: int, compile: Compile = None) -> TransformersSession: ...
 
     def head(self, states: Tensor) -> Tensor: ...
+
+
+def _uncompiled(lm: Tried, rows: int, slots: int) -> TransformersSession:
+    """A class of one's own may have an `open` that knows nothing of compiling."""
+    return lm.open(rows, slots, False) if lm.compile else lm.open(rows, slots)
 
 
 @contextmanager
@@ -92,7 +99,7 @@ def prove(lm: Tried) -> None:
     without our cache, mask and positions. A model that ignores masks or positions, or that looks
     ahead, cannot pass."""
     ids, tree = _forked(lm, 1)
-    with _told(lm), lm.open(1, 8) as session:
+    with _told(lm), _uncompiled(lm, 1, 8) as session:
         session.read(ids[:, :3], [3])
         in_tree = session.score(tree).logits[0, 3:]
         plain = attention.own(lm.model)
@@ -139,7 +146,7 @@ def prove_part(lm: Tried, part: Part, which: tuple[frozenset[int], frozenset[int
     """Raise ValueError where a model does not run without some of its sublayers."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=lm.device)
     try:
-        with lm.open(1, 2) as session:
+        with _uncompiled(lm, 1, 2) as session:
             part.score(session, TokenTree.chain(ids, None))
     except FOREIGN as error:
         no_attention, no_mlp = map(sorted, which)
@@ -164,7 +171,8 @@ def proven_upper(lm: Tried, layer: int) -> PreTrainedModel:
     above = upper_layers(lm.runner, layer)
     ids, tree = _forked(lm, 2)  # one row hides layers that return tuples
     try:
-        with lm.open(2, 8) as one, lm.open(2, 8) as other, lm.open(2, 8) as third:
+        with ExitStack() as stack:
+            one, other, third = (stack.enter_context(_uncompiled(lm, 2, 8)) for _ in range(3))
             for session in (one, other, third):
                 session.read(ids[:, :3], [3, 3])
             whole = one.score(tree).logits

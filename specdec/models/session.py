@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specdec.interfaces import PartScores, Scores, Tap
+from specdec.interfaces import Compile, CompiledPass, PartScores, Scores, Tap
+from specdec.models.compiled import CompiledModel
 from specdec.models.layers import watched
-from specdec.models.memory import Layout, Memory, Pass
+from specdec.models.memory import Layout, Memory, Pass, as_it_is
 from specdec.tree import Structure, TokenTree
 
 
@@ -22,6 +23,7 @@ class Runnable(Protocol):
 
     layout: Layout
     runner: PreTrainedModel
+    compiled: CompiledModel
     takes_logits_to_keep: bool
 
     @property
@@ -44,10 +46,13 @@ class HandedOver(NamedTuple):
 class TransformersSession:
     """The KV memory of one run, and the passes over it."""
 
-    def __init__(self, model: Runnable, rows: int, slots: int) -> None:
-        self.model = model
+    def __init__(self, model: Runnable, rows: int, slots: int, compile: Compile = None) -> None:
+        self.model, self.compile = model, compile
         device, dtype = model.device, model.dtype
-        self._memory = Memory(model.layout, rows, slots, dtype, device)
+        self._memory = Memory(model.layout, rows, slots, dtype, device, bool(compile))
+        self._run = as_it_is(model.runner)
+        if compile:
+            self._run = model.compiled.forward(required=compile == "require")
         self.part_seconds = 0.0  # inside passes of parts of the model, which draft
         self._handed_over: HandedOver | None = None
 
@@ -64,6 +69,13 @@ class TransformersSession:
     def forward_seconds(self) -> float:
         """Inside forward passes of the whole model."""
         return self._memory.forward_seconds - self.part_seconds
+
+    @property
+    def compiled(self) -> list[CompiledPass]:
+        return self._memory.compiled
+
+    def reserve(self, slots: int) -> None:
+        self._memory.reserve(slots)
 
     def close(self) -> None:
         self._memory.close()
@@ -87,15 +99,12 @@ class TransformersSession:
         every: bool = False,
     ) -> Scores:
         b, length = tokens.shape
-        over = self._memory.reading(length, rows)
-        if every:
-            logits, hidden = self._forward(tokens, over, taps, None)
-            self._memory.commit(counts, rows, root)
-            return Scores(logits, hidden)
+        over = self._memory.reading(length, rows, prompt=not root)
         last = sorted({max(count - 1, 0) for count in counts})
-        wanted = None if length == 1 else torch.tensor(last, device=tokens.device)
+        all_wanted = every or length == 1
+        wanted = None if all_wanted else torch.tensor(last, device=tokens.device)
         logits, hidden = self._forward(tokens, over, taps, wanted)
-        if len(last) > 1:
+        if len(last) > 1 and not every:
             column = torch.tensor([last.index(max(count - 1, 0)) for count in counts])
             column = column.to(logits.device)
             logits = logits[torch.arange(b, device=logits.device), column][:, None]
@@ -107,12 +116,15 @@ class TransformersSession:
         self._handed_over = None
         # Taps may be below the layer at which the tree was handed over: then from the start.
         if handed and handed.structure is tree.structure and start == 0 and not taps:
-            out = self._memory.run(handed.upper, over, inputs_embeds=handed.states)
+            out = self._memory.run(as_it_is(handed.upper), over, inputs_embeds=handed.states)
             return Scores(out.logits, None)
         return Scores(*self._forward(tree.tokens[:, start:], over, taps, None))
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         self._memory.keep(path, counts)
+
+    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        self._memory.rewind(rows, lengths)
 
     def release(self, rows: Sequence[int]) -> None:
         self._memory.release(rows)
@@ -125,7 +137,8 @@ class TransformersSession:
         """A pass of some of the layers over nodes >= start."""
         over, before = self._memory.scoring(tree, start), self._memory.forward_seconds
         with watched() as streams:
-            out = self._memory.run(part, over, input_ids=tree.tokens[:, start:], **options)
+            lower = as_it_is(part)
+            out = self._memory.run(lower, over, input_ids=tree.tokens[:, start:], **options)
         self._memory.calls -= 1
         self.part_seconds += self._memory.forward_seconds - before
         return PartScores(out.logits, streams[-1] if streams else out.logits.new_empty(0))
@@ -146,10 +159,12 @@ class TransformersSession:
     ) -> tuple[Tensor, Tensor | None]:
         model = self.model
         options: dict[str, Any] = {"output_hidden_states": True} if taps else {}
-        if logits_to_keep is not None and model.takes_logits_to_keep:
+        few = self.compile and over.few is not None  # compiled passes give all logits
+        keeps = logits_to_keep is not None and model.takes_logits_to_keep and not few
+        if keeps:
             options["logits_to_keep"] = logits_to_keep
-        out = self._memory.run(model.runner, over, input_ids=tokens, **options)
+        out = self._memory.run(self._run, over, input_ids=tokens, **options)
         logits = out.logits
-        if logits_to_keep is not None and not model.takes_logits_to_keep:
+        if logits_to_keep is not None and not keeps:
             logits = logits[:, logits_to_keep]
         return logits, model.tapped(out.hidden_states, taps) if taps else None

@@ -186,6 +186,11 @@ class TableSession:
                 self._texts[row] = self._texts[row] + self._roots[row] + drafted
                 self._roots[row] = []
 
+    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        for row, length in zip(rows, lengths, strict=True):
+            whole = self._texts[row] + self._roots[row]
+            self._texts[row], self._roots[row] = whole[:length], []
+
     def release(self, rows: Sequence[int]) -> None:
         for row in rows:
             self._texts[row], self._roots[row] = [], []

@@ -7,6 +7,11 @@ from typing import Any
 
 from specdec.interfaces import LanguageModel
 
+REMEDY = (
+    "a draft model needs the target's tokenizer, or vocabulary='intersection' or 'text', which are "
+    "for models with another one"
+)
+
 
 def tokenizer_digest(model: LanguageModel) -> str | None:
     """Of a model's tokenizer: every token and its id. None for a model without one."""
@@ -26,7 +31,7 @@ def check_same_tokens(draft: LanguageModel, target: LanguageModel) -> None:
     if draft.vocabulary != target.vocabulary:
         raise ValueError(
             f"the draft model has a vocabulary of {draft.vocabulary} tokens, the target of "
-            f"{target.vocabulary}; a draft model needs the target's tokenizer"
+            f"{target.vocabulary}; {REMEDY}"
         )
     ours, theirs = tokenizer_digest(draft), tokenizer_digest(target)
     if ours is None or theirs is None or ours == theirs:
@@ -36,5 +41,5 @@ def check_same_tokens(draft: LanguageModel, target: LanguageModel) -> None:
     raise ValueError(
         f"the draft model {draft.name} has {draft.vocabulary} tokens, as many as the target "
         f"{target.name}, but another tokenizer: {apart!r} is {one.get(apart)} there and "
-        f"{other.get(apart)} here; a draft model needs the target's tokenizer"
+        f"{other.get(apart)} here; {REMEDY}"
     )

@@ -57,13 +57,17 @@ class Changed(Keyed):
 
 class OneTokenUnseen(Memory):
     def scoring(self, tree: Any, start: int) -> Any:
-        over = super().scoring(tree, start)
-        if over.masks is None:
-            return over
-        for row, root in enumerate(self.roots):
-            if root > 1:
-                over.masks[row, :, :, root - 1] = torch.finfo(over.masks.dtype).min
-        return over
+        over, roots = super().scoring(tree, start), list(self.roots)
+
+        def made() -> dict[str, Any]:
+            options = over.options
+            mask = options["attention_mask"]
+            for row, root in enumerate(roots):
+                if mask is not None and root > 1:
+                    mask[row, :, :, root - 1] = torch.finfo(mask.dtype).min
+            return options
+
+        return over._replace(made=made)
 
 
 class Engine(TransformersLM):

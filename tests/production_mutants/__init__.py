@@ -15,6 +15,7 @@ from tests.production_mutants import (
     measuring,
     models,
     studies,
+    tokenizers,
     trees,
     verifiers,
 )
@@ -28,6 +29,7 @@ ROOMS = (
     drafters,
     heads,
     models,
+    tokenizers,
     loop,
     measuring,
     certificates,

@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "one position past the draft model's context",
         SMALL,
-        "length <= self.model.context - self.shape.depth",
-        "length <= self.model.context - self.shape.depth + 1",
+        "length <= self._reader.context - self.shape.depth",
+        "length <= self._reader.context - self.shape.depth + 1",
         "a draft at a position that the model does not have",
         "tests/test_generate.py -k own_context",
     ),

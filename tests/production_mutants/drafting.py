@@ -5,7 +5,7 @@ from tests.production_mutants.mutant import Mutant
 LEVELS, RANKED = "specdec/drafting/by_level.py", "specdec/drafting/ranked.py"
 ADAPTIVE, STOP = "specdec/drafting/adaptive.py", "specdec/drafting/stop_rules.py"
 STATIC, RANKS = "specdec/drafting/static.py", "specdec/drafting/rank_tree.py"
-SHAPE = "specdec/drafting/shape.py"
+SHAPE, SEQUOIA = "specdec/drafting/shape.py", "specdec/drafting/sequoia.py"
 STOPPING, GROWING = "tests/test_stopping.py", "tests/test_growing.py"
 
 
@@ -74,8 +74,8 @@ MUTANTS = (
     Mutant(
         "levels share their nodes' numbers",
         LEVELS,
-        "first, nodes = first + nodes, nodes * k",
-        "first, nodes = first, nodes * k",
+        "first, nodes = first + nodes, below",
+        "first, nodes = first, below",
         "a level is drawn with the noise of the one above",
         "tests/test_chance.py -k 'no_key_is_used_twice and small_model and naive'",
     ),
@@ -94,6 +94,39 @@ MUTANTS = (
         "there = torch.ones_like(state.live)[:, None]",
         "rows that are not live get nodes",
         f"{GROWING} -k room",
+    ),
+    Mutant(
+        "children of some nodes at another's places",
+        LEVELS,
+        "first * rows + row * len(width) + node for row",
+        "first * rows + row * len(parents) + node for row",
+        "nodes are drawn at with the noise of others",
+        "tests/test_sequoia.py -k places",
+    ),
+    # -------------------------------------------------------------------------------- sequoia
+    Mutant(
+        "a child is sure to be accepted",
+        SEQUOIA,
+        "gained = tokens[child - 1, 1 : nodes + 1 - size] + p * below[size]",
+        "gained = tokens[child - 1, 1 : nodes + 1 - size] + below[size]",
+        "all trees of a size are worth the same",
+        "tests/test_sequoia.py -k seven_nodes",
+    ),
+    Mutant(
+        "the best tree has as many children as may be",
+        SEQUOIA,
+        "width = tokens.argmax(0)",
+        "width = np.isfinite(tokens).sum(0)",
+        "the tree is not the one that the tokens are of",
+        "tests/test_sequoia.py -k seven_nodes",
+    ),
+    Mutant(
+        "a level costs what the root's costs too",
+        SEQUOIA,
+        "cost + levels * draft_cost",
+        "cost + (levels + 1) * draft_cost",
+        "one pass of the drafter too many is paid",
+        "tests/test_sequoia.py -k 'by_cost or line_for_each'",
     ),
     # --------------------------------------------------------------------------------- ranked
     Mutant(

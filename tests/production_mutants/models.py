@@ -12,6 +12,7 @@ ATTENTION, PROOF, LOAD = (
     "specdec/models/proof.py",
     "specdec/models/load.py",
 )
+COMPILED, FIXED = "specdec/models/compiled.py", "tests/test_compiled.py"
 TABLE, SUPPORT = "specdec/models/table.py", "specdec/models/support.py"
 MODEL, SESSIONS = "tests/test_language_model.py", "tests/test_sessions.py"
 SCHEDULE = f"{SESSIONS} -k random_schedule"
@@ -94,16 +95,16 @@ MUTANTS = (
     Mutant(
         "all of a tree at the root's position",
         MEMORY,
-        "return Pass(self._positions(roots, tree.depths[:, start:]), seen, slots)",
-        "return Pass(self._positions(roots, 0 * tree.depths[:, start:]), seen, slots)",
+        "return _arguments(self._positions(roots, tree.depths[:, start:]), seen, slots)",
+        "return _arguments(self._positions(roots, 0 * tree.depths[:, start:]), seen, slots)",
         "nodes are rotated as if they had no depth",
         LLAMA,
     ),
     Mutant(
         "positions by number of the node",
         MEMORY,
-        "return Pass(self._positions(roots, tree.depths[:, start:]), seen, slots)",
-        "return Pass(self._positions(roots, torch.arange(start, nodes, device=self.device)"
+        "return _arguments(self._positions(roots, tree.depths[:, start:]), seen, slots)",
+        "return _arguments(self._positions(roots, torch.arange(start, nodes, device=self.device)"
         ".expand_as(tree.depths[:, start:])), seen, slots)",
         "siblings stand at different positions",
         LLAMA,
@@ -247,8 +248,8 @@ MUTANTS = (
     Mutant(
         "pickles are read",
         LOAD,
-        'if any(folder.glob("*.safetensors")):',
-        "if True:",
+        "    if found:\n        return found\n    pickles = [",
+        "    return found\n    pickles = [",
         "a folder of pickles gets as far as transformers",
         "tests/test_errors.py -k pickle_instead",
     ),
@@ -291,5 +292,85 @@ MUTANTS = (
         "if True:",
         "a draft model whose ids mean other tokens",
         "tests/test_load.py tests/test_marks.py tests/test_errors.py -k tokenizer",
+    ),
+    Mutant(
+        "padding overwrites the root",  # fault 24: a slot that padding wrote is read later
+        COMPILED,
+        "slots = torch.where(numbers < count, first + start + numbers, scratch)",
+        "slots = torch.where(numbers < count, first + start + numbers, first)",
+        "a pass of fewer nodes than its bucket destroys what was there",
+        f"{FIXED} -k 'nobody_reads or llama_gqa'",
+    ),
+    Mutant(
+        "padding is written behind the tree",
+        COMPILED,
+        "slots = torch.where(numbers < count, first + start + numbers, scratch)",
+        "slots = (first + start + numbers).clamp(max=scratch)",
+        "slots past the text are no longer what they were",
+        f"{FIXED} -k nobody_reads",
+    ),
+    Mutant(
+        "no slot for padding",
+        MEMORY,
+        "if needed + self.by_powers <= self.slots:",
+        "if needed <= self.slots:",
+        "the last node of a full memory and the padding share a slot",
+        f"{FIXED} -k next_power",
+    ),
+    Mutant(
+        "compiled nodes stand where they are stored",
+        COMPILED,
+        "positions = first + depths.gather(1, own)",
+        "positions = (first + start + numbers).expand(rows, -1)",
+        "nodes of a compiled pass are rotated as if the tree were a chain",
+        f"{FIXED} -k 'scores_trees and llama_gqa'",
+    ),
+    Mutant(
+        "compiled windows are not looked at",
+        MASKS,
+        "near = None if kind.size is None else _near(kind, depths, first, positions, slots)",
+        "near = None",
+        "a compiled layer with a window sees everything",
+        f"{FIXED} -k 'scores_trees and mistral_window'",
+    ),
+    Mutant(
+        "one pass is taken for another",
+        COMPILED,
+        "function.__code__.replace(), function.__globals__",
+        "function.__code__, function.__globals__",
+        "without guards, compiled code is found by its code object alone",
+        f"{FIXED} -k same_in_float64",
+    ),
+    Mutant(
+        "graphs outlive the memory that they write to",
+        MEMORY,
+        "self._views, self.graphs = None, {}",
+        "self._views = None",
+        "a grown memory is written where it lay before",
+        f"{FIXED} -k graphs_go",
+    ),
+    Mutant(
+        "a graph's results are not copied",
+        "specdec/models/capture.py",
+        "return tree_map(torch.clone, self._out)",
+        "return self._out",
+        "the next pass of this shape writes over logits that are still looked at",
+        f"{FIXED} -k 'captured_passes or results_of_a_captured'",
+    ),
+    Mutant(
+        "a graph sees the first pass's tokens",
+        "specdec/models/capture.py",
+        "buffer.copy_(value)",
+        "buffer.shape",
+        "every pass of a shape repeats the first one",
+        f"{FIXED} -k captured_passes",
+    ),
+    Mutant(
+        "a compiler's failure is not remembered",
+        COMPILED,
+        "self._why_not = _reason(error)",
+        "pass",
+        "a model that cannot be compiled is tried at every pass",
+        f"{FIXED} -k 'cannot_be_compiled or required'",
     ),
 )

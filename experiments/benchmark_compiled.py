@@ -1,0 +1,167 @@
+"""What compiling gains: passes compiled and not, all ways interleaved prompt by prompt in one
+process, ratios paired, medians over prompts.
+
+    python -m experiments.benchmark_compiled
+    python -m experiments.benchmark_compiled limit=2 deep_limit=0 lengths=[5]        a trial
+
+Both targets share one set of weights, and so do the draft models. Compiling happens in a warm-up;
+the last line says how long it took. A second start finds what the first compiled in PyTorch's cache
+on disk (TORCHINDUCTOR_CACHE_DIR; an empty folder there measures a first start).
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from experiments.benchmarks.options import Options
+from experiments.terminal.options import start
+
+if TYPE_CHECKING:  # these modules import torch, which --help does not need
+    from experiments.benchmarks.bench import Bench, Compared
+
+Line = dict[str, str]  # what, measured, how
+
+
+@dataclass
+class Compiled(Options):
+    """python -m experiments.benchmark_compiled: measure compiled passes against uncompiled ones and
+    transformers' ways, print a table and write it to a folder."""
+
+    draft: str = "demo-draft"
+    lengths: list[int] = field(default_factory=lambda: [3, 4, 5, 6])  # of chains, theirs too
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6])
+    eagle: str | None = "demo-eagle"  # null leaves it out
+
+
+def ways(bench: "Bench", target: Any, fast: Any, temperature: float, deep: bool) -> dict[str, Any]:
+    """Ours, compiled and not, and transformers'."""
+    from experiments.measuring.theirs import Theirs
+
+    wanted, draft = bench.wanted, bench.draft(bench.wanted.draft)
+    assert isinstance(wanted, Compiled)
+    theirs = Theirs(target, {"temperature": temperature}, wanted.seed)
+    found: dict[str, Any] = {} if deep else {"transformers": theirs}
+    drafters = {"none": {"name": "none"}} | {
+        f"chain {n}": {"name": "small_model", "model": draft, "depth": n} for n in wanted.lengths
+    }
+    if wanted.eagle and not deep:
+        drafters["eagle"] = {"name": "eagle", "heads": wanted.eagle, "draw": "ranked", "nodes": 15}
+    for name, drafter in drafters.items():
+        found[name] = bench.ours(target, temperature, drafter)
+        found[f"compiled {name}"] = bench.ours(fast, temperature, drafter)
+    for n in () if deep else wanted.lengths:
+        found[f"assisted {n}"] = replace(theirs, draft=draft, num_assistant_tokens=n)
+    return found
+
+
+def line(what: str, measured: str, how: str = "") -> Line:
+    return {"what": what, "measured": measured, "how": how}
+
+
+def lines(title: str, found: "Compared") -> list[Line]:
+    """What the ways of one temperature say."""
+    chain, plain = found.best(["compiled chain"], "none"), found.best(["chain"], "none")
+    told = [
+        line(f"{title}: `none`, compiled against not", found.times("compiled none", "none")),
+        line(
+            f"{title}: `small_model`, compiled against not, each at its best length",
+            found.times(chain, plain),
+            f"{chain} (tau {found.ours(chain).tau:.2f}), {plain} (tau {found.ours(plain).tau:.2f})",
+        ),
+        line(
+            f"{title}: `small_model` against `none`, compiled", found.times(chain, "compiled none")
+        ),
+    ]
+    if "transformers" in found.ways:
+        assisted = found.best(["assisted"], "none")
+        told += [
+            line(
+                f"{title}: `none` compiled against transformers `generate`",
+                found.times("compiled none", "transformers"),
+            ),
+            line(
+                f"{title}: `small_model` compiled against transformers `generate`",
+                found.times(chain, "transformers"),
+                chain,
+            ),
+            line(
+                f"{title}: `small_model` compiled against assisted generation, each at its best "
+                "length",
+                found.times(chain, assisted),
+                f"{chain}, {assisted}",
+            ),
+            line(
+                f"{title}: outside the models' forward calls, compiled",
+                f"{outside(found, chain):.1%}",
+                f"{chain}; `none`: {outside(found, 'compiled none'):.1%}",
+            ),
+        ]
+    if "eagle" in found.ways:
+        told.append(
+            line(
+                f"{title}: `eagle`, ranked, compiled against `none` compiled",
+                found.times("compiled eagle", "compiled none"),
+                f"tau {found.ours('compiled eagle').tau:.2f}",
+            )
+        )
+    return told
+
+
+def outside(found: "Compared", way: str) -> float:
+    from statistics import median
+
+    return median(entry.outside_models for entry in found.ours(way).per_prompt)
+
+
+def warm(bench: "Bench", found: dict[str, Any]) -> dict[str, float]:
+    """Seconds of compiling, by way: one prompt decoded before anything is measured."""
+    from experiments.measuring.ways import Ours
+
+    return {
+        name: bench.one(way).compile_seconds
+        for name, way in found.items()
+        if isinstance(way, Ours) and name.startswith("compiled")
+    }
+
+
+def main(wanted: Compiled) -> None:
+    import pandas as pd
+
+    from experiments.benchmarks.bench import Bench
+
+    bench = Bench(wanted)
+    found, told, distinct, spent = {}, [], {}, {}
+    for deep in (False, True) if wanted.deep_limit else (False,):
+        target = bench.deep if deep else bench.target
+        fast = bench.compiled(target)
+        for temperature in wanted.temperatures:
+            title = f"T = {temperature:g}"
+            title = f"extra_layers={wanted.extra_layers}, {title}" if deep else title
+            these = ways(bench, target, fast, temperature, deep)
+            seconds = warm(bench, these)
+            spent |= {f"{title}: {name}": took for name, took in seconds.items() if took}
+            limit = wanted.deep_limit if deep else wanted.limit
+            found[title] = bench.compare(title, these, limit)
+            told += lines(title, found[title])
+            distinct[title] = found[title].ways["none"].distinct_4grams
+    first = {name: took for name, took in spent.items() if "extra_layers" not in name}
+    told.append(
+        line(
+            "compiling, the deepened target apart",
+            f"{sum(first.values()):.0f} s",
+            ", ".join(
+                f"{name.partition('compiled ')[2]} {took:.0f} s" for name, took in first.items()
+            ),
+        )
+    )
+    shares = ", ".join(f"{share or 0:.0%} at {title}" for title, share in distinct.items())
+    record = {
+        title: {name: asdict(way) for name, way in each.ways.items()}
+        for title, each in found.items()
+    }
+    bench.publish(
+        "benchmark_compiled", [pd.DataFrame(told)], shares, {"ways": record, "compiling": spent}
+    )
+
+
+if __name__ == "__main__":
+    start(main, Compiled)

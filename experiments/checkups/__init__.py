@@ -1,0 +1,1 @@
+"""The doctor's checks: what is measured of a target and a drafter, and what that means."""

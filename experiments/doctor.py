@@ -1,0 +1,126 @@
+"""What is right and wrong with a target, a drafter and a rule on this machine, in plain sentences.
+
+python -m experiments.doctor target=demo drafter=small_model
+python -m experiments.doctor target=MODEL drafter=eagle,heads=FOLDER,depth=4 temperature=0 --json
+
+A check is `good`, a `note` (worth knowing, nothing is broken) or `wrong`. The exit status is 1 if
+something is wrong, and for an error. --json prints one JSON object on standard output and nothing
+else there (docs/doctor.md).
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from experiments.terminal.options import start
+
+if TYPE_CHECKING:
+    from experiments.checkups.finding import Finding
+
+
+@dataclass
+class Doctor:
+    """python -m experiments.doctor target=NAME drafter=NAME,argument=value,...: check a pair and
+    say in plain sentences what is right and what is wrong."""
+
+    target: str = "demo"  # its name, folder or hub id
+    drafter: str = "small_model"  # NAME,argument=value,... as in `specdec --drafter`
+    verifier: str = "auto"
+    # loops flatter every drafter, and they are most frequent at 0
+    temperature: float = 0.6
+    top_k: int | None = None
+    top_p: float | None = None
+    prompts: str = "demo"  # or a file of JSON lines
+    limit: int | None = 8  # prompts; null: all
+    chat: bool | None = None  # through the chat template; null: where the tokenizer has one
+    max_new_tokens: int = 64
+    device: str | None = None
+    dtype: str | None = None  # null: the checkpoint's
+    extra_layers: int = 0  # of the target; they change its cost alone
+    seed: int = 0
+    threads: int | None = None
+    allow_lossy: bool = False
+    json: bool = False
+    progress: bool = True
+
+
+def main(wanted: Doctor) -> None:
+    from experiments.checkups.examine import examine
+    from experiments.checkups.finding import WRONG
+    from experiments.checkups.patient import Patient
+    from experiments.prompts import read
+    from experiments.study.schema import Sampling, Target
+    from experiments.system.libraries import quiet_transformers, set_threads
+    from experiments.terminal.progress import bar
+    from specdec.__main__ import drafter_choice
+    from specdec.errors import integer
+
+    quiet_transformers()
+    set_threads(wanted.threads)
+    integer("max_new_tokens", wanted.max_new_tokens, 1)
+    patient = Patient(
+        Target(
+            wanted.target,
+            device=wanted.device,
+            dtype=wanted.dtype,
+            extra_layers=wanted.extra_layers,
+        ),
+        drafter_choice(wanted.drafter),
+        {"name": wanted.verifier},
+        Sampling(wanted.temperature, wanted.top_k, wanted.top_p),
+        read("jsonl", wanted.prompts, limit=wanted.limit),
+        wanted.max_new_tokens,
+        partial(bar, shown=wanted.progress),
+        wanted.chat,
+        wanted.seed,
+        wanted.allow_lossy,
+    )
+    patient.check()
+    began = time.perf_counter()
+    findings = []
+    for found in examine(patient):
+        findings.append(found)
+        if not wanted.json:
+            show(found)
+    count = sum(found.verdict == WRONG for found in findings)
+    seconds = time.perf_counter() - began
+    if wanted.json:
+        content = {
+            "target": wanted.target,
+            "drafter": wanted.drafter,
+            "verifier": wanted.verifier,
+            "temperature": wanted.temperature,
+            "wrong": count,
+            "seconds": seconds,
+            "checks": [found.as_dict() for found in findings],
+        }
+        print(json.dumps(content), flush=True)
+    else:
+        said = "Nothing is wrong" if count == 0 else f"{count} of {len(findings)} checks are wrong"
+        print(f"\n{said} ({seconds:.0f} s).", flush=True)
+    if count:
+        sys.exit(1)
+
+
+def show(found: "Finding") -> None:
+    """A check, its verdict and its sentence, wrapped beside them."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"good": "green", "note": "yellow", "wrong": "bold red"}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(width=15)
+    table.add_column(width=5)
+    table.add_column(overflow="fold")
+    table.add_row(
+        found.check, Text(found.verdict, style=colours[found.verdict]), Text(found.sentence)
+    )
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    start(main, Doctor)

@@ -1,0 +1,282 @@
+"""A decoder's passes compiled, one for each shape: so many nodes, rows and slots of memory.
+
+Lengths, places and ancestors are tensors inside, so a decode meets few shapes: its nodes are padded
+to a bucket, its memory has a power of two of slots. What padding writes goes to the memory's last
+slot, which nobody reads. Passes of other shapes (long prompts, trees of more than `WIDEST` nodes)
+run as they are.
+
+On a CPU the weights are packed when a pass is compiled ("freezing"): later changes of the weights
+are not seen. On CUDA the compiled pass is captured as a graph, over buffers that stay where they
+are.
+
+Letters: B rows, n nodes of one pass (padded), W = WIDEST nodes of its tree, T slots.
+"""
+
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter, warn
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache
+
+from specdec.errors import did_you_mean
+from specdec.interfaces import Compile, CompiledPass
+from specdec.models.capture import Captured
+from specdec.models.masks import masks_at
+from specdec.models.memory import Few, Forward, Layout, Memory, Pass, as_it_is
+from specdec.tree import Structure
+
+NODES = (1, 2, 4, 8, 16, 24, 32, 64)  # what the nodes of a pass are padded to
+WIDEST = NODES[-1]  # nodes of a tree
+OFTEN = 4  # passes of one shape in a run, from which on a larger one does not do
+SHALLOW = 12  # layers up to which the code around the kernels is compiled too
+CAPTURES = {"cuda"}  # devices on which a compiled pass is captured as a graph
+
+
+def compile_mode(value: Any) -> Compile:
+    """Raises ValueError for what is no setting of `compile`."""
+    if value is None or isinstance(value, bool):
+        return value
+    if value == "require":
+        return "require"
+    hint = did_you_mean(value, ["require"]) if isinstance(value, str) else ""
+    raise ValueError(f"compile must be True, False, 'require' or None, got {value!r}{hint}")
+
+
+class Shape(NamedTuple):
+    """What a compiled pass is made for."""
+
+    nodes: int
+    rows: int
+    slots: int
+    options: tuple[tuple[str, Any], ...]  # arguments of the model that are no tensors
+
+
+class CompiledModel:
+    """A decoder whose passes over few tokens are compiled. Make one per module: it keeps what was
+    compiled for all runs to come."""
+
+    def __init__(self, module: Module, layout: Layout, dtype: torch.dtype) -> None:
+        self.module, self.layout, self.dtype = module, layout, dtype
+        self._passes: dict[Shape, Callable[..., Any]] = {}
+        self._lock = threading.RLock()  # of what is compiled
+        self._why_not: str | None = None  # why its passes cannot be compiled
+        self._warned: set[str] = set()
+
+    def forward(self, required: bool, module: Module | None = None) -> Forward:
+        """Its passes, for `Memory.run`. required: an error where one cannot be compiled; else there
+        is a warning, and they run as they are. module: in whose shells they do so, if passes leave
+        traces there."""
+        plain = as_it_is(module or self.module)
+
+        def forward(memory: Memory, over: Pass, inputs: dict[str, Any]) -> Any:
+            if over.few is None or not self._can(over.few, required):
+                return plain(memory, over, inputs)
+            out = self._run(memory, over.few, inputs, required)
+            return plain(memory, over, inputs) if out is None else out
+
+        return forward
+
+    def _can(self, few: Few, required: bool) -> bool:
+        nodes = few.structure.num_nodes
+        if nodes > WIDEST:
+            self._warn_once(f"a tree of {nodes} nodes runs uncompiled: the most is {WIDEST}")
+        elif self._why_not is not None:
+            self._cannot(required)
+        return nodes <= WIDEST and self._why_not is None
+
+    def _run(self, memory: Memory, few: Few, inputs: dict[str, Any], required: bool) -> Any:
+        """A compiled pass. None if it cannot be compiled."""
+        nodes = few.structure.num_nodes
+        memory.make_room(max(few.first) + nodes)
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        options = tuple((name, value) for name, value in inputs.items() if name not in tensors)
+        count = nodes - few.start
+        shape = self._shape(count, memory, options)
+        arguments = (
+            {name: padded(value, shape.nodes) for name, value in tensors.items()},
+            *tree_of(few.structure, few.start, shape.nodes),
+            torch.tensor([*few.first, few.start, count], device=memory.device),
+        )
+        if shape not in self._passes:
+            try:
+                self._make(shape, memory, arguments)
+            except Exception as error:  # whatever tracing, a compiler or a driver raises
+                self._why_not = _reason(error)
+                self._cannot(required)
+                return None
+        with memory.timed():
+            found = self._call(shape, memory, arguments)
+        if isinstance(found, Tensor):
+            return found[:, :count]
+        logits, hidden = found
+        states = tuple(each[:, :count] for each in hidden)
+        return SimpleNamespace(logits=logits[:, :count], hidden_states=states)
+
+    def _shape(self, count: int, memory: Memory, options: tuple[tuple[str, Any], ...]) -> Shape:
+        """A larger one that is there already serves a shape that a run needs now and then: trees
+        are smaller where a text ends, and compiling takes thousands of passes' time."""
+        fits = [Shape(n, memory.rows, memory.slots, options) for n in NODES if n >= count]
+        exact, *larger = fits
+        memory.uses[self, exact] += 1
+        if exact in self._passes or memory.uses[self, exact] >= OFTEN:
+            return exact
+        return next((shape for shape in larger if shape in self._passes), exact)
+
+    def _make(self, shape: Shape, memory: Memory, arguments: Any) -> None:
+        """Compile, and run once: compilers work at the first call."""
+        with self._lock:
+            if shape in self._passes:
+                return
+            nodes, rows, slots, _ = shape
+            print(
+                f"compiling {self.layout.name}: nodes={nodes} rows={rows} slots={slots} ...",
+                file=sys.stderr,
+                flush=True,
+            )
+            began = time.perf_counter()
+            compiled = built(_alone(self._traced(shape)), self._options(memory.device))
+            with catch_warnings():
+                simplefilter("ignore")  # of compilers, about themselves
+                compiled(*arguments, memory.views)
+            seconds = time.perf_counter() - began
+            memory.compiled.append(CompiledPass(self.layout.name, nodes, rows, slots, seconds))
+            self._passes[shape] = compiled
+
+    def _options(self, device: torch.device) -> dict[str, Any]:
+        """Of Inductor. A C++ wrapper around the kernels saves a few per cent of a pass; its compile
+        time grows faster than the number of layers."""
+        if device.type != "cpu":
+            return {}
+        return {"freezing": True, "cpp_wrapper": len(self.layout.shapes) <= SHALLOW}
+
+    def _call(self, shape: Shape, memory: Memory, arguments: tuple[Any, ...]) -> Any:
+        compiled = self._passes[shape]
+        if memory.device.type not in CAPTURES:
+            return compiled(*arguments, memory.views)
+        if (self, shape) not in memory.graphs:
+            views = memory.views
+            memory.graphs[self, shape] = Captured(lambda *given: compiled(*given, views), arguments)
+        return memory.graphs[self, shape](arguments)
+
+    def _traced(self, shape: Shape) -> Callable[..., Any]:
+        """The pass as a function of tensors alone."""
+        module, layout, dtype = self.module, self.layout, self.dtype
+        scratch, options = shape.slots - 1, dict(shape.options)
+
+        def one_pass(
+            inputs: dict[str, Tensor],
+            depths: Tensor,
+            ancestors: Tensor,
+            where: Tensor,
+            views: list[list[Tensor]],
+        ) -> Any:
+            rows, nodes = ancestors.shape[:2]
+            first, start, count = where[:rows, None], where[rows], where[rows + 1]
+            numbers = torch.arange(nodes, device=where.device)
+            own = (start + numbers).clamp(max=WIDEST - 1).expand(rows, -1)
+            positions = first + depths.gather(1, own)
+            slots = torch.where(numbers < count, first + start + numbers, scratch)
+            seen = masks_at(layout.kinds, ancestors, depths, first, positions, scratch + 1, dtype)
+            out = module(
+                **inputs,
+                **options,
+                position_ids=positions.clamp(max=layout.context - 1),
+                attention_mask=seen,
+                past_key_values=FixedSlots(views, slots),
+                use_cache=True,
+            )
+            return out if isinstance(out, Tensor) else (out.logits, out.hidden_states or ())
+
+        return one_pass
+
+    def _cannot(self, required: bool) -> None:
+        what = f"it cannot be compiled ({self._why_not})"
+        if required:
+            raise ValueError(
+                f"{self.layout.name}: {what}, and compile='require' asks for it; load it without"
+            )
+        self._warn_once(f"{what}; its passes run uncompiled")
+
+    def _warn_once(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warn(f"{self.layout.name}: {what}", stacklevel=2)
+
+
+def _reason(error: Exception) -> str:
+    """In one line: a compiler's error begins with whose it is, and goes on for pages."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    while said and said[0].endswith(":"):
+        said = [" ".join(said[:2]), *said[2:]] if len(said) > 1 else [said[0].rstrip(":")]
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def built(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """`function`, compiled at its first call for the shapes that it then gets."""
+    # Each shape has a function of its own; nothing else ever changes.
+    options = {**options, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    compiled: Callable[..., Any] = torch.compile(
+        function, dynamic=False, fullgraph=True, options=options
+    )
+    return compiled
+
+
+def padded(values: Tensor, nodes: int) -> Tensor:
+    """(B, nodes, ...) of (B, n, ...): zeros follow."""
+    missing = nodes - values.shape[1]
+    if missing == 0:
+        return values.contiguous()
+    return pad(values, (0, 0) * (values.ndim - 2) + (0, missing))
+
+
+@lru_cache(256)  # structures are compared by identity; those that repeat are padded once
+def tree_of(structure: Structure, start: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Depths (B, W) of a tree's nodes; and who of them is an ancestor of nodes >= start, (B, n, W)
+    bool. Padding has none."""
+    missing = WIDEST - structure.num_nodes
+    short = nodes - (structure.num_nodes - start)
+    depths = pad(structure.depths, (0, missing))
+    return depths, pad(structure.ancestors[:, start:], (0, missing, 0, short))
+
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with a code object of its own: what is compiled is kept by code object, and
+    without guards one pass would be taken for another."""
+    assert isinstance(function, types.FunctionType)
+    return types.FunctionType(
+        function.__code__.replace(), function.__globals__, closure=function.__closure__
+    )
+
+
+class FixedSlots(Cache):
+    """The whole memory as a transformers cache, for one pass: slots (B, n) are where it writes."""
+
+    def __init__(self, views: list[list[Tensor]], slots: Tensor) -> None:
+        self.layers: list[Any] = []  # transformers' own layer objects; there are none
+        self._views, self._slots = views, slots
+        self._rows = torch.arange(len(slots), device=slots.device)[:, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write this pass's K and V (b, H, n, D); return all slots (b, H, T, D)."""
+        keys, values = self._views[layer_idx]
+        for place, states in ((keys, key_states), (values, value_states)):
+            place.transpose(1, 2)[self._rows, self._slots] = states.transpose(1, 2)
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._views[0][0].shape[2], 0
