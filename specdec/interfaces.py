@@ -110,16 +110,22 @@ class Session(Opened, Protocol):
         """Commit the root and the first `counts` nodes of `path` (B, D), and forget the rest. A
         count of -1 leaves a row as it was."""
 
-    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        """Forget what was committed after the first `lengths[i]` tokens of these rows, and the
-        tree."""
-
     def release(self, rows: Sequence[int]) -> None:
         """Empty these rows."""
 
     def __enter__(self) -> "Session": ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+@runtime_checkable
+class Rewinds(Protocol):
+    """A session that can take back what was committed: for draft models with another tokenizer,
+    where the target's next token changes how the last ones are written."""
+
+    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Forget what was committed after the first `lengths[i]` tokens of these rows, and the
+        tree."""
 
 
 @runtime_checkable

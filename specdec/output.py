@@ -115,7 +115,7 @@ class _Stream:
         except Exception:  # the library has no class for it
             # Byte tokens that read otherwise together with those after them. What was said stays
             # said; the text goes on from here.
-            text = _decoded(self._tokenizer, self._pending)
+            text = decoded(self._tokenizer, self._pending)
             self._stream = DecodeStream(self._pending, skip_special_tokens=True)
         if text is None:
             return ""
@@ -126,7 +126,7 @@ class _Stream:
         if not self._pending:
             return ""
         before, both = (
-            _decoded(self._tokenizer, ids) for ids in (self._before, self._before + self._pending)
+            decoded(self._tokenizer, ids) for ids in (self._before, self._before + self._pending)
         )
         self._pending = []
         return both[len(before) :]
@@ -138,15 +138,15 @@ class _Rereading:
 
     def __init__(self, tokenizer: Any, ids: list[int]) -> None:
         self._tokenizer, self._ids = tokenizer, ids
-        self._said = _decoded(tokenizer, ids)
+        self._said = decoded(tokenizer, ids)
 
     def step(self, token: int) -> str:
         self._ids.append(token)
-        text = _decoded(self._tokenizer, self._ids)
+        text = decoded(self._tokenizer, self._ids)
         return "" if text.endswith(HALF) else self._new(text)
 
     def rest(self) -> str:
-        return self._new(_decoded(self._tokenizer, self._ids))
+        return self._new(decoded(self._tokenizer, self._ids))
 
     def _new(self, text: str) -> str:
         new, self._said = text[len(self._said) :], text
@@ -158,7 +158,8 @@ def _decoder(tokenizer: Any, ids: list[int]) -> _Stream | _Rereading:
     return _Rereading(tokenizer, ids) if backend is None else _Stream(tokenizer, backend, ids)
 
 
-def _decoded(tokenizer: Any, ids: list[int]) -> str:
+def decoded(tokenizer: Any, ids: list[int]) -> str:
+    """Their text, without special tokens and otherwise as it is."""
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

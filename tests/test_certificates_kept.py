@@ -236,6 +236,19 @@ def test_what_is_said_of_a_certificate(tmp_path):
     assert said() == "not certified: a check failed"
 
 
+def test_an_argument_that_is_none_is_as_good_as_not_given(tmp_path):
+    """Arguments that a drafter has learnt since have no part in what was certified without them."""
+    before = {"_target_": "drafters.small_model.SmallModel", "model": "demo-draft", "depth": 4}
+    written(tmp_path, drafter=before, code=code.code_of(before, RULE), pair=["small_model", "x"])
+
+    def said(**settings):
+        return str(find_law({**before, **settings}, RULE, tmp_path))
+
+    assert said(acceptance=None, stop=None, lookup=False) == "certified (exact, sampled)"
+    assert said(depth=3) == "certified: rule and tree, other settings (exact, sampled)"
+    assert said(branching=2, draw="sequoia", nodes=4) == "None"
+
+
 def test_what_a_run_says(tmp_path, monkeypatch):
     """Without a certificate the rule still is lossless by its contract, and that is said."""
     monkeypatch.chdir(tmp_path)

@@ -649,6 +649,22 @@ def test_same_still_asks_for_the_targets_tokenizer():
         SmallModel(model(byte_level(420))).begin(model(byte_level(300)), 1, Sampling(1.0))
 
 
+def test_sessions_that_cannot_take_tokens_back_are_refused():
+    class Forward:
+        """Opens what only goes forward."""
+
+        name, vocabulary, context, hidden_size = "forward", 420, 64, 8
+        device, dtype, eos_ids, extra_layers = torch.device("cpu"), torch.float32, (), 0
+        tokenizer = byte_level(420)
+
+        def open(self, rows, slots):
+            return object()
+
+    both = between(Forward(), model(byte_level(300)), "intersection")
+    with pytest.raises(ValueError, match=r"need a method rewind\(rows, lengths\)"):
+        Translated(Forward(), both, False).open(1, 0)
+
+
 def test_hidden_states_of_other_tokens_are_refused():
     draft = model(byte_level(420))
     both = between(draft, model(byte_level(300)), "intersection")

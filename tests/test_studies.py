@@ -453,6 +453,7 @@ def test_a_training_that_cannot_go_on(raised, code, said, monkeypatch, capsys, t
     monkeypatch.delenv(refusals.FULL, raising=False)
     monkeypatch.setattr("experiments.training.recipes.train", fail)
     monkeypatch.setattr(sys, "argv", ["train", "target=demo", "device=cpu", *QUIET[1:]])
+    monkeypatch.delitem(sys.modules, "experiments.train", raising=False)  # as in a new process
     with pytest.raises(SystemExit) as end:
         runpy.run_module("experiments.train", run_name="__main__", alter_sys=False)
     if said:

@@ -33,11 +33,17 @@ def arguments_of(group: str, settings: Settings) -> dict[str, Any]:
 
 
 def with_defaults(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a plug-in, with its signature's defaults where none was given."""
+    """The arguments of a plug-in, with its signature's defaults where none was given. An argument
+    without one that is None (`**shape`) is as good as not given."""
     plugin = find(group, given)
     arguments = (signature_of(plugin.make) or {}).items()
     defaults = {name: default for name, default in arguments if default is not Parameter.empty}
-    return {**defaults, **plugin.arguments}
+    said = {
+        name: value
+        for name, value in plugin.arguments.items()
+        if name in defaults or value is not None
+    }
+    return {**defaults, **said}
 
 
 def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Settings:

@@ -86,8 +86,5 @@ class ReplayedSession:
         if counts[0] >= 0:
             self._read += 1 + counts[0]
 
-    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        self._read = lengths[0]
-
     def release(self, rows: Sequence[int]) -> None:
         self._read = 0

@@ -146,8 +146,8 @@ class Shape:
                 f"depth={depth}, branching={branching!r} and nodes={nodes!r} make trees of "
                 f"{self.slots} nodes or more; at most {MOST_NODES} are drafted"
             )
-        # `chain` comes first: it works out a sequoia tree, whose acceptance may be refused.
-        if self.stop_rule is not None and not self.chain:
+        stop, chain = self.stop_rule, self.chain  # each refuses settings that are wrong
+        if stop is not None and not chain:
             raise ValueError(
                 "stop is for chains (branching=1, no draw='ranked' or 'adaptive'); drop it or "
                 "draft a chain"

@@ -10,6 +10,7 @@ Letters: B rows, W tokens of the draft model.
 import torch
 from torch import Tensor
 
+from specdec.drafting.lookup import Draft, tree_of
 from specdec.models.translated import TranslatedSession
 from specdec.state import State
 from specdec.tree import TokenTree
@@ -25,12 +26,8 @@ def written(logits: Tensor, session: TranslatedSession, state: State, depth: int
             logits = session.score(TokenTree.chain(pieces, None), step + 1).logits
     drafts = session.written(pieces[:, 1:])
     host = state.on_host
-    lengths = [
-        min(len(draft), depth, room - 1) if alive else 0
+    chains = [
+        Draft(draft[: min(depth, room - 1)] if alive else [], [])
         for draft, room, alive in zip(drafts, host.room, host.live, strict=True)
     ]
-    tokens = torch.zeros(state.rows, max(lengths), dtype=torch.long)
-    for row, (draft, length) in enumerate(zip(drafts, lengths, strict=True)):
-        tokens[row, :length] = torch.tensor(draft[:length], dtype=torch.long)
-    whole = torch.cat([state.roots[:, None], tokens.to(logits.device)], 1)
-    return TokenTree.chain(whole, torch.tensor(lengths, device=logits.device))
+    return tree_of(chains, state, is_chain=True)

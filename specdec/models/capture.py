@@ -6,6 +6,7 @@ memory, so the graph is captured here.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,12 +44,7 @@ def record(function: Function, arguments: tuple[Any, ...]) -> tuple[Callable[[],
     return graph.replay, out
 
 
+@cache
 def _pool() -> Any:
     """One memory pool for all graphs, which never run at the same time on a stream."""
-    global _shared_pool
-    if _shared_pool is None:
-        _shared_pool = torch.cuda.graph_pool_handle()
-    return _shared_pool
-
-
-_shared_pool: Any = None
+    return torch.cuda.graph_pool_handle()

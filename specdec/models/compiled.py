@@ -125,12 +125,14 @@ class CompiledModel:
     def _shape(self, count: int, memory: Memory, options: tuple[tuple[str, Any], ...]) -> Shape:
         """A larger one that is there already serves a shape that a run needs now and then: trees
         are smaller where a text ends, and compiling takes thousands of passes' time."""
-        fits = [Shape(n, memory.rows, memory.slots, options) for n in NODES if n >= count]
-        exact, *larger = fits
-        memory.uses[self, exact] += 1
-        if exact in self._passes or memory.uses[self, exact] >= OFTEN:
+        fits = (Shape(n, memory.rows, memory.slots, options) for n in NODES if n >= count)
+        exact = next(fits)
+        if exact in self._passes:
             return exact
-        return next((shape for shape in larger if shape in self._passes), exact)
+        memory.uses[self, exact] += 1
+        if memory.uses[self, exact] >= OFTEN:
+            return exact
+        return next((larger for larger in fits if larger in self._passes), exact)
 
     def _make(self, shape: Shape, memory: Memory, arguments: Any) -> None:
         """Compile, and run once: compilers work at the first call."""

@@ -57,16 +57,12 @@ class Few(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What a forward pass over a memory is given beside its tokens. `few`: the same in few words,
-    for models whose passes are compiled."""
+    """What a forward pass over a memory is given beside its tokens: arguments of a transformers
+    model, made when they are asked for; and `few`, the same in few words, for models whose passes
+    are compiled."""
 
-    made: Callable[[], dict[str, Any]]
+    options: Callable[[], dict[str, Any]]
     few: Few | None = None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of a transformers model, made anew. Ask once."""
-        return self.made()
 
 
 LEAST = 256  # slots of a memory for compiled passes
@@ -77,7 +73,7 @@ def as_it_is(module: Module) -> Forward:
     """Its passes as they are, not compiled."""
 
     def forward(memory: "Memory", over: Pass, inputs: dict[str, Any]) -> Any:
-        options = over.options
+        options = over.options()
         with memory.timed():
             return module(**inputs, **options)
 
@@ -169,10 +165,9 @@ class Memory:
     def reading(self, length: int, rows: Sequence[int] | None = None, prompt: bool = False) -> Pass:
         """For `length` more tokens of some rows, each seeing all before it. Commit them afterwards.
         prompt: no two such passes are alike, so that none is compiled."""
-        first = self.lengths if rows is None else [self.lengths[row] for row in rows]
-        first = list(first)
+        first = [self.lengths[row] for row in (range(self.rows) if rows is None else rows)]
 
-        def made() -> dict[str, Any]:
+        def options() -> dict[str, Any]:
             uniform, empty = min(first) == max(first), not any(first)
             slots = self._aim(first, length, rows, empty)
             depths = torch.arange(length, device=self.device)[None].expand(len(first), -1)
@@ -185,13 +180,13 @@ class Memory:
         few = None
         if not prompt and rows is None:
             few = Few(first, Structure.chain(self.rows, length, self.device), 0)
-        return Pass(made, few)
+        return Pass(options, few)
 
     def scoring(self, tree: TokenTree, start: int) -> Pass:
         """For nodes >= start of a tree, each seeing what is committed and its own ancestors."""
         roots, nodes = list(self.roots), tree.num_nodes
 
-        def made() -> dict[str, Any]:
+        def options() -> dict[str, Any]:
             uniform = min(roots) == max(roots)
             slots = self._aim([root + start for root in roots], nodes - start, None, False)
             sees_all = uniform and tree.is_chain and start == nodes - 1  # one node
@@ -207,7 +202,7 @@ class Memory:
             )
             return _arguments(self._positions(roots, tree.depths[:, start:]), seen, slots)
 
-        return Pass(made, Few(roots, tree.structure, start))
+        return Pass(options, Few(roots, tree.structure, start))
 
     @property
     def _needs_no_mask(self) -> bool:

@@ -25,6 +25,7 @@ from specdec.interfaces import (
     CompiledPass,
     LanguageModel,
     OpenedCompiled,
+    Rewinds,
     Scores,
     Session,
     Tap,
@@ -75,6 +76,12 @@ class TranslatedSession:
             self._inner = model.model.open(rows, slots, compile)
         else:
             self._inner = model.model.open(rows, slots)
+        if not isinstance(self._inner, Rewinds):
+            raise ValueError(
+                f"{model.name} has another tokenizer than the target, so tokens that it read are "
+                "sometimes taken back; its sessions need a method rewind(rows, lengths)"
+            )
+        self._memory: Rewinds = self._inner
         self._texts = [Text(self.translation, model.limit) for _ in range(rows)]
         self._tree: TokenTree | None = None  # the one that was scored last
         self.read_again = 0
@@ -136,7 +143,7 @@ class TranslatedSession:
         text.add(tokens)
         kept, unread = text.unread()
         if kept < before:
-            self._inner.rewind([row], [kept])
+            self._memory.rewind([row], [kept])
             self.read_again += before - kept
         return unread
 
@@ -165,9 +172,6 @@ class TranslatedSession:
             nodes = path[row, : max(counts[row], 0)].tolist()
             self._texts[row].add([drafted[node] for node in nodes])
             self._texts[row].held += [given[node] for node in nodes]
-
-    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        raise NotImplementedError("a text in other tokens is taken back by reading it anew")
 
     def release(self, rows: Sequence[int]) -> None:
         self._inner.release(rows)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from specdec.measuring.report import Step
-from specdec.output import HALF, Output, TextStream
+from specdec.output import HALF, Output, TextStream, decoded
 
 
 class Kept(NamedTuple):
@@ -52,15 +52,13 @@ def labels(tokenizer: Any) -> Any:
     if tokenizer is None:
         return str
     before = tokenizer.encode("a", add_special_tokens=False)
-    start = len(tokenizer.decode(before))
+    start = len(decoded(tokenizer, before))
 
     @lru_cache(None)
     def label(token: int) -> str:
-        text = tokenizer.decode(
-            [*before, token], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )[start:]
+        text = decoded(tokenizer, [*before, token])[start:]
         if text and HALF not in text:
-            return str(text)
+            return text
         return str(tokenizer.convert_ids_to_tokens(token) or token)
 
     return label

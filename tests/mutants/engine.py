@@ -60,14 +60,14 @@ class OneTokenUnseen(Memory):
         over, roots = super().scoring(tree, start), list(self.roots)
 
         def made() -> dict[str, Any]:
-            options = over.options
+            options = over.options()
             mask = options["attention_mask"]
             for row, root in enumerate(roots):
                 if mask is not None and root > 1:
                     mask[row, :, :, root - 1] = torch.finfo(mask.dtype).min
             return options
 
-        return over._replace(made=made)
+        return over._replace(options=made)
 
 
 class Engine(TransformersLM):

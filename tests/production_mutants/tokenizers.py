@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "the memory keeps what was changed",
         TRANSLATED,
-        "self._inner.rewind([row], [kept])",
-        "self._inner.rewind([row], [before])",
+        "self._memory.rewind([row], [kept])",
+        "self._memory.rewind([row], [before])",
         "new pieces are read after those that they replace",
         noticed("memory_is_that_of_the_text"),
     ),
