@@ -11,17 +11,15 @@ transformers' assistant does.
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from experiments.benchmarks.options import Options
+from experiments.benchmarks.options import Line, Options, line
 from experiments.terminal.options import start
 
 if TYPE_CHECKING:  # these modules import torch, which --help does not need
     from experiments.benchmarks.bench import Bench, Compared
-
-Line = dict[str, str]  # what, measured, how
 
 
 @dataclass
@@ -84,10 +82,6 @@ def ranked(shapes: list[tuple[int, int]]) -> dict[str, dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------------------- the lines
-
-
-def line(what: str, measured: str, how: str = "") -> Line:
-    return {"what": what, "measured": measured, "how": how}
 
 
 def shallow(found: "Compared") -> list[Line]:
@@ -235,7 +229,6 @@ def main(wanted: Benchmark) -> None:
     bench = Bench(wanted)
     found = {"T = 0": bench.compare("T = 0", ways(bench, False, 0.0, ranked(RANKED)), wanted.limit)}
     lines = shallow(found["T = 0"])
-    distinct = {"T = 0": found["T = 0"].ways["none"].distinct_4grams}
     sampled = {
         f"sampled {'-'.join(map(str, k))}": {"depth": len(k), "branching": k} for k in SAMPLED
     }
@@ -246,14 +239,8 @@ def main(wanted: Benchmark) -> None:
             title, ways(bench, True, temperature, shapes), wanted.deep_limit
         )
         lines += deepened(title, found[title], sampled=temperature > 0)
-        distinct.setdefault(f"T = {temperature:g}", found[title].ways["none"].distinct_4grams)
     lines += [*overheads(bench, found["T = 0"]), batched(bench), wide_pass(bench), memory(bench)]
-    shares = ", ".join(f"{share or 0:.0%} at {title}" for title, share in distinct.items())
-    record = {
-        title: {name: asdict(way) for name, way in each.ways.items()}
-        for title, each in found.items()
-    }
-    bench.publish("benchmark", [pd.DataFrame(lines)], shares, {"ways": record})
+    bench.publish("benchmark", [pd.DataFrame(lines)], found)
 
 
 if __name__ == "__main__":

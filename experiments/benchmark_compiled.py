@@ -9,16 +9,14 @@ the last line says how long it took. A second start finds what the first compile
 on disk (TORCHINDUCTOR_CACHE_DIR; an empty folder there measures a first start).
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from experiments.benchmarks.options import Options
+from experiments.benchmarks.options import Line, Options, line
 from experiments.terminal.options import start
 
 if TYPE_CHECKING:  # these modules import torch, which --help does not need
     from experiments.benchmarks.bench import Bench, Compared
-
-Line = dict[str, str]  # what, measured, how
 
 
 @dataclass
@@ -51,10 +49,6 @@ def ways(bench: "Bench", target: Any, fast: Any, temperature: float, deep: bool)
     for n in () if deep else wanted.lengths:
         found[f"assisted {n}"] = replace(theirs, draft=draft, num_assistant_tokens=n)
     return found
-
-
-def line(what: str, measured: str, how: str = "") -> Line:
-    return {"what": what, "measured": measured, "how": how}
 
 
 def lines(title: str, found: "Compared") -> list[Line]:
@@ -129,7 +123,7 @@ def main(wanted: Compiled) -> None:
     from experiments.benchmarks.bench import Bench
 
     bench = Bench(wanted)
-    found, told, distinct, spent = {}, [], {}, {}
+    found, told, spent = {}, [], {}
     for deep in (False, True) if wanted.deep_limit else (False,):
         target = bench.deep if deep else bench.target
         fast = bench.compiled(target)
@@ -142,7 +136,6 @@ def main(wanted: Compiled) -> None:
             limit = wanted.deep_limit if deep else wanted.limit
             found[title] = bench.compare(title, these, limit)
             told += lines(title, found[title])
-            distinct[title] = found[title].ways["none"].distinct_4grams
     first = {name: took for name, took in spent.items() if "extra_layers" not in name}
     told.append(
         line(
@@ -153,14 +146,7 @@ def main(wanted: Compiled) -> None:
             ),
         )
     )
-    shares = ", ".join(f"{share or 0:.0%} at {title}" for title, share in distinct.items())
-    record = {
-        title: {name: asdict(way) for name, way in each.ways.items()}
-        for title, each in found.items()
-    }
-    bench.publish(
-        "benchmark_compiled", [pd.DataFrame(told)], shares, {"ways": record, "compiling": spent}
-    )
+    bench.publish("benchmark_compiled", [pd.DataFrame(told)], found, compiling=spent)
 
 
 if __name__ == "__main__":

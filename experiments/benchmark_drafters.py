@@ -11,7 +11,7 @@ Predicted: tau x t(1) / (t(nodes) + drafting). The passes are timed inside this 
 t(1) is the time of a pass in plain decoding.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -142,20 +142,10 @@ def main(wanted: Benchmark) -> None:
         table(found, deep, wanted),
         *([rules(bench, wanted.rules_limit)] if wanted.rules_limit else []),
     ]
-    distinct = {
-        temperature: each.ways["none"].distinct_4grams for temperature, each in found.items()
-    }
-    shares = ", ".join(
-        f"{share or 0:.0%} at T = {temperature:g}" for temperature, share in distinct.items()
-    )
-    ways = {f"T = {temperature:g}": each for temperature, each in found.items()} | (
-        {"deep": deep} if deep else {}
-    )
-    record = {
-        title: {name: asdict(way) for name, way in each.ways.items()}
-        for title, each in ways.items()
-    }
-    bench.publish("benchmark_drafters", tables, shares, {"ways": record})
+    titled = {f"T = {temperature:g}": each for temperature, each in found.items()}
+    if deep:
+        titled[f"extra_layers={wanted.extra_layers}, T = {wanted.deep_temperature:g}"] = deep
+    bench.publish("benchmark_drafters", tables, titled)
 
 
 if __name__ == "__main__":

@@ -100,16 +100,22 @@ def test_a_round_reads_the_device_once(settings, temperature):
 
 
 ORACLES = ("ot", "is2")  # of small vocabularies, worked out on the host
+RULES = [rule for rule in suite.rules() if rule not in ORACLES]
 
 
-@pytest.mark.parametrize("rule", [rule for rule in suite.rules() if rule not in ORACLES])
-def test_every_rule_leaves_the_device_alone(rule):
-    drafter, temperature = next(
+def drafter_for(rule: str) -> tuple[dict[str, Any], float]:
+    """The settings of a drafter that the rule takes, and the temperature at which it does."""
+    return next(
         (drafter, temperature)
         for temperature in (1.0, 0.0)
         for drafter, name in suite.pairs(temperature)
         if name == rule and drafter["name"] in ("small_model", "ngram")
     )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_leaves_the_device_alone(rule):
+    drafter, temperature = drafter_for(rule)
     model = shared("llama_gqa")
     made = suite.make(drafter, specdec.load(model), specdec.load(similar(model)))
     for new, reads in counted(made, build("verifier", rule), temperature):

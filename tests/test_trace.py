@@ -26,7 +26,7 @@ from specdec.trace.page import TracePage, contents
 from specdec.trace.pieces import rounds_of, words
 from tests.exact import Toy, table, title
 from tests.models import prompts, shared, similar
-from tests.test_reads import ORACLES, counted
+from tests.test_reads import RULES, counted, drafter_for
 
 CHAIN = {"name": "small_model", "depth": 3}
 TREE = {"name": "small_model", "depth": 3, "branching": 2}
@@ -45,14 +45,9 @@ def traced(drafter, rule="auto", temperature=1.0, **options):
 # ------------------------------------------------------------------------------------- the numbers
 
 
-@pytest.mark.parametrize("rule", [rule for rule in suite.rules() if rule not in ORACLES])
+@pytest.mark.parametrize("rule", RULES)
 def test_a_traced_run_keeps_the_same_tokens_and_reads_once(rule):
-    drafter, temperature = next(
-        (drafter, temperature)
-        for temperature in (1.0, 0.0)
-        for drafter, name in suite.pairs(temperature)
-        if name == rule and drafter["name"] in ("small_model", "ngram")
-    )
+    drafter, temperature = drafter_for(rule)
     plain = traced(drafter, rule, temperature)
     watched = traced(drafter, rule, temperature, trace=True, seats=2)
     assert [row.tolist() for row in watched.tokens] == [row.tolist() for row in plain.tokens]

@@ -116,12 +116,20 @@ class Bench:
         )
 
     def publish(
-        self, program: str, tables: Sequence[pd.DataFrame], distinct: str, record: Mapping[str, Any]
+        self,
+        program: str,
+        tables: Sequence[pd.DataFrame],
+        found: Mapping[str, Compared],
+        **more: Any,
     ) -> None:
-        """Print the tables with a line on how they were measured; write both, and what they were
-        made from, to a new folder."""
+        """Print the tables with a line on how they were measured; write both, what they were made
+        from (`found`, by title) and `more` to a new folder."""
         wanted, where = self.wanted, surroundings()
         minutes = (time.perf_counter() - self.began) / 60
+        distinct = ", ".join(
+            f"{each.ways['none'].distinct_4grams or 0:.0%} at {title}"
+            for title, each in found.items()
+        )
         deep = (
             f" ({min(wanted.deep_limit, len(self.prompts))} on the deepened target)"
             if wanted.deep_limit
@@ -138,8 +146,14 @@ class Bench:
         folder = Path(wanted.output) / time.strftime("%Y-%m-%d_%H-%M-%S")
         folder.mkdir(parents=True)
         write_text(folder / "table.md", text)
-        lines = [table.to_dict("records") for table in tables]
+        made_from = {
+            "tables": [table.to_dict("records") for table in tables],
+            "ways": {
+                title: {name: asdict(way) for name, way in each.ways.items()}
+                for title, each in found.items()
+            },
+        }
         write_json(
             folder / "benchmark.json",
-            {"config": vars(wanted), **asdict(where), "tables": lines, **record},
+            {"config": vars(wanted), **asdict(where), **made_from, **more},
         )

@@ -1,4 +1,5 @@
-"""What both benchmarks are told. It imports nothing heavy: `--help` reads it."""
+"""What the benchmarks are told, and the lines they print. Nothing heavy is imported here: `--help`
+reads it."""
 
 from dataclasses import dataclass
 
@@ -15,3 +16,10 @@ class Options:
     seed: int = 0
     threads: int | None = None
     output: str = "outputs/benchmark"
+
+
+Line = dict[str, str]  # of a benchmark's table: what, measured, how
+
+
+def line(what: str, measured: str, how: str = "") -> Line:
+    return {"what": what, "measured": measured, "how": how}

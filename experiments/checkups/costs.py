@@ -13,6 +13,7 @@ from experiments.checkups.finding import Finding, does_not_apply, good, note, wr
 from experiments.checkups.patient import NONE, Patient
 from experiments.measuring.forward_times import forward_times
 from experiments.measuring.intervals import ratio_interval
+from experiments.system.libraries import synchronize
 from specdec.measuring.clock import PHASES
 from specdec.models.language_model import TransformersLM
 from specdec.models.table import TableModel
@@ -97,11 +98,11 @@ def products(model: TransformersLM) -> float:
     entries = [_input(layer) for layer in layers]
     seconds = []
     for _ in range(REPEATS + 3):
-        _wait(model.device)
+        synchronize(model.device)
         began = time.perf_counter()
         for layer, entry in zip(layers, entries, strict=True):
             layer(entry)
-        _wait(model.device)
+        synchronize(model.device)
         seconds.append(time.perf_counter() - began)
     return median(seconds[3:])
 
@@ -110,11 +111,6 @@ def _input(layer: nn.Module) -> Tensor:
     weight = layer.get_parameter("weight")
     size = weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]
     return weight.new_zeros(1, size)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---------------------------------------------------------------------------------- does it pay

@@ -10,7 +10,7 @@ import torch
 
 import specdec
 from experiments.measuring.memory import PEAK_RESET, peak
-from experiments.system.libraries import quiet_transformers
+from experiments.system.libraries import quiet_transformers, synchronize
 from specdec.tree import TokenTree
 
 WARM_UP = 5  # passes of each size; a compiled model has compiled all of them by then
@@ -44,18 +44,13 @@ def forward_times(
     seconds: dict[int, list[float]] = {count: [] for count in nodes}
     for turn in range(repeats + WARM_UP):
         for count, tree in trees.items():
-            _wait(model.device)
+            synchronize(model.device)
             began = time.perf_counter()
             session.score(tree)
-            _wait(model.device)
+            synchronize(model.device)
             if turn >= WARM_UP:
                 seconds[count].append(time.perf_counter() - began)
     return {count: median(times) for count, times in seconds.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_memory(target: str, draft: str, dtype: str | None, new_tokens: int) -> int | None:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 import specdec
 from experiments.measuring.ways import Sample
+from experiments.system.libraries import synchronize
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Theirs:
             mask[row, width - len(prompt) :] = 1
         torch.manual_seed(hash((self.seed, *request_ids)) % (1 << 63))
         with self._settings():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronize(device)
             began = time.perf_counter()
             out = self.target.model.generate(
                 ids.to(device),

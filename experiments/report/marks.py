@@ -13,7 +13,8 @@ ERROR = {"ecolor": "#333333", "capsize": 1.5, "error_kw": {"elinewidth": 0.7}}
 
 
 def ends(frame: Frame, name: str) -> tuple[pd.Series, pd.Series, pd.Series]:
-    return tuple(frame[f"{name}{end}"].astype(float) for end in ("", "_low", "_high"))  # type: ignore[return-value]
+    middle, low, high = (frame[f"{name}{end}"].astype(float) for end in ("", "_low", "_high"))
+    return middle, low, high
 
 
 def reach(middle: float, low: float | None, high: float | None) -> Any:

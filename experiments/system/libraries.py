@@ -1,4 +1,10 @@
-"""What programs set in the libraries that they use, before the first model is loaded."""
+"""What programs set in the libraries that they use, before the first model is loaded; and waiting
+for a device."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def quiet_transformers() -> None:
@@ -21,3 +27,11 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def synchronize(device: "torch.device") -> None:
+    """Wait until the device has done what it was given, so that a clock may be read."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)

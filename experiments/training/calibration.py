@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from experiments.system.libraries import synchronize
 from experiments.terminal import progress
 from experiments.training.documents import documents
 from experiments.training.text import Stream, encode
@@ -109,8 +110,7 @@ class Calibration:
             for name, model in models.items():
                 began = time.perf_counter()
                 model.score(session, chain if name == "node" else root)
-                if target.device.type == "cuda":
-                    torch.cuda.synchronize(target.device)
+                synchronize(target.device)
                 seconds[name].append(time.perf_counter() - began)
         share = {name: min(times) / min(seconds["whole"]) for name, times in seconds.items()}
         return {
