@@ -30,6 +30,7 @@ _HOMES = {
     "Session": "interfaces",
     "TransformersLM": "models.language_model",
     "Sampling": "sampling",
+    "Grammar": "grammar",
     "Laws": "probs",
     "Keyed": "chance",
     "Coupled": "chance",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from specdec.errors import Refused as Refused
     from specdec.generate import generate as generate
     from specdec.generate import stream as stream
+    from specdec.grammar import Grammar as Grammar
     from specdec.interfaces import Drafter as Drafter
     from specdec.interfaces import LanguageModel as LanguageModel
     from specdec.interfaces import Session as Session

@@ -12,6 +12,7 @@ import torch
 
 from specdec.chance import Chance
 from specdec.errors import misspelt_arguments_are_named, switch
+from specdec.grammar import GrammarChoice
 from specdec.interfaces import LanguageModel, Session
 from specdec.measuring.recorder import Recorder
 from specdec.measuring.report import Report, Step
@@ -40,6 +41,7 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     logits_processors: Sequence[Processor] = (),
+    grammar: GrammarChoice | Sequence[GrammarChoice] = None,
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     seed: int | None = None,
@@ -56,7 +58,8 @@ def generate(
     target: whatever `load` takes or returns. prompts: str, list of str, token ids, list of token
     ids (ragged is fine). drafter, verifier: a name, {"name": ..., argument: value}, or an object.
     seats: how many prompts decode at the same time (None: all); when a row ends, its seat takes the
-    next prompt. seed (None: 0) and request_ids (None: 0, 1, ...) key each prompt's chance: its
+    next prompt. grammar: what the text has to be, a JSON schema or a `Grammar`, or one of them or
+    None per prompt. seed (None: 0) and request_ids (None: 0, 1, ...) key each prompt's chance: its
     tokens depend on neither its neighbours nor its seat. chance: another kind of chance, with its
     own seed. `tokens` end with EOS or with the token that completes a stop string; `texts` end
     before it. trace: keep every node's token, p, q and coin for `Output.trace`, which takes time in
@@ -86,6 +89,7 @@ def stream(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     logits_processors: Sequence[Processor] = (),
+    grammar: GrammarChoice | Sequence[GrammarChoice] = None,
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     seed: int | None = None,

@@ -45,7 +45,7 @@ class Laws:
         self, index: tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
     ) -> Float[Tensor, "n V"]:
         rows, nodes = index
-        logits = picked(self.scores, rows, nodes)
+        logits = self._allowed(picked(self.scores, rows, nodes), rows, nodes)
         law = self.sampling.law(logits, lambda: self.prefixes(rows, nodes))
         bad = ~self._finite(logits, law)
         none = torch.zeros(len(self.scores), device=bad.device)
@@ -58,6 +58,7 @@ class Laws:
         logits = (
             self.scores[0].index_select(0, nodes) if one else picked(self.scores, self.rows, nodes)
         )
+        logits = self._allowed(logits, self.rows, nodes)
         law = self.sampling.law(logits, lambda: self.prefixes(self.rows, nodes))
         self._bad.append(~self._finite(logits, law))
         return law
@@ -65,18 +66,15 @@ class Laws:
     @cached_property
     def everywhere(self) -> Float[Tensor, "B N V"]:
         """The laws at all nodes. At a node that its row does not use, the law is arbitrary."""
-        rows, nodes, vocabulary = self.scores.shape
-        logits = self.scores.reshape(-1, vocabulary)
-        law = self.sampling.law(logits, self._all_prefixes).view(rows, nodes, vocabulary)
-        self._bad.append(self._some(~self._finite(self.scores, law)))
+        logits = self._all_allowed()
+        law = self.sampling.law(logits, self._all_prefixes).view(self.scores.shape)
+        self._bad.append(self._some(~self._finite(logits.view(self.scores.shape), law)))
         return law
 
     @cached_property
     def argmax(self) -> Int[Tensor, "B N"]:
-        rows, nodes, vocabulary = self.scores.shape
-        flat = self.scores.reshape(-1, vocabulary)
-        scores = self.sampling.logits(flat, self._all_prefixes)
-        most, winners = scores.view(rows, nodes, vocabulary).max(-1)
+        scores = self.sampling.logits(self._all_allowed(), self._all_prefixes)
+        most, winners = scores.view(self.scores.shape).max(-1)
         # The largest score is finite if the law is valid; max of NaN is NaN.
         self._bad.append(self._some(~most.isfinite()))
         return winners
@@ -89,10 +87,22 @@ class Laws:
         """Where a law is valid. A NaN anywhere makes every entry of a softmax NaN."""
         return logits.amax(-1).isfinite() if self.sampling.greedy else law[..., 0].isfinite()
 
+    def _allowed(self, logits: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
+        """Logits (n, V) with -inf for what a row's grammar forbids after these nodes."""
+        grammars = self.state.grammars
+        if grammars is None:
+            return logits
+        return grammars.mask(logits, self.state.text, self.trees, rows, nodes)
+
+    def _all_allowed(self) -> Tensor:
+        """The same of all nodes, (B N, V)."""
+        logits = self.scores.flatten(0, 1)
+        if self.state.grammars is None:
+            return logits
+        return self._allowed(logits, *all_places(self.scores))
+
     def _all_prefixes(self) -> list[Tensor]:
-        nodes = self.scores.shape[1]
-        places = torch.arange(len(self.scores) * nodes, device=self.scores.device)
-        return self.prefixes(places // nodes, places % nodes)
+        return self.prefixes(*all_places(self.scores))
 
     def prefixes(self, rows: Tensor, nodes: Tensor) -> list[Tensor]:
         """What processors see at each place: the committed tokens and the drafted path."""
@@ -114,17 +124,30 @@ class DraftLaws:
     ) -> Float[Tensor, "B M V"]:
         """Laws of nodes start .. start + M - 1. At temperature 0: scores to rank tokens
         by, comparable `across_nodes` (log-probabilities) or only within one."""
-        rows, nodes, vocabulary = logits.shape
-        flat = logits.reshape(-1, vocabulary)
+        shape, flat = logits.shape, logits.reshape(-1, logits.shape[-1])
+
+        def places() -> tuple[Tensor, Tensor]:
+            rows, nodes = all_places(logits)
+            return rows, nodes + start
 
         def paths() -> list[Tensor]:
-            index = torch.arange(rows * nodes, device=logits.device)
-            return prefixes(self.state, tree, index // nodes, index % nodes + start)
+            return prefixes(self.state, tree, *places())
 
+        if self.state.grammars is not None:
+            masked = self.state.grammars.mask(flat, self.state.text, tree, *places())
+            # A drafter with few words may know none of those that are allowed.
+            flat = torch.where(masked.amax(-1, keepdim=True).isfinite(), masked, flat)
         if self.sampling.greedy:
             scores = self.sampling.logits(flat, paths)
-            return (scores.log_softmax(-1) if across_nodes else scores).view(rows, nodes, -1)
-        return self.sampling.law(flat, paths).view(rows, nodes, -1)
+            return (scores.log_softmax(-1) if across_nodes else scores).view(shape)
+        return self.sampling.law(flat, paths).view(shape)
+
+
+def all_places(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and nodes, (B N,) each, of values (B, N, V)."""
+    nodes = values.shape[1]
+    index = torch.arange(len(values) * nodes, device=values.device)
+    return index // nodes, index % nodes
 
 
 def picked(values: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:

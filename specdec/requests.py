@@ -11,7 +11,9 @@ from torch.nn import Module
 
 from specdec.chance import INT64, Chance, Keyed
 from specdec.errors import integer, switch
+from specdec.grammar import Grammar, GrammarChoice
 from specdec.interfaces import Drafter, LanguageModel, Verifier
+from specdec.models.grammars import grammars_of
 from specdec.models.load import Loadable, load
 from specdec.plugins import build
 from specdec.sampling import Processor, Sampling
@@ -23,10 +25,11 @@ VerifierChoice = str | dict[str, Any] | Verifier
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, and the number that keys its chance."""
+    """One prompt, the number that keys its chance, and what its text has to be."""
 
     prompt: list[int]
     request_id: int
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def prepare(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     logits_processors: Sequence[Processor] = (),
+    grammar: GrammarChoice | Sequence[GrammarChoice] = None,
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     seed: int | None = None,
@@ -96,9 +100,15 @@ def prepare(
             "use EOS ids"
         )
     keys = list(range(len(ids))) if request_ids is None else check_keys(request_ids, len(ids))
+    grammars = grammars_of(grammar, len(ids), model)
+    if switch("ignore_eos", ignore_eos) and any(grammars):
+        raise ValueError(
+            "a text that a grammar describes ends by EOS, so ignore_eos=True is not for it; drop "
+            "one of the two"
+        )
     return Call(
         model,
-        [Request(prompt, key) for prompt, key in zip(ids, keys, strict=True)],
+        [Request(*each) for each in zip(ids, keys, grammars, strict=True)],
         make_drafter(drafter),
         verifier,
         sampling,
@@ -106,7 +116,7 @@ def prepare(
         max_new_tokens,
         len(ids) if seats is None else min(integer("seats", seats, 1), len(ids)),
         stops,
-        frozenset() if switch("ignore_eos", ignore_eos) else check_eos(model),
+        frozenset() if ignore_eos else check_eos(model),
         switch("allow_lossy", allow_lossy),
         switch("trace", trace),
     )

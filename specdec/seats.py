@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specdec.grammar import Grammars
 from specdec.interfaces import Drafter, Scores, Session
 from specdec.measuring.clock import PREFILL
 from specdec.measuring.recorder import Recorder
+from specdec.models.grammars import tokens_of
 from specdec.outcome import Outcome
 from specdec.output import Texts
 from specdec.probs import top
@@ -27,6 +29,9 @@ class Seats:
     ) -> None:
         self.call, self.target, self.drafter = call, target, drafter
         self.texts, self.recorder = texts, recorder
+        has_grammar = any(request.grammar for request in call.requests)
+        self.grammars = Grammars(tokens_of(call.target)) if has_grammar else None
+        recorder.grammars = self.grammars
         # numbers of waiting prompts, the next one last
         self.waiting = list(reversed(range(len(call.requests))))
         self.numbers = np.full(call.seats, -1)  # of the prompt in each seat
@@ -42,7 +47,8 @@ class Seats:
         return self._state(host, Last(None, None, none, None, None))
 
     def _state(self, host: OnHost, last: Last) -> State:
-        return State(host, self.tokens, self._ids, self.call.sampling, last, self.target)
+        sampling, grammars = self.call.sampling, self.grammars
+        return State(host, self.tokens, self._ids, sampling, last, self.target, grammars)
 
     def fill(self, state: State) -> State:
         """Free seats take the next prompts, which are prefilled there. The memory of other rows
@@ -75,6 +81,8 @@ class Seats:
             texts[row] = list(request.prompt)
             lengths[row], live[row], fresh[row] = len(request.prompt), True, True
             room[row] = self.call.max_new_tokens
+            if self.grammars:
+                self.grammars.enter(row, request.prompt, request.grammar)
         widest = max(lengths[row] for row in rows)
         padded = torch.tensor([texts[row] + [0] * (widest - lengths[row]) for row in rows])
         ids = [self.call.requests[self.numbers[row]].request_id for row in rows]

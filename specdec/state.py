@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from specdec.grammar import Grammars
 from specdec.sampling import Sampling
 from specdec.tree import TokenTree
 
@@ -80,6 +81,7 @@ class State:
     sampling: Sampling
     last: Last
     memory: Any = None  # the target's session of this run, for drafters that use its layers
+    grammars: Grammars | None = None  # of the run's texts, if they have any
 
     @classmethod
     def of(

@@ -383,12 +383,13 @@ def test_threads_share_what_is_compiled(pair):
 @pytest.mark.parametrize("name", ["gemma3", "gpt2", "qwen3_moe", "deepseek_v3"])
 @torch.inference_mode()
 def test_other_families_compile(name):
-    model = models.build(name, torch.float64)
+    """In float32: Gemma's norms compute in it, and PyTorch groups experts in nothing wider."""
+    model = models.build(name)
     rows = models.prompts(*LENGTHS)
     with TransformersLM(model).open(3, 20, compile="require") as session:
         session.read(padded(rows), LENGTHS)
         tree = TokenTree(tokens_of(1, 3, 7), PARENTS)
-        assert worst(model, tree, session.score(tree).logits, rows) < 1e-9
+        assert worst(model, tree, session.score(tree).logits, rows) < 1e-4
 
 
 def test_a_model_that_was_cast_meanwhile(fixed):

@@ -46,7 +46,7 @@ def test_layers_without_a_norm_before_attention_are_refused():
             {
                 **models.SIZED,
                 "pad_token_id": 0,
-                "layer_types": models.HYBRID,
+                "layer_types": [*models.HYBRID],  # Gemma 4 writes to it
                 "vocab_size_per_layer_input": 97,
                 "hidden_size_per_layer_input": 8,
                 "global_head_dim": 8,
@@ -69,7 +69,7 @@ def test_sublayers_that_a_family_needs():
         models.hf.Gemma3nTextConfig(
             **models.SIZED,
             num_kv_shared_layers=0,
-            layer_types=models.HYBRID,
+            layer_types=[*models.HYBRID],
             vocab_size_per_layer_input=97,
             hidden_size_per_layer_input=8,
             laurel_rank=4,

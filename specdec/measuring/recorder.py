@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from specdec.grammar import Grammars
 from specdec.interfaces import CompiledPass, Opened, OpenedCompiled, Session
 from specdec.measuring.clock import Clock
 from specdec.measuring.report import Nodes, Report, Served, Step
@@ -21,6 +22,7 @@ class Recorder:
         self.steps: list[Step] = []
         self.served = [Served(0.0, 0.0, 0.0)] * prompts
         self.cache_bytes: dict[str, int] = {}
+        self.grammars: Grammars | None = None  # of the run's texts
         self.forward_seconds: dict[str, float] = {}
         self._began, self._ended = time.perf_counter(), 0.0
 
@@ -90,4 +92,5 @@ class Recorder:
             lossless,
             extra_layers,
             self.compiled,
+            self.grammars.seconds if self.grammars else 0.0,
         )

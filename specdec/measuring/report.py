@@ -93,6 +93,7 @@ class Report:
     lossless: bool
     extra_layers: int = 0
     compiled: list[CompiledPass] = field(default_factory=list)  # in this run, not before
+    grammar_seconds: float = 0.0  # on the host, for masks; inside drafting and verifying
 
     @cached_property
     def rows(self) -> Rows:

@@ -161,8 +161,8 @@ MUTANTS = (
     Mutant(
         "ignore_eos the other way round",
         REQUESTS,
-        'frozenset() if switch("ignore_eos", ignore_eos) else check_eos(model)',
-        'check_eos(model) if switch("ignore_eos", ignore_eos) else frozenset()',
+        "frozenset() if ignore_eos else check_eos(model)",
+        "check_eos(model) if ignore_eos else frozenset()",
         "texts end where they should not",
         f"{TEXTS} -k eos",
     ),

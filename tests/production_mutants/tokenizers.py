@@ -142,8 +142,8 @@ MUTANTS = (
     Mutant(
         "texts by the room and one more",
         WRITTEN,
-        "min(len(draft), depth, room - 1)",
-        "min(len(draft), depth, room)",
+        "draft[: min(depth, room - 1)]",
+        "draft[: min(depth, room)]",
         "no room for the bonus token",
         noticed("row_has_room"),
     ),

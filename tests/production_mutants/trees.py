@@ -250,8 +250,8 @@ MUTANTS = (
     Mutant(
         "the drafter's prefixes start at the root",
         PROBS,
-        "index % nodes + start",
-        "index % nodes",
+        "return rows, nodes + start",
+        "return rows, nodes",
         "the draft model's processors read other nodes' paths",
         f"{LAWS} -k at_once",
     ),
