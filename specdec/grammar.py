@@ -114,7 +114,8 @@ class _Node:
         if self._allowed is None and self.matcher is not None:
             self._allowed = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
             if self.matcher.is_error():
-                raise ValueError(f"the grammar cannot go on: {self.matcher.get_error()}")
+                said = self.matcher.get_error().splitlines()[0]
+                raise ValueError(f"the grammar cannot go on: {said}")
         return self._allowed
 
 

@@ -266,8 +266,8 @@ MUTANTS = (
     Mutant(
         "rows and nodes swapped where all laws are asked for",
         PROBS,
-        "self.prefixes(places // nodes, places % nodes)",
-        "self.prefixes(places % len(self.scores), places // len(self.scores))",
+        "return index // nodes, index % nodes",
+        "return index % len(values), index // len(values)",
         "in a batch processors read other rows' texts",
         f"{LAWS} -k at_once",
     ),
