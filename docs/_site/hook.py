@@ -1,0 +1,27 @@
+"""What mkdocs calls: adds the pages that are written from the code, and draws trees."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from options import ROOT
+from pages import all_pages
+from trees import with_trees
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
+    """Add the generated pages, before the navigation is read."""
+    from mkdocs.structure.files import File
+
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    for path, text in all_pages().items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return with_trees(markdown)
