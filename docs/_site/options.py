@@ -282,7 +282,8 @@ def plugin(group: str, name: str) -> Described:
         if not meaning and option.key in shape and group == "drafter":
             meaning = shape[option.key]
         if meaning:
-            note = "" if option.meaning in meaning else option.meaning
+            repeats = option.meaning in meaning or option.meaning.startswith("of ")
+            note = "" if repeats else option.meaning
             option = replace(option, meaning=meaning, note=note)
         options.append(option)
     return replace(found, options=tuple(options))
