@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 STATES = ("root", "accepted", "rejected", "bonus", "unseen", "drafted")
 FENCE = re.compile(r"^```tree\n(.*?)^```$", re.S | re.M)
-ACROSS, DOWN, HIGH, MARGIN, LETTER = 158, 58, 28, 10, 8.2
+ACROSS, DOWN, HIGH, MARGIN = 158, 58, 28, 10
+LETTER, SMALL = 8.2, 5.8  # widths of a letter of a token and of a note
 
 
 @dataclass
@@ -36,8 +37,13 @@ class Node:
         return max(44.0, LETTER * len(self.token) + 20)
 
     @property
+    def beside(self) -> float:
+        """How far the note reaches beyond the node, on either side."""
+        return max(0.0, (SMALL * len(self.note) - self.wide) / 2)
+
+    @property
     def x(self) -> float:
-        return MARGIN + ACROSS * self.depth
+        return ACROSS * self.depth
 
     @property
     def y(self) -> float:
@@ -91,7 +97,8 @@ def drawn(text: str) -> str:
     caption, root = parse(text)
     rows = _place(root, 0.0)
     every = nodes(root)
-    width = max(node.x + node.wide for node in every) + MARGIN
+    left = min(node.x - node.beside for node in every) - MARGIN
+    width = max(node.x + node.wide + node.beside for node in every) + MARGIN - left
     height = MARGIN * 2 + DOWN * rows - (DOWN - HIGH) + 16
     shapes = []
     for parent in every:
@@ -120,14 +127,18 @@ def drawn(text: str) -> str:
     label = html.escape(caption or "A token tree")
     figure = [
         '<figure class="tree">',
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img" '
+        f'<svg viewBox="{left:g} 0 {width:g} {height:g}" width="{width:g}" role="img" '
         f'aria-label="{label}">',
         *shapes,
         "</svg>",
-        *([f"<figcaption>{label}</figcaption>"] if caption else []),
+        *([f"<figcaption>{_coded(label)}</figcaption>"] if caption else []),
         "</figure>",
     ]
     return "\n".join(figure)
+
+
+def _coded(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 
 def with_trees(markdown: str) -> str:
