@@ -2,6 +2,7 @@
 meaning, every page is in the navigation, and links lead somewhere."""
 
 import contextlib
+import inspect
 import io
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from options import COMMON, CONF, Option, beside, fields, filled, plugin, progra
 from pages import GROUPS, NESTED, SCHEMA, all_pages
 from trees import FENCE, drawn, nodes, parse
 
+import specdec
 from experiments.measuring.rounds import COLUMNS
 from tests.test_readme import IN_PARTS, PAGES, ROOT
 
@@ -123,6 +125,24 @@ def test_every_page_is_in_the_navigation():
     assert len(named) == len(set(named))
     assert set(named) == written | set(GENERATED)
     assert not written & set(GENERATED)
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = PAGES["docs/reference/api.md"] + PAGES["docs/reference/contracts.md"]
+    shown = {path.rpartition(".")[2] for path in re.findall(r"^::: ([\w.]+)$", pages, re.M)}
+    assert set(specdec.__all__) - {"__version__"} <= shown
+
+
+@pytest.mark.parametrize("function", [specdec.generate, specdec.stream])
+def test_every_argument_is_in_the_table(function):
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*) \|$", PAGES["docs/reference/api.md"], re.M)
+    named = [
+        name
+        for names, meaning in rows
+        for name in re.findall(r"\w+", names)
+        if function is specdec.generate or not meaning.endswith("of `generate` alone")
+    ]
+    assert named == list(inspect.signature(function).parameters)
 
 
 def test_links_of_generated_pages_lead_somewhere():

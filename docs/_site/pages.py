@@ -124,7 +124,10 @@ def drafters() -> str:
         one = plugin("drafter", path.stem)
         where = plugin_file(one)
         assert where is not None
-        parts += [f"## {one.name}", escaped(one.text), prose(module_docstring(where))]
+        parts += [f"## {one.name}", prose(module_docstring(where))]
+        # a YAML names its file, and then says what the docstring does not
+        if more := one.text.rpartition(f"(drafters/{one.name}.py).")[2].strip():
+            parts.append(escaped(more))
         if one.options:
             parts.append(table(one.options))
     return "\n\n".join(parts) + "\n"
