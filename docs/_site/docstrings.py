@@ -1,7 +1,6 @@
 """For mkdocstrings: argument lists of docstrings become Markdown lists, and the comment beside a
 field becomes its description."""
 
-import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from griffe import Attribute, Docstring, Extension, Object
 from options import ENTRY, comment_of, comments
 
 
-class Comments(Extension):
+class Comments(Extension):  # type: ignore[misc]  # mypy sees no griffe
     """Both are done when an object has been read."""
 
     def __init__(self) -> None:
@@ -30,8 +29,8 @@ class Comments(Extension):
             text = path.read_text(encoding="utf-8")
             self._noted[path] = text.splitlines(), comments(text)
         lines, noted = self._noted[path]
-        node = ast.AnnAssign(lineno=field.lineno, end_lineno=field.endlineno)
-        if said := comment_of(node, noted, lines):
+        last = field.endlineno or field.lineno
+        if said := comment_of(field.lineno, last, noted, lines):
             field.docstring = Docstring(said[0].upper() + said[1:], parent=field)
 
 

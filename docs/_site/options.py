@@ -78,7 +78,7 @@ def plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | dict):
-        text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+        text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
         return text.strip()
     return str(value)
 
@@ -199,12 +199,10 @@ def comments(text: str) -> dict[int, str]:
     }
 
 
-def comment_of(node: ast.AnnAssign, noted: Mapping[int, str], lines: list[str]) -> str:
-    """The comments within a field and on the lines of their own right above it."""
-    first = node.lineno
+def comment_of(first: int, last: int, noted: Mapping[int, str], lines: list[str]) -> str:
+    """The comments of the field on these lines: within it, and right above it."""
     while lines[first - 2].strip().startswith("#"):
         first -= 1
-    last = node.end_lineno or node.lineno
     return " ".join(noted[line] for line in range(first, last + 1) if line in noted)
 
 
@@ -222,7 +220,10 @@ def fields(path: Path, name: str) -> list[Option]:
     for part in node.body:
         if not isinstance(part, ast.AnnAssign) or not isinstance(part.target, ast.Name):
             continue
-        key, meaning = part.target.id, comment_of(part, noted, lines)
+        key, meaning = (
+            part.target.id,
+            comment_of(part.lineno, part.end_lineno or part.lineno, noted, lines),
+        )
         if key in found and not meaning:
             meaning = found[key].meaning
         found[key] = Option(key, _default(part.value), meaning)
