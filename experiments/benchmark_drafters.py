@@ -33,7 +33,7 @@ class Benchmark(Options):
     deep_limit: int = 6
     rules_limit: int = 8  # prompts of the table of rules, decoded in one batch; 0 leaves it out
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
-    deep_temperature: float = 0.6
+    deep_temperature: float = 0.6  # on the deepened target
     output: str = "outputs/benchmark_drafters"
 
 

@@ -50,6 +50,7 @@ class Certify:
     again: str | None = None
     workers: int | None = None  # processes of `again`; null: one per core
     folder: str = "certificates"
+    # which kinds of evidence; see `Certificates`
     checks: list[str] = field(default_factory=lambda: ["exact", "sampled", "greedy"])
     outcomes: int = 200_000  # an enumeration gives up after this many
     # a table is taken one level deeper if that is estimated to have at most this many outcomes

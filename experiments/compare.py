@@ -35,6 +35,7 @@ class Compare:
     """python -m experiments.compare STUDY_A STUDY_B: paired differences between two studies, or
     (one name) between the methods of one."""
 
+    # one study or two: names, or folders of a study, of a sweep or of one run
     names: list[str] = field(default_factory=list)
     root: str | None = None  # the folder of studies; null: multirun, else outputs
     sweep: str = "latest"

@@ -30,11 +30,12 @@ class Checkouts:
     one's."""
 
     before: str = MISSING  # a folder with another version of the project
-    now: str = "."
+    now: str = "."  # the version that it is compared with
     target: str = "demo"
     draft: str = "demo-draft"
     dtype: str = "bfloat16"
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6])
+    # prompts of one call
     batches: list[int] = field(default_factory=lambda: [1, 8])
     prompts: int = 8
     max_new_tokens: int = 96

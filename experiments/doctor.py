@@ -43,7 +43,7 @@ class Doctor:
     seed: int = 0
     threads: int | None = None
     allow_lossy: bool = False
-    json: bool = False
+    json: bool = False  # one JSON object instead of sentences
     progress: bool = True
 
 

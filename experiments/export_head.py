@@ -25,7 +25,7 @@ class Export:
     """python -m experiments.export_head heads=FOLDER output=FOLDER verifier=NAME_OR_PATH: a head in
     the speculators layout."""
 
-    heads: str = MISSING
+    heads: str = MISSING  # a folder that the drafter eagle3 takes
     output: str = MISSING
     # the target that the head was trained for: a hub id or a folder, as the server will know it
     verifier: str = MISSING

@@ -52,7 +52,7 @@ class Overhead:
     repeats: int = 5
     prompts: int = 8
     max_new_tokens: int = 64
-    drafter: str = "ngram"
+    drafter: str = "ngram"  # of the run that is recorded
 
 
 def started(arguments: tuple[str, ...]) -> tuple[float, float]:

@@ -25,7 +25,7 @@ class Profile:
     extra_layers: list[int] = field(default_factory=lambda: [0])  # of the target, each profiled
     # scored in a pass, the root included
     nodes: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 32, 64])
-    batches: list[int] = field(default_factory=lambda: [1, 4])
+    batches: list[int] = field(default_factory=lambda: [1, 4])  # rows of a pass
     # committed tokens before the pass
     contexts: list[int] = field(default_factory=lambda: [64, 192, 384])
     dtype: str | None = None  # null: the checkpoint's

@@ -35,9 +35,10 @@ class Replay:
     """python -m experiments.replay records=FOLDER METHOD ...: tau of lookup drafters on recorded
     outputs, or (edits=FOLDER) on edits of files."""
 
+    # options of the group `method` whose drafters look text up
     names: list[str] = field(default_factory=lambda: ["ngram_chain", "ngram_tree", "suffix"])
-    records: str | None = None
-    edits: str | None = None
+    records: str | None = None  # the folder of a run, or of several, made with outputs=true
+    edits: str | None = None  # a folder of Python files, each of which becomes a request
     store: str | None = None  # for drafters that take one: none | memory | FILE
     tokenizer: str = "demo"  # for edits
     limit: int | None = None  # at most so many outputs

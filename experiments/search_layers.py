@@ -28,11 +28,12 @@ class Search:
     target: str = "demo"
     text: str = "stdlib"  # or a folder, a text file, JSON lines; held-out documents are not read
     text_field: str = "text"  # of JSON lines
+    # files of a folder
     patterns: list[str] = field(default_factory=lambda: ["*.py", "*.md", "*.txt"])
     temperature: float = 0.6
     depth: int = 6  # tokens that a chain drafts at most
     places: int = 64  # places in the text, in groups of `batch`
-    batch: int = 32
+    batch: int = 32  # rows of a pass
     context: int = 64  # tokens before each
     seed: int = 0
     output: str = "outputs/layer_skip.yaml"

@@ -23,8 +23,8 @@ class Store:
     texts that the drafter `suffix` looks up (drafter=suffix drafter.store=FILE)."""
 
     output: str = MISSING
-    text: str | None = None
-    records: str | None = None
+    text: str | None = None  # a file, or a folder in which every file is a text
+    records: str | None = None  # the folder of a run, or of several, made with outputs=true
     tokenizer: str = "demo"  # the target's: its name, folder or hub id
     store_tokens: int = 1_000_000  # the store's size; beyond it the oldest texts are left out
 

@@ -19,7 +19,7 @@ class Cost:
     """python -m experiments.verification_cost: milliseconds per round of each rule at a large
     vocabulary."""
 
-    vocabulary: int = 128_256
+    vocabulary: int = 128_256  # tokens
     repeats: int = 7
     seed: int = 0
     agreement: float = 0.7  # how much of the target's logits the draft's share

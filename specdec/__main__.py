@@ -5,14 +5,18 @@ prints one line of numbers.
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from specdec.registry import described, names
+
+if TYPE_CHECKING:
+    from specdec.grammar import Grammar
 
 
 def drafter_choice(text: str) -> dict[str, Any]:
@@ -45,6 +49,23 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
+def grammar_in(path: Path) -> "Grammar":
+    """The grammar that a file holds. Raises ValueError for another kind of file and for JSON that
+    is broken."""
+    from specdec.grammar import Grammar
+
+    if path.suffix == ".lark":
+        return Grammar.lark(path.read_text(encoding="utf-8"))
+    if path.suffix != ".json":
+        raise ValueError(
+            f"--grammar takes a JSON schema in FILE.json or a Lark grammar in FILE.lark, got {path}"
+        )
+    try:
+        return Grammar.json_schema(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"--grammar {path}: {error}") from None
+
+
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="specdec",
@@ -74,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--top-k", type=int)
     options.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end there; may be given again"
+    )
+    options.add_argument(
+        "--grammar",
+        metavar="FILE",
+        help="what the text has to be: a JSON schema (FILE.json) or a Lark grammar (FILE.lark)",
     )
     options.add_argument("--max-new-tokens", type=int, default=128)
     options.add_argument("--seed", type=int, default=0)
@@ -152,6 +178,7 @@ def show(options: argparse.Namespace) -> int:
         "top_p": options.top_p,
         "top_k": options.top_k,
         "stop": options.stop,
+        "grammar": None if options.grammar is None else grammar_in(Path(options.grammar)),
         "seed": options.seed,
         "allow_lossy": options.allow_lossy,
     }

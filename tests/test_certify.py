@@ -16,6 +16,7 @@ from experiments.certificates.certificate import Pair, Plan, certify
 from experiments.certificates.code import code_of
 from experiments.certificates.enumeration import outcomes
 from experiments.certificates.kept import find_law, resolved, write
+from experiments.certificates.law import CERTIFIED, LOSSY
 from experiments.certificates.suite import make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
@@ -65,10 +66,10 @@ def test_every_drafters_own_settings_can_be_certified(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("drafter", "rule"), pairs(), ids=title)
 def test_certificates_of_all_pairs(drafter, rule):
-    plan = Plan(strength=0.3, target="tiny", prompts=4, max_new_tokens=24)
+    plan = Plan(strength=STRENGTH, target="tiny", prompts=4, max_new_tokens=24)
     found = certify(Pair(drafter, {"name": rule}), plan, no_bar)
     lossless = build("verifier", rule).lossless
-    assert found["verdict"] == (kept.CERTIFIED if lossless else kept.LOSSY), found["reasons"]
+    assert found["verdict"] == (CERTIFIED if lossless else LOSSY), found["reasons"]
 
 
 PARTNER = {

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from pages import all_pages
 
 import specdec
 from experiments.certificates import suite
@@ -29,8 +30,27 @@ from specdec.plugins import check_names, find
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
+# Pages whose Python is a file, a part of a program, or a program of its own. The blocks of every
+# other page are one program, which tests/test_docs.py runs.
+IN_PARTS = {
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "audit",
+            "compiled",
+            "drafters",
+            "heads",
+            "own_drafter",
+            "own_rule",
+            "trace",
+            "transformers_intersection_drafting",
+        )
+    ),
+}
+GENERATED = {ROOT / "docs" / page for page in all_pages()}  # by docs/_site/, for the site alone
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 # "`mine/rules.py`:" or "Add it to `mine/drafters.py`:", and the block below that
 FILE = re.compile(r"`(mine/[\w./]+)`[^`]*\n\n```\w+\n(.*?)^```", re.S | re.M)
@@ -45,7 +65,7 @@ def commands(program: str) -> list[str]:
     """Every command line of a page that begins so, in a block or in a sentence."""
     found = []
     for page in PAGES.values():
-        lines = [text for kind, text in FENCE.findall(page) if not kind]
+        lines = [text for kind, text in FENCE.findall(page) if kind in ("", "sh")]
         shown = "\n".join(lines).replace("\\\n", "").splitlines()
         inline = re.findall(r"`([^`\n]+)`", FENCE.sub("", page))
         found += [line.strip() for line in [*shown, *inline] if line.strip().startswith(program)]
@@ -72,7 +92,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 PROGRAMS = [
     (page, number)
-    for page in PAGES
+    for page in sorted(IN_PARTS)
     for number, text in enumerate(blocks(page, "python"))
     if text.startswith("import specdec\n")
 ]
@@ -157,9 +177,21 @@ def options_of(program: ModuleType) -> type:
     return found
 
 
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """Of a sweep: enough jobs to have every value of `key=1,2,3` once."""
+    keys = [override.partition("=")[0] for override in overrides]
+    values = [re.split(r",(?![^\[{]*[\]}])", one.partition("=")[2]) for one in overrides]
+    return [
+        [f"{key}={each[min(n, len(each) - 1)]}" for key, each in zip(keys, values, strict=True)]
+        for n in range(max(map(len, values), default=1))
+    ]
+
+
 @pytest.mark.parametrize("line", commands("python -m experiments."))
 def test_commands_name_programs_and_options_that_there_are(line, mine):
     """Composed and parsed, not run."""
+    if "launcher=ray" in line:
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs specdec[ray]")
     _, _, name, *arguments = shlex.split(line, comments=True)
     inner = ".__main__" if (ROOT / name.replace(".", "/")).is_dir() else ""
     program = importlib.import_module(f"{name}{inner}")
@@ -176,7 +208,8 @@ def test_commands_name_programs_and_options_that_there_are(line, mine):
     overrides = [argument for argument in arguments if argument != "-m"]
     search_path.register()
     with initialize_config_dir(str(registry.CONF / HYDRA[short]), version_base="1.3"):
-        compose("certify" if short == "certify" else short, overrides)
+        for job in jobs(overrides) if "-m" in arguments else [overrides]:
+            compose("certify" if short == "certify" else short, job)
 
 
 @pytest.mark.parametrize("line", commands("specdec "))
@@ -218,8 +251,8 @@ def test_yaml_is_yaml_and_python_is_python(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent
-    for link in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
-        assert (folder / link).exists(), link
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", PAGES[page]):
+        assert (folder / link).exists() or (folder / link).resolve() in GENERATED, link
     named = re.findall(
         r"`((?:specdec|drafters|verifiers|conf|experiments|tests|docs)/[\w./]*)`", PAGES[page]
     )

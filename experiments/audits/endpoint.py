@@ -23,7 +23,7 @@ class Endpoint:
     """python -m experiments.audits.endpoint url=http://127.0.0.1:8000/v1 model=NAME: answer
     requests of an audit on standard input by a completions endpoint."""
 
-    url: str = MISSING
+    url: str = MISSING  # of the API, such as http://127.0.0.1:8000/v1
     model: str = MISSING  # as the server calls it
     timeout: float = 600.0  # seconds
 

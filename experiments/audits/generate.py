@@ -17,8 +17,8 @@ class Generate:
     on standard input by transformers' generate."""
 
     target: str = MISSING
-    assistant: str | None = None
-    num_assistant_tokens: int = 5
+    assistant: str | None = None  # the draft model of assisted generation; null: none
+    num_assistant_tokens: int = 5  # that it drafts per round
     # give both tokenizers to generate, as its page asks for where they differ
     different_tokenizers: bool = False
     dtype: str | None = None  # null: that of the checkpoint

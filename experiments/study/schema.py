@@ -35,22 +35,26 @@ class Target:
     """What `specdec.load` takes."""
 
     name: str = MISSING  # "demo", a local folder or a hub id
-    device: str | None = None  # CUDA where there is one
-    dtype: str | None = None  # that of the checkpoint
-    revision: str | None = None
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
+    device: str | None = None  # cpu, cuda, cuda:1 ...; null: CUDA if there is one
+    dtype: str | None = None  # float32, bfloat16 ...; null: the checkpoint's
+    revision: str | None = None  # of a hub id: a branch, a tag or a commit
+    attn_implementation: str | None = None  # of transformers: sdpa | eager; null: chosen
+    trust_remote_code: bool = False  # run code that a hub repository brings
+    # layers added that change no logit: the cost of a deeper model
     extra_layers: int = 0
-    compile: Any = None  # true | false | require
+    # true | false | require: an error if passes cannot be compiled; null: false
+    compile: Any = None
 
 
 @dataclass
 class Sampling:
-    temperature: float = 0.0
-    top_k: int | None = None
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int | None = None  # keep the k most probable tokens; null: all
+    # keep the smallest set of tokens that has this probability; null: all
     top_p: float | None = None
+    # drop tokens below this share of the most probable one's probability; null: none
     min_p: float | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 1.0  # divides the logits of tokens in the text; 1: off
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Prompts:
     seed: int | None = None  # shuffle before the limit; null keeps the file's order
     # cut or fill each prompt up to so many (by the source's other texts, put before it)
     tokens: int | None = None
-    # | skip: prompts that do not fit the target's context are left out, counted and reported
+    # refuse | skip: prompts that do not fit the target's context are left out, counted, reported
     too_long: str = "refuse"
 
     @property
@@ -92,8 +96,8 @@ class Assisted:
 class PromptLookup:
     """transformers' prompt lookup, the baseline `prompt_lookup`."""
 
-    max_ngram: int = 3
-    length: int = 10
+    max_ngram: int = 3  # longest n-gram that is looked up
+    length: int = 10  # tokens drafted per round
 
 
 @dataclass
@@ -101,7 +105,7 @@ class Logger:
     """logger=wandb: results go to Weights & Biases too (pip install 'specdec[wandb]').
     WANDB_MODE=offline keeps them on disk."""
 
-    project: str = "specdec"
+    project: str = "specdec"  # of Weights & Biases
     entity: str | None = None  # null: wandb's default, your own
 
 
@@ -110,20 +114,20 @@ class Settings:
     """What a run does. Raises ValueError for values that cannot be."""
 
     study: str = "default"  # the folder that results of one question share
-    seed: int = 0
-    max_new_tokens: int = 128
+    seed: int = 0  # of all random draws
+    max_new_tokens: int = 128  # that each prompt may add
     batch_size: int = 1  # prompts of one call
     # of those, how many decode side by side: the next takes the seat of one that ends; null: all
     seats: int | None = None
-    ignore_eos: bool = False
-    allow_lossy: bool = False
-    # none | transformers | assisted | prompt_lookup
+    ignore_eos: bool = False  # decode on after an end-of-sequence token
+    allow_lossy: bool = False  # permit rules that do not keep the target's law
+    # what the method is compared with: none | transformers | assisted | prompt_lookup
     baselines: list[str] = field(default_factory=lambda: ["none"])
     # decode the first baseline twice: how far a ratio varies on this machine with nothing changed
     noise: bool = True
     warmup: int = 1  # batches that every way decodes first, unrecorded
     threads: int | None = None  # of torch; null leaves its default
-    progress: bool = True
+    progress: bool = True  # show a progress bar
     # how tables and figures call the method; null: the drafter's name and settings
     label: str | None = None
     target: Target = MISSING
