@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments import certify as certify_command
-from experiments.certificates import exact, kept, sampled, statistics
+from experiments.certificates import exact, sampled, statistics
 from experiments.certificates.certificate import Pair, Plan, certify
 from experiments.certificates.code import code_of
 from experiments.certificates.enumeration import outcomes

@@ -1,6 +1,7 @@
 """`specdec "def read_csv("`: its options, and how it ends where it cannot go on."""
 
 import os
+import re
 import sys
 
 import pytest
@@ -50,6 +51,34 @@ def test_stop_strings(tiny, capsys):
     word = next(word for word in whole[2:] if word not in whole[:2])
     ended = texts(tiny, capsys, "--stop", "no such word", "--stop", word).split()
     assert ended == whole[: whole.index(word)]
+
+
+def test_grammars_in_files(capsys, tmp_path):
+    """Of the bundled target, which has an end of text."""
+    schema, rules = tmp_path / "pair.json", tmp_path / "colours.lark"
+    schema.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 2}')
+    rules.write_text('start: "red" | "green" | "blue"')
+    for file, pattern in ((schema, r"\[[12], [12]\]"), (rules, "red|green|blue")):
+        assert command.main(["x = ", "--drafter", "ngram", "--grammar", str(file)]) == 0
+        said = capsys.readouterr().out.removeprefix("x = ").partition("\n\ntau")[0]
+        assert re.fullmatch(pattern, said), said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rules.ebnf", "x", "--grammar takes a JSON schema in FILE.json or a Lark grammar in FILE"),
+        ("broken.json", "{", "broken.json: Expecting property name"),
+        ("list.json", "[]", "list.json: a JSON schema is a dictionary, or True for any JSON"),
+        ("wrong.lark", "begin: x", "no grammar can be made of this Lark grammar: no start rule"),
+        ("missing.json", None, "No such file or directory"),
+    ],
+)
+def test_files_that_hold_no_grammar(tmp_path, capsys, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert command.main(["x = ", *SHORT, "--grammar", str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_draft_model_goes_where_the_target_goes(tiny, capsys, calls):

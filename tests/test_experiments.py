@@ -21,7 +21,7 @@ from hydra.errors import MissingConfigException
 from matplotlib.text import Text
 
 import specdec
-from experiments import benchmark, collect, run
+from experiments import benchmark, benchmark_grammar, collect, run
 from experiments.certificates import certificate, kept
 from experiments.certificates.tables import standard
 from experiments.measuring import lineup, measures
@@ -723,6 +723,40 @@ def test_gaps_between_tokens():
     assert sorted(found.tolist()) == [0.0, 0.0, 0.0, 2.0, 2.0]
     assert measures.gaps(found).p50 == 0.0
     assert measures.gaps(np.zeros(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ('{"name": "a", "state": "new", "count": 1, "tags": [], "public": true}', True),
+        ('{"name": "", "state": "new", "count": 1, "tags": [], "public": true}', False),
+        ('{"name": "a", "state": "old", "count": 1, "tags": [], "public": true}', False),
+        ('{"name": "a", "state": "new", "count": true, "tags": [], "public": true}', False),
+        ('{"name": "a", "state": "new", "count": 10000, "tags": [], "public": true}', False),
+        ('{"name": "a", "state": "new", "count": 1, "tags": [1], "public": true}', False),
+        ('{"name": "a", "state": "new", "count": 1, "tags": []}', False),
+        ("[]", False),
+        ('{"name": "a', False),
+    ],
+)
+def test_what_the_benchmark_of_grammars_calls_valid(text, valid):
+    assert benchmark_grammar.is_valid(text) is valid
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_grammars(tmp_path, capsys):
+    wanted = {"limit": 1, "max_new_tokens": 60, "output": str(tmp_path)}
+    benchmark_grammar.main(benchmark_grammar.Benchmark(**wanted))
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line][2:]
+    found = {what.strip(): measured.strip() for _, what, measured, *_ in lines}
+    assert float(found["tau, drafts masked / unmasked"]) > 1
+    assert found["valid outputs"] in ("1 of 1", "0 of 0")
+    (written,) = tmp_path.rglob("benchmark.json")
+    assert set(json.loads(written.read_text())["ways"]["a JSON schema"]) == {
+        "none",
+        "masked",
+        "unmasked",
+    }
 
 
 def test_intervals_cover():
