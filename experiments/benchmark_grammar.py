@@ -41,7 +41,7 @@ class Benchmark(Options):
 
     deep_limit: int = 0
     draft: str = "demo-draft"
-    depth: int = 4
+    depth: int = 4  # of its chains
     temperature: float = 0.6
     output: str = "outputs/benchmark_grammar"
 
