@@ -63,7 +63,7 @@ class Judged:
 def judge(
     batch: Batch,
     trees: WideTrees,
-    shape: Shape,
+    selected: Selected,
     rule: Verifier,
     law: SiblingLaw,
     greedy: bool,
@@ -71,7 +71,6 @@ def judge(
     cut: Cut = Cut.UNDER,
 ) -> Judged:
     """`law`: how the siblings of these trees were drawn. seed: of the rule's coins."""
-    selected = trees.select(shape)
     nodes = selected.numbers.shape[1]
     known = batch.laws["law_tokens"].shape[1] if batch.laws else 0
     many = max(1, AT_ONCE // (nodes * (known + 4)))
