@@ -155,7 +155,8 @@ def program() -> None:
         options.start(lookups.main, lookups.Replay)
         return
     if {"-m", "--multirun"} & set(sys.argv):
-        sys.argv.append("hydra.output_subdir=.hydra")
+        first = next((n for n, each in enumerate(sys.argv) if n and "=" in each), len(sys.argv))
+        sys.argv.insert(first, "hydra.output_subdir=.hydra")
     start(main)
     if failed:
         sys.exit(f"{len(failed)} of the sweep's jobs failed ({FAILED} in their folders says why)")

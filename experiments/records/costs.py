@@ -14,7 +14,7 @@ from specdec.errors import number
 
 @dataclass(frozen=True)
 class Costs:
-    """target: nodes of a pass, the root included -> its cost. draft: of a level, in the same unit."""
+    """target: nodes of a pass, the root included -> its cost. draft: of a level, in that unit."""
 
     target: Mapping[int, float]
     draft: float = 0.0

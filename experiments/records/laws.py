@@ -27,6 +27,20 @@ class Cut(StrEnum):
     BESIDE = "beside"
 
 
+class Nodes(NamedTuple):
+    """What is recorded of the nodes of some trees, (T, M) each."""
+
+    parents: Tensor  # among the M nodes; -1: the root, or not there
+    there: Tensor  # bool
+    token: Tensor
+    p: Tensor  # of the token in the target's law at its parent
+    q: Tensor
+    law: Tensor  # row of the recorded laws, -1: none
+
+    def rows(self, part: slice) -> "Nodes":
+        return Nodes(*(column[part] for column in self))
+
+
 class Alphabets(NamedTuple):
     """Of some trees: what a rule is given."""
 
@@ -36,27 +50,26 @@ class Alphabets(NamedTuple):
     rest: Tensor  # (T, M) mass of p that is cut off; 0 at nodes without children
 
 
-def alphabets(
-    trees: WideTrees, selected: Selected, laws: Mapping[str, np.ndarray], part: slice, cut: Cut
-) -> Alphabets:
-    """Of the trees in `part`."""
-    numbers = torch.from_numpy(selected.numbers[part])
-    parents = torch.from_numpy(selected.parents[part])
-    rows, nodes = numbers.shape
-    there, drafted = numbers >= 0, parents >= 0
+def nodes_of(trees: WideTrees, selected: Selected) -> Nodes:
+    numbers = torch.from_numpy(selected.numbers)
 
     def of(name: str) -> Tensor:
-        column = torch.from_numpy(trees.columns[name][part])
-        return column.gather(1, numbers.clamp(min=0))
+        return torch.from_numpy(trees.columns[name]).gather(1, numbers.clamp(min=0))
 
-    above = parents.clamp(min=0)
-    token, p_own, q_own = of("token").long(), of("p"), of("q")
+    parents, there = torch.from_numpy(selected.parents), numbers >= 0
     law = torch.where(there, of("law").long(), -1)
-    has_children = torch.zeros(rows, nodes).scatter_add_(1, above, drafted.float()) > 0
+    return Nodes(parents, there, of("token").long(), of("p"), of("q"), law)
+
+
+def alphabets(nodes: Nodes, laws: Mapping[str, np.ndarray], cut: Cut) -> Alphabets:
+    parents, token, law = nodes.parents, nodes.token, nodes.law
+    rows, count = parents.shape
+    drafted, above = parents >= 0, parents.clamp(min=0)
+    has_children = torch.zeros(rows, count).scatter_add_(1, above, drafted.float()) > 0
     known = laws["law_tokens"].shape[1] if laws else 0
     place, others = _places(parents, drafted, token, law, laws, known)
     width = known + others + 2
-    p, q = torch.zeros(rows, nodes, width), torch.zeros(rows, nodes, width)
+    p, q = torch.zeros(rows, count, width), torch.zeros(rows, count, width)
     if known:
         index = torch.where(has_children, law, -1)
         at = index.clamp(min=0).numpy()
@@ -65,8 +78,8 @@ def alphabets(
             whole[:, :, :known] = values * (index >= 0)[:, :, None]
     # What is recorded of the children is finer than the law's half precision.
     row = torch.arange(rows)[:, None].expand_as(above)[drafted]
-    p.index_put_((row, above[drafted], place[drafted]), p_own[drafted])
-    q.index_put_((row, above[drafted], place[drafted]), q_own[drafted])
+    p.index_put_((row, above[drafted], place[drafted]), nodes.p[drafted])
+    q.index_put_((row, above[drafted], place[drafted]), nodes.q[drafted])
     rest_p, rest_q = ((1 - whole.sum(-1)).clamp(min=0) for whole in (p, q))
     p[:, :, -2] = rest_p
     q[:, :, -2 if cut is Cut.UNDER else -1] = rest_q
@@ -74,7 +87,7 @@ def alphabets(
     p[leaf], q[leaf] = 0.0, 0.0
     p[:, :, -2][leaf] = 1.0  # nothing was drawn there, and the count does not depend on it
     p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True).clamp(min=1e-30)
-    rest = torch.where(leaf, 0.0, rest_p) if known else torch.zeros(rows, nodes)
+    rest = torch.where(leaf, 0.0, rest_p) if known else torch.zeros(rows, count)
     return Alphabets(torch.where(drafted, place, 0), p, q, rest)
 
 

@@ -90,9 +90,7 @@ def gathered(texts: Sequence[Text], request_ids: Sequence[int], noted: Sequence[
     inner, which = found["inner"], number[order]
     laws = {}
     if any("law_p" in one for one in noted):
-        whole = {
-            name: np.concatenate([one[name] for one in noted if name in one]) for name in LAWS
-        }
+        whole = {name: np.concatenate([one[name] for one in noted if name in one]) for name in LAWS}
         laws = {name: np.ascontiguousarray(column[which[inner]]) for name, column in whole.items()}
     has_law = inner if laws else np.zeros_like(inner)
     found["law"] = np.where(has_law, has_law.cumsum() - 1, -1)

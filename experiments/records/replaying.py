@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from experiments.records import folder as files
+from experiments.records import starts
 from experiments.records.costs import Costs
-from experiments.records.estimate import Taken
+from experiments.records.estimate import Taken, Way
 from experiments.records.folder import Batch, Text
 from experiments.records.laws import Cut
-from experiments.records.rounds import PLAIN, Shaped, judge, rule_of
-from experiments.records.shapes import WideTrees, asked, described, restored
+from experiments.records.rounds import PLAIN, Judge, Shaped, rule_of
+from experiments.records.shapes import WideTrees, asked, described, frame_of, restored
 from experiments.study.outcome import Interval
 from specdec import Verifier
 from specdec.drafting.shape import Shape
 from specdec.pairing import name_of
+from specdec.tree import SiblingLaw
 
 KEPT_IN_MEMORY = 1 << 31  # bytes of a record that stays there for the next setting
 
@@ -29,6 +31,7 @@ class Replayed:
     facts: Mapping[str, Any]  # record.json
     shape: Shape
     rule: Verifier
+    way: Way
     texts: list[Text]
     taken: Taken  # the cut-off mass of p under that of q
     beside: Taken | None  # beside it; None where nothing is cut off, or the rule does not look
@@ -67,21 +70,18 @@ class Replayed:
             "low": tau.low,
             "high": tau.high,
             "rounds": self.taken.rounds,
+            "way": str(self.way),
             "texts": tau.n,
             "cut_off_mass": self.taken.cut_off_mass,
             "cut_off_low": low,
             "cut_off_high": high,
             "nodes_per_round": self.taken.nodes_per_round,
             "acceptance": [
-                {"depth": depth, "rank": rank, **_counts(cell)}
-                for (depth, rank), cell in self.taken.acceptance.items()
+                {"depth": depth, "rank": rank, **counts}
+                for (depth, rank), counts in self.taken.acceptance.items()
             ],
         }
         return found if self.speedup is None else {**found, "speedup": self.speedup}
-
-
-def _counts(cell: Any) -> dict[str, int]:
-    return {name: getattr(cell, name) for name in ("offered", "reached", "accepted")}
 
 
 @lru_cache(1)
@@ -113,16 +113,36 @@ def replay(
     law = wanted.law(greedy)
     drafter = Shaped(facts["drafter"], wanted, greedy, law)
     rule = rule_of(verifier, drafter, recorded, facts["vocabulary"])
-    cuts = [Cut.UNDER] if greedy or name_of(rule) in PLAIN else [*Cut]
+    way = way_of(wanted, law, rule, facts["settings"].get("every", 1))
+    certain = way is Way.JUMPING
+    cuts = [Cut.UNDER] if certain or name_of(rule) in PLAIN else [*Cut]
     taken = {cut: Taken() for cut in cuts}
     count, texts = facts["batches"], list[Text]()
     small = facts["bytes"] <= KEPT_IN_MEMORY
     for batch in batches_of(folder, count) if small else files.batches(folder, count):
         trees = WideTrees.of(batch.nodes, whole)
-        lengths = [len(text.tokens) for text in batch.texts]
+        tokens = [text.tokens for text in batch.texts]
+        if certain:
+            trees = starts.following_only(trees, tokens)
         selected = trees.select(wanted)
         texts += batch.texts
         for cut in cuts:
-            taken[cut].add(judge(batch, trees, selected, rule, law, greedy, seed, cut), lengths)
+            judge = Judge(rule, law, certain, seed, cut)
+            judged, weight = judge(batch, trees, selected), None
+            if way is Way.WEIGHING:
+                usual = 1 / (1 + judged.accepted.mean())
+                frame = frame_of(wanted)
+                weight = starts.Conditional(batch, trees, frame, law, judge).starts(usual)
+            taken[cut].add(judged, [len(each) for each in tokens], weight)
     both = taken[Cut.UNDER], taken.get(Cut.BESIDE)
-    return Replayed(folder, facts, wanted, rule, texts, *both, costs)
+    return Replayed(folder, facts, wanted, rule, way, texts, *both, costs)
+
+
+def way_of(shape: Shape, law: SiblingLaw, rule: Verifier, every: int) -> Way:
+    """How rounds become a run. With p certain of the recorded text, any lossless rule accepts the
+    longest path of a deterministic tree that the text goes on with."""
+    if every > 1:
+        return Way.JUMPING if law is SiblingLaw.DET or name_of(rule) in PLAIN else Way.AS_IS
+    if law is SiblingLaw.DET or name_of(rule) in PLAIN:
+        return Way.JUMPING
+    return Way.AS_IS if shape.by_value else Way.WEIGHING

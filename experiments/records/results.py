@@ -2,7 +2,8 @@
 
 Nothing was decoded, so a result has no times, unless a cost table predicts them: seconds then are
 in its unit, plain decoding is predicted too, and the speed-up is the prediction. The label says
-"replayed". Memory is 0.
+"replayed". Memory is 0. Where rounds are weighed, the rounds of a result are as many of equal
+weight, taken at equal steps along the weights; tau and its interval are the weighted ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,13 +55,16 @@ def write(
     """result.json and rounds.parquet of one setting."""
     settings = settings_of(found, study)
     played = [
-        _played(found, number, text, taken)
+        _played(found, number, text, taken.resampled())
         for number, (text, taken) in enumerate(zip(found.texts, found.taken.texts, strict=True))
         if len(taken)
     ]
     frame = rounds(study, run, str(settings.label), played)
     report = played[0].samples[METHOD].report
     assert report is not None
+    outcome = _outcome(played, frame, found.costs is not None)
+    tau = {"tau": found.tau.median, "tau_interval": found.tau}
+    outcome.ways[METHOD] = replace(outcome.method, **tau)
     groups = {"drafter": found.facts["drafter"], "verifier": choices.get("verifier")}
     measured = result.Result(
         study=study,
@@ -69,7 +73,7 @@ def write(
         choices=groups,
         **vars(surroundings()),
         config=settings,
-        **vars(_outcome(played, frame, found.costs is not None)),
+        **vars(outcome),
         effective=settings,
         certificate=attached(settings.drafter, settings.verifier, report),
         skipped=[],
@@ -110,7 +114,7 @@ def _played(found: Replayed, number: int, text: Any, taken: Rounds) -> Played:
     if found.costs is not None:
         samples[PLAIN] = _plain(found.costs, text)
     prompt = Prompt(text.prompt, "", text.category)
-    return Played([prompt], dict.fromkeys(samples, [text.given]), samples, number, text.turn)
+    return Played([prompt], {name: [text.given] for name in samples}, samples, number, text.turn)
 
 
 def _sample(found: Replayed, text: Any, taken: Rounds) -> Sample:
@@ -153,10 +157,10 @@ def _step(
     )
 
 
-def _sampled(
-    text: Any, steps: list[Step], drafter: str, verifier: str, lossless: bool
-) -> Sample:
-    draft, score = (sum(step.seconds.get(name, 0.0) for step in steps) for name in ("draft", "score"))
+def _sampled(text: Any, steps: list[Step], drafter: str, verifier: str, lossless: bool) -> Sample:
+    draft, score = (
+        sum(step.seconds.get(name, 0.0) for step in steps) for name in ("draft", "score")
+    )
     report = Report(
         steps,
         [Served(0.0, 0.0, draft + score)],

@@ -207,9 +207,7 @@ def _paths(children: Sequence[Width]) -> list[Path]:
     level: list[Path] = [()]
     for width in children:
         counts = [width] * len(level) if isinstance(width, int) else list(width)
-        level = [
-            (*path, rank) for path, k in zip(level, counts, strict=True) for rank in range(k)
-        ]
+        level = [(*path, rank) for path, k in zip(level, counts, strict=True) for rank in range(k)]
         found += level
     return found
 

@@ -150,15 +150,17 @@ class Keeper(Verifier):
 
     def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
         state = p.state
-        positions = torch.tensor(self.wide.positions(state))
-        if bool((positions >= 0).any()):
-            self.note(self._seen(trees, p, positions))
         root = TokenTree.root(trees.tokens[:, 0], trees.law)
         alone = Laws(p.scores[:, :1], root, state)
-        return self.rules[state.sampling.greedy].verify(root, alone, chance)
+        verdict = self.rules[state.sampling.greedy].verify(root, alone, chance)
+        positions = torch.tensor(self.wide.positions(state))
+        if bool((positions >= 0).any()):
+            self.note(self._seen(trees, p, positions, verdict.bonus))
+        return verdict
 
-    def _seen(self, trees: TokenTree, p: Laws, positions: Tensor) -> Noted:
-        """The trees of the rows that are to be recorded, on the host: see `folder.py` for names."""
+    def _seen(self, trees: TokenTree, p: Laws, positions: Tensor, following: Tensor) -> Noted:
+        """The trees of the rows that are to be recorded, on the host: see `folder.py` for names.
+        following (B,): the tokens that the texts go on with."""
         device, nodes = trees.tokens.device, trees.num_nodes
         due = (positions >= 0).to(device)
         used = trees.used & due[:, None]
@@ -168,6 +170,7 @@ class Keeper(Verifier):
         rows, at = inner.nonzero(as_tuple=True)
         value = torch.zeros(used.shape, dtype=torch.float32, device=device)
         p_at, q_at = value.clone(), value.clone()
+        p_at[:, 0] = p.at(torch.zeros_like(following)).gather(1, following[:, None])[:, 0]
         kept: dict[str, Tensor] = {}
         laws = self.wide.laws(trees, p.state) if len(rows) else None
         if laws is not None:
@@ -177,9 +180,10 @@ class Keeper(Verifier):
                 (rows, at), torch.arange(len(rows), device=device)
             )
             mine = number.gather(1, above)  # each node's parent among the inner ones
-            p_at = torch.where(drafted, law[mine, trees.tokens].float(), 0.0)
+            p_at = torch.where(drafted, law[mine, trees.tokens].float(), p_at)
             every = torch.arange(trees.rows, device=device)[:, None]
             q_at = torch.where(drafted, q[every, above, trees.tokens].float(), 0.0)
+            q_at[:, 0] = q[every[:, 0], 0, following]
             steps = log_q[every, above, trees.tokens]
             for depth in range(1, trees.depth + 1):
                 here = drafted & (trees.depths == depth)
