@@ -19,6 +19,8 @@ from hydra import compose, initialize_config_dir
 import specdec
 from experiments.certificates import suite
 from experiments.doctor import Doctor
+from experiments.records import lookups
+from experiments.replay import is_about_outputs
 from experiments.terminal import search_path
 from experiments.terminal.options import parse
 from specdec import Enumerate, registry
@@ -34,7 +36,13 @@ PAGES = {
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 # "`mine/rules.py`:" or "Add it to `mine/drafters.py`:", and the block below that
 FILE = re.compile(r"`(mine/[\w./]+)`[^`]*\n\n```\w+\n(.*?)^```", re.S | re.M)
-HYDRA = {"run": "", "certify": "", "train": "train"}  # programs, and their folder in conf/
+HYDRA = {
+    "run": "",
+    "certify": "",
+    "train": "train",
+    "record": "",
+    "replay": "",
+}  # programs, and their folder in conf/
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -166,6 +174,9 @@ def test_commands_name_programs_and_options_that_there_are(line, mine):
     short = name.removeprefix("experiments.")
     if not arguments or "--help" in arguments:
         return
+    if short == "replay" and is_about_outputs(arguments):
+        parse(lookups.Replay, arguments)
+        return
     if short not in HYDRA:
         parse(options_of(program), arguments)
         return
@@ -174,9 +185,11 @@ def test_commands_name_programs_and_options_that_there_are(line, mine):
         folder = mine / arguments[place + 1]
         arguments[place : place + 2] = [f"hydra.searchpath=[file://{folder}]"]
     overrides = [argument for argument in arguments if argument != "-m"]
+    if "-m" in arguments:  # the first value of each that is swept over
+        overrides = [re.sub(r"=([^\[\],]+),.*", r"=\1", each) for each in overrides]
     search_path.register()
     with initialize_config_dir(str(registry.CONF / HYDRA[short]), version_base="1.3"):
-        compose("certify" if short == "certify" else short, overrides)
+        compose(short, overrides)
 
 
 @pytest.mark.parametrize("line", commands("specdec "))

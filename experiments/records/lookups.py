@@ -1,4 +1,5 @@
-"""Lookup drafters on recorded outputs, without a model: the tau that they would have had.
+"""Lookup drafters on recorded outputs, without a model: the tau that they would have had. A part of
+`experiments.replay`:
 
 python -m experiments.replay records=multirun/first ngram_tree suffix suffix_store
 python -m experiments.replay edits=specdec ngram_chain suffix
@@ -21,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
-
-from experiments.terminal.options import start
 
 if TYPE_CHECKING:  # --help does not need this module
     from specdec import Drafter
@@ -166,7 +165,3 @@ def main(wanted: Replay) -> None:
     print(markdown(pd.DataFrame(rows)))
     tokens = sum(len(one.tokens) for one in found)
     print(f"{len(found)} outputs, {tokens} tokens; distinct 4-grams: {said}")
-
-
-if __name__ == "__main__":
-    start(main, Replay)
