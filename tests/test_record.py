@@ -275,11 +275,6 @@ RUNS = [
     ({"depth": 2, "branching": [2, 1]}, "naive", Way.JUMPING),
     ({"depth": 2, "branching": [2, 1]}, "rrs_wor", Way.WEIGHING),
     ({"depth": 2, "branching": [3, 2]}, "traversal", Way.WEIGHING),
-    (
-        {"depth": 2, "draw": "sequoia", "nodes": 3, "acceptance": [0.6, 0.3]},
-        "traversal",
-        Way.WEIGHING,
-    ),
 ]
 TEXTS, LONG = 500, 8
 
@@ -368,7 +363,7 @@ def test_the_bound_of_what_is_cut_off_holds(seed, tmp_path):
             for taken in (found.beside or found.taken, found.taken)
         )
         error = np.std([one.kept[0] for one in found.taken.texts]) / rows**0.5
-        assert found.taken.cut_off_mass > 0.05
+        assert found.taken.cut_off_mass > 0.05 or found.way is Way.JUMPING
         assert min(low, high) - 4.5 * error < expected < max(low, high) + 4.5 * error, rule
 
 
@@ -435,7 +430,6 @@ def test_a_record_comes_back_as_it_was_written(greedy_records, tmp_path):
 def test_the_size_is_told_before_anything_is_decoded(tmp_path):
     shape = Shape(4, [3, 2, 2, 1])
     assert recording.inner_nodes(shape) == 1 + 3 + 6 + 12
-    assert recording.inner_nodes(Shape(3, draw="sequoia", nodes=5, acceptance=[0.6, 0.3])) == 3
     assert recording.inner_nodes(Shape(2, 3, "ranked", 9)) == 4
     folder = written(tmp_path, {"depth": 4, "branching": [3, 2, 2, 1]}, 1.0)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".json")

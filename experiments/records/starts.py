@@ -37,9 +37,14 @@ from experiments.records.laws import Nodes
 from experiments.records.rounds import Following, Judge, keys_of
 from experiments.records.shapes import WideTrees
 from specdec.drafting.rank_tree import RankTree
+from specdec.pairing import name_of
 from specdec.tree import SiblingLaw
 
 ROUNDS = 3
+# Rules that decide about a node without looking below it. Given the text, later tokens then say
+# nothing of it: K_i(a) is the chance of a or more accepted tokens less that of a + 1 or more, which
+# needs no law of the bonus and varies less.
+TOP_DOWN = ("token", "rrs_wor", "rrs_wr", "kseq", "hub", "is2", "ot")
 REPEATS = 8  # draws of ranks and coins for each K_i(a)
 FORCED = 1  # the first purpose of those coins; 0 is that of the rounds themselves
 
@@ -64,6 +69,7 @@ class Conditional:
         ]
         self.following = np.array(flat, dtype=np.int64)  # (T,) the text's next token
         column = trees.columns
+        self.top_down = name_of(judge.rule) in TOP_DOWN
         self.p, self.q = column["p"][:, 0].astype(float), column["q"][:, 0].astype(float)
 
     @cached_property
@@ -93,13 +99,15 @@ class Conditional:
 
     def kernel(self) -> np.ndarray:
         """(T, D + 1) K_i(a)."""
-        depth = self.frame.depth
-        found = np.zeros((len(self.trees), depth + 1))
+        depth, found = self.frame.depth, np.zeros((len(self.trees), self.frame.depth + 1))
         for accepted in range(depth + 1):
             rows = np.flatnonzero(self.left > accepted)
             for purpose in range(FORCED, FORCED + REPEATS) if len(rows) else ():
                 drawn = self._accepting(rows, accepted, purpose * (depth + 1) + accepted)
                 found[rows, accepted] += drawn / REPEATS
+        if self.top_down:
+            found[:, 0] = 1.0  # so far the chance that a or more are accepted
+            found[:, :-1] -= found[:, 1:]
         whole = self.left > depth + 1
         if whole.any():  # what a row adds up to is 1 in the mean; a scale that all share is none
             found /= max(float(found[whole].sum(1).mean()), 0.1)
@@ -151,6 +159,8 @@ class Conditional:
         found = self.judge.paths(
             self.batch, nodes_given, (-1, *frame.parents), key, purpose, following
         )
+        if self.top_down:
+            return weight * ((found.path == end[:, None]).any(1) | (end == 0))
         last = np.where(found.path >= 0, found.path, 0).max(1, initial=0)
         # Behind a leaf the bonus is drawn from p itself.
         leaf = ~(nodes_given.parents == following.node[:, None]).any(1).numpy()
