@@ -109,7 +109,8 @@ def record(wanted: Record, folder: Path) -> str:
     )
     shape, greedy = drafter.inner.shape, wanted.sampling.temperature == 0
     texts = sum(len(prompt.turns) for batch in play.batches for prompt in batch)
-    size = most_bytes(shape, texts, wanted.max_new_tokens, wanted.every, wanted.top, greedy)
+    top = min(wanted.top, target.vocabulary)
+    size = most_bytes(shape, texts, wanted.max_new_tokens, wanted.every, top, greedy)
     print(
         f"{folder}: at most {files.readable(size)} for {texts} texts of up to "
         f"{wanted.max_new_tokens} tokens, trees of up to {shape.max_nodes - 1} nodes",

@@ -23,7 +23,6 @@ from experiments.records.starts import Conditional
 from experiments.records.wide import Wide, largest
 from specdec.drafting.rank_tree import RankTree
 from specdec.drafting.shape import Shape
-from specdec.models.table import TableModel
 from specdec.pairing import name_of
 from specdec.plugins import build
 from specdec.tree import SiblingLaw
@@ -327,8 +326,8 @@ def test_chances_of_a_round_given_its_text_have_the_right_mean(longer_record):
 
 
 def cut_pair(seed: int) -> Toy:
-    """Five tokens; a record that keeps two of them cuts much off."""
-    return Toy(table(5, 1, seed), table(5, 1, seed + 100))
+    """Four tokens; a record that keeps two of them cuts much off."""
+    return Toy(table(4, 1, seed), table(4, 1, seed + 100))
 
 
 BOUNDED = [
@@ -433,7 +432,7 @@ def test_the_size_is_told_before_anything_is_decoded(tmp_path):
     assert recording.inner_nodes(Shape(2, 3, "ranked", 9)) == 4
     folder = written(tmp_path, {"depth": 4, "branching": [3, 2, 2, 1]}, 1.0)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".json")
-    most = recording.most_bytes(shape, len(PROMPTS), TOKENS, 1, 61, False)
+    most = recording.most_bytes(shape, len(PROMPTS), TOKENS, 1, TARGET.vocabulary, False)
     assert 0.2 * most < size < 1.1 * most + 20_000
     with pytest.raises(ValueError, match="free"):
         files.check_space(tmp_path / "new" / "folder", 1 << 60)
@@ -690,7 +689,3 @@ def test_costs_predict_speed_ups():
             Costs.of(nodes, target, 0.0)
     with pytest.raises(ValueError, match="known from 1 to 9 nodes"):
         costs.speedup(3.0, 20.0, 2.0)
-
-
-def test_a_table_model_is_a_target():
-    assert isinstance(KNOWN.target, TableModel)

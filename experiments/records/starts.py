@@ -43,7 +43,7 @@ from specdec.tree import SiblingLaw
 ROUNDS = 3
 # Rules that decide about a node without looking below it. Given the text, later tokens then say
 # nothing of it: K_i(a) is the chance of a or more accepted tokens less that of a + 1 or more, which
-# needs no law of the bonus and varies less.
+# needs no law of the bonus. On chains that varies less; on trees the difference varies more.
 TOP_DOWN = ("token", "rrs_wor", "rrs_wr", "kseq", "hub", "is2", "ot")
 REPEATS = 8  # draws of ranks and coins for each K_i(a)
 FORCED = 1  # the first purpose of those coins; 0 is that of the rounds themselves
@@ -69,7 +69,7 @@ class Conditional:
         ]
         self.following = np.array(flat, dtype=np.int64)  # (T,) the text's next token
         column = trees.columns
-        self.top_down = name_of(judge.rule) in TOP_DOWN
+        self.top_down = frame.is_chain and name_of(judge.rule) in TOP_DOWN
         self.p, self.q = column["p"][:, 0].astype(float), column["q"][:, 0].astype(float)
 
     @cached_property
