@@ -1,173 +1,165 @@
-"""Lookup drafters on recorded outputs, without a model: the tau that they would have had.
+"""Measure without a model, from what was recorded (conf/replay.yaml). What the folder holds decides
+which of two things is replayed.
+
+Trees, of `experiments.record`: a smaller shape under any rule.
+
+python -m experiments.replay records=FOLDER drafter.depth=3 drafter.branching=[2,1,1] verifier=block
+python -m experiments.replay -m records=FOLDER drafter.depth=1,2,3,4 verifier=naive,traversal
+
+prints a line of JSON for each setting: tau, its 95% interval over texts (low, high), rounds,
+cut_off_mass, and more (docs/replay_trees.md). With costs.nodes=[1,16] costs.target=[1,1.2]
+costs.draft=0.3 also the predicted speed-up. `-m` also leaves a result for each setting, which
+`experiments.collect study=replay` and `experiments.report study=replay` read.
+
+Outputs, of runs with outputs=true: lookup drafters, by their names in conf/method/.
 
 python -m experiments.replay records=multirun/first ngram_tree suffix suffix_store
-python -m experiments.replay edits=specdec ngram_chain suffix
-
-Names are options of the group `method` whose drafters look text up (ngram, suffix). records: the
-folder of a run, or a folder above several runs; the runs need outputs=true and the same sampling.
-edits: a folder of Python files. Each file becomes a request to rename one of its identifiers,
-answered by the whole file with the new name: agent-like text that is mostly in its prompt.
-
-Columns: tau pooled over all outputs, with a 95% bootstrap interval over them; nodes per round; the
-same cold, if the drafter learns from earlier outputs, in their order; the share of distinct 4-grams
-in the outputs, because loops flatter every lookup.
+python -m experiments.replay edits=specdec ngram_chain suffix      edits of files, no record
 """
 
-import re
-from collections import Counter
-from collections.abc import Sequence
+import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf
 
-from experiments.terminal.options import start
+from experiments.study.folder import FAILED, OUTPUTS
+from experiments.study.schema import check_study
+from experiments.system.files import write_json
+from experiments.terminal import options, search_path
+from experiments.terminal.program import JobError, register_help, start
 
 if TYPE_CHECKING:  # --help does not need this module
-    from specdec import Drafter
+    from experiments.records.replaying import Replayed
 
-LONGEST = 1500  # tokens of a file that is edited
+
+@dataclass
+class Shape:
+    """What is left out is as recorded."""
+
+    name: str | None = None  # of the record, where the folder holds several
+    depth: int | None = None  # levels
+    branching: Any = None  # children per node, a number or a list by depth
+    draw: str | None = None  # how siblings were drawn, or `sequoia`
+    nodes: int | None = None  # of ranked and sequoia trees
+    acceptance: Any = None  # of `sequoia`: of the first, second ... child
+    tree: Any = None  # of static trees: nodes as paths of ranks
+
+
+@dataclass
+class CostTable:
+    """For a predicted speed-up, in any unit."""
+
+    nodes: list[int] = field(default_factory=list)  # of a pass of the target, the root included
+    target: list[float] = field(default_factory=list)  # what each of these passes costs
+    draft: float = 0.0  # what a level of drafting costs
 
 
 @dataclass
 class Replay:
-    """python -m experiments.replay records=FOLDER METHOD ...: tau of lookup drafters on recorded
-    outputs, or (edits=FOLDER) on edits of files."""
-
-    # options of the group `method` whose drafters look text up
-    names: list[str] = field(default_factory=lambda: ["ngram_chain", "ngram_tree", "suffix"])
-    records: str | None = None  # the folder of a run, or of several, made with outputs=true
-    edits: str | None = None  # a folder of Python files, each of which becomes a request
-    store: str | None = None  # for drafters that take one: none | memory | FILE
-    tokenizer: str = "demo"  # for edits
-    limit: int | None = None  # at most so many outputs
+    records: str = MISSING  # the folder of a record, or one with several records
+    study: str = "replay"  # of a sweep's results
+    temperature: float | None = None  # refused if it is not the recorded one
+    seed: int = 0  # of the coins
+    threads: int | None = None  # of torch; null leaves its default
+    drafter: Shape = field(default_factory=Shape)
+    verifier: dict[str, Any] = MISSING
+    costs: CostTable = field(default_factory=CostTable)
 
 
-class Recorded(NamedTuple):
-    given: list[int]
-    tokens: list[int]
+ConfigStore.instance().store(name="replay_schema", node=Replay)
+register_help("replay", ("verifier",), __doc__)
+search_path.register()
 
 
-def edited(folder: str, tokenizer: Any) -> list[Recorded]:
-    """Every Python file below a folder, with its most frequent long name changed."""
-    found = []
-    for path in sorted(Path(folder).expanduser().rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        names = Counter(re.findall(r"\b[a-z_]{5,}\b", text))
-        if not names:
-            continue
-        name = names.most_common(1)[0][0]
-        answer = re.sub(rf"\b{name}\b", f"{name}_new", text)
-        request = f"{text}\n# Rename {name} to {name}_new in this file.\n"
-        given, tokens = (tokenizer(each)["input_ids"] for each in (request, answer))
-        if len(tokens) <= LONGEST:
-            found.append(Recorded(given, tokens))
-    return found
+@hydra.main(version_base="1.3", config_path="../conf", config_name="replay")
+def main(config: DictConfig) -> None:
+    job = HydraConfig.get()
+    sweeping, folder = job.mode is RunMode.MULTIRUN, Path(job.runtime.output_dir)
+    choices = dict(job.runtime.choices)
+    try:
+        search_path.check(choices)
+        wanted = OmegaConf.to_object(config)
+        assert isinstance(wanted, Replay)
+        check_study(wanted.study)
+        found = replayed(wanted)
+        print(json.dumps(found.line()), flush=True)
+        if sweeping:
+            from experiments.records.results import write
+
+            write(found, folder, wanted.study, str(job.job.num), list(job.overrides.task), choices)
+    except Exception as error:
+        if not sweeping:
+            raise JobError from error
+        failed.append(f"job {job.job.num} failed: {error}")
+        print(failed[-1], file=sys.stderr)
+        write_json(folder / FAILED, {"error": f"{type(error).__name__}: {error}"})
 
 
-def recorded(wanted: Replay) -> list[Recorded]:
-    from experiments.measuring.outputs import read_outputs
-    from specdec.models.load import load_tokenizer
-
-    if (wanted.records is None) == (wanted.edits is None):
-        raise ValueError("give one of records=FOLDER and edits=FOLDER")
-    if wanted.edits is not None:
-        found = edited(wanted.edits, load_tokenizer(wanted.tokenizer))
-    else:
-        outputs = read_outputs(str(wanted.records))
-        found = [Recorded(one.given, one.tokens) for one in outputs if one.tokens]
-    if not found:
-        raise ValueError(f"there is nothing to replay in {wanted.records or wanted.edits}")
-    return found[: wanted.limit]
+failed: list[str] = []  # of a sweep's jobs, which goes on
 
 
-def drafter_of(method: str, store: str | None) -> "Drafter":
-    """The drafter of conf/method/METHOD.yaml."""
-    from specdec.plugins import build
-    from specdec.registry import CONF
+def replayed(wanted: Replay) -> "Replayed":
+    from experiments.records import replaying
+    from experiments.records.costs import Costs
+    from experiments.system.libraries import set_threads
 
-    path = CONF / "method" / f"{method}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-        raise ValueError(f"there is no method {method!r}; there are: {known}")
-    read: Any = OmegaConf.to_container(OmegaConf.load(path))
-    (name,) = [entry["override /drafter"] for entry in read["defaults"] if len(entry) == 1]
-    given = {"name": name, **read.get("drafter", {})}
-    if store is not None and name == "suffix":
-        given["store"] = store
-    found: Drafter = build("drafter", given)
-    if found.runners_up or found.best_tokens or found.taps:
+    set_threads(wanted.threads)
+    shape = dict(vars(wanted.drafter))
+    return replaying.replay(
+        wanted.records,
+        shape.pop("name"),
+        shape,
+        wanted.verifier if "_target_" in wanted.verifier else "auto",
+        Costs.of(**vars(wanted.costs)),
+        wanted.temperature,
+        wanted.seed,
+    )
+
+
+def is_about_outputs(arguments: list[str]) -> bool:
+    """Whether a command replays outputs: it names lookups or edits, or its folder holds outputs and
+    no record of trees."""
+    if {"-h", "--help"} & set(arguments):
+        return False
+    from experiments.records.folder import is_record
+
+    given = dict(each.partition("=")[::2] for each in arguments if "=" in each)
+    names = [each for each in arguments if "=" not in each and not each.startswith("-")]
+    place = Path(given.get("records", "")).expanduser()
+    trees = "records" in given and is_record(place)
+    if trees and (names or "edits" in given):
         raise ValueError(
-            f"method {method!r} looks at the target's laws or states, which outputs do not hold; "
-            "run it with python -m experiments.run"
+            f"{place} holds trees, and {' '.join(names) or 'edits'} is for recorded outputs; give "
+            "drafter.depth, drafter.branching ... and verifier, or the folder of a run"
         )
-    return found
+    outputs = place.is_dir() and any(place.rglob(OUTPUTS))
+    return bool(names) or "edits" in given or (not trees and "records" in given and outputs)
 
 
-class Played(NamedTuple):
-    """What was measured, per output."""
+def program() -> None:
+    from experiments.terminal.refusals import refusing
 
-    tokens: list[int]
-    rounds: list[int]
-    nodes: list[int]
+    with refusing():
+        about_outputs = is_about_outputs(sys.argv[1:])
+    if about_outputs:
+        from experiments.records import lookups
 
-
-def played(found: Sequence[Recorded], drafter: "Drafter", vocabulary: int, cold: bool) -> Played:
-    import specdec
-    from experiments.measuring.replay import Replayed
-
-    rounds, nodes = [], []
-    for one in found:
-        if cold:
-            drafter.forget()
-        out = specdec.generate(
-            Replayed([*one.given, *one.tokens], vocabulary),
-            [one.given],
-            drafter=drafter,
-            max_new_tokens=len(one.tokens),
-        )
-        assert out.tokens[0].tolist() == one.tokens
-        rounds.append(len(out.steps))
-        nodes.append(int(sum((step.parents >= 0).sum() for step in out.steps)))
-    return Played([len(one.tokens) for one in found], rounds, nodes)
-
-
-def main(wanted: Replay) -> None:
-    import numpy as np
-    import pandas as pd
-
-    from experiments.terminal.progress import bar
-    from experiments.terminal.tables import markdown
-    from specdec.measuring.report import distinct_ngrams
-
-    found = recorded(wanted)
-    vocabulary = 1 + max(token for one in found for token in (*one.given, *one.tokens))
-    random = np.random.default_rng(0)
-
-    def interval(one: Played) -> str:
-        tokens, rounds = np.array(one.tokens), np.array(one.rounds)
-        drawn = random.integers(len(tokens), size=(2000, len(tokens)))
-        low, high = np.percentile(tokens[drawn].sum(1) / rounds[drawn].sum(1), (2.5, 97.5))
-        return f"{tokens.sum() / rounds.sum():.2f} [{low:.2f}, {high:.2f}]"
-
-    rows = []
-    with bar("replay", len(wanted.names)) as advance:
-        for name in wanted.names:
-            drafter = drafter_of(name, wanted.store)
-            warm = played(found, drafter, vocabulary, cold=False)
-            cold = played(found, drafter, vocabulary, cold=True) if drafter.learns else None
-            row = {"method": name, "tau": interval(warm)}
-            row["nodes"] = f"{sum(warm.nodes) / sum(warm.rounds):.1f}"
-            row["tau, cold"] = interval(cold) if cold else "-"
-            rows.append(row)
-            advance()
-    share = distinct_ngrams([one.tokens for one in found])
-    said = "none as long" if share is None else f"{share:.0%}"
-    print(markdown(pd.DataFrame(rows)))
-    tokens = sum(len(one.tokens) for one in found)
-    print(f"{len(found)} outputs, {tokens} tokens; distinct 4-grams: {said}")
+        options.start(lookups.main, lookups.Replay)
+        return
+    if {"-m", "--multirun"} & set(sys.argv):
+        first = next((n for n, each in enumerate(sys.argv) if n and "=" in each), len(sys.argv))
+        sys.argv.insert(first, "hydra.output_subdir=.hydra")
+    start(main)
+    if failed:
+        sys.exit(f"{len(failed)} of the sweep's jobs failed ({FAILED} in their folders says why)")
 
 
 if __name__ == "__main__":
-    start(main, Replay)
+    program()

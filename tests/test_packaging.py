@@ -86,6 +86,7 @@ ROOMS = (
     "study",
     "measuring",
     "audits",
+    "records",
     "report",
     "benchmarks",
     "training",

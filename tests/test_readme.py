@@ -20,6 +20,8 @@ from pages import all_pages
 import specdec
 from experiments.certificates import suite
 from experiments.doctor import Doctor
+from experiments.records import lookups
+from experiments.replay import is_about_outputs
 from experiments.terminal import search_path
 from experiments.terminal.options import parse
 from specdec import Enumerate, registry
@@ -54,7 +56,13 @@ GENERATED = {ROOT / "docs" / page for page in all_pages()}  # by docs/_site/, fo
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 # "`mine/rules.py`:" or "Add it to `mine/drafters.py`:", and the block below that
 FILE = re.compile(r"`(mine/[\w./]+)`[^`]*\n\n```\w+\n(.*?)^```", re.S | re.M)
-HYDRA = {"run": "", "certify": "", "train": "train"}  # programs, and their folder in conf/
+HYDRA = {
+    "run": "",
+    "certify": "",
+    "train": "train",
+    "record": "",
+    "replay": "",
+}  # programs, and their folder in conf/
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -198,6 +206,9 @@ def test_commands_name_programs_and_options_that_there_are(line, mine):
     short = name.removeprefix("experiments.")
     if not arguments or "--help" in arguments:
         return
+    if short == "replay" and is_about_outputs(arguments):
+        parse(lookups.Replay, arguments)
+        return
     if short not in HYDRA:
         parse(options_of(program), arguments)
         return
@@ -209,7 +220,7 @@ def test_commands_name_programs_and_options_that_there_are(line, mine):
     search_path.register()
     with initialize_config_dir(str(registry.CONF / HYDRA[short]), version_base="1.3"):
         for job in jobs(overrides) if "-m" in arguments else [overrides]:
-            compose("certify" if short == "certify" else short, job)
+            compose(short, job)
 
 
 @pytest.mark.parametrize("line", commands("specdec "))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import specdec
-from experiments import replay as program
 from experiments.measuring.replay import Replayed
+from experiments.records import lookups as program
 from specdec.models.vocabulary import tokenizer_digest
 from specdec.plugins import build
 from tests.models import prompts, shared

@@ -13,7 +13,12 @@ COMMANDS = sorted(
     for path in (ROOT / "experiments").rglob("*.py")
     if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
 )
-COMPOSED = ("run", "certify", "train")  # by Hydra, which also shows the configuration of a job
+COMPOSED = (
+    "run",
+    "certify",
+    "train",
+    "record",
+)  # by Hydra, which also shows the configuration of a job
 
 ASK = """
 import contextlib, io, json, runpy, sys

@@ -312,10 +312,10 @@ def programs() -> list[Program]:
     folder = ROOT / "experiments"
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
         for name, node in classes(path).items():
-            if not (ast.get_docstring(node) or "").startswith("python -m experiments."):
+            says = ast.get_docstring(node) or ""
+            if not says.startswith("python -m experiments."):
                 continue
-            module = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-            text = module_docstring(path)
+            called, text = says.split()[2].rstrip(":"), module_docstring(path)
             options = filled(fields(path, name), entries(text), COMMON)
-            found.append(Program(module.removesuffix(".__main__"), text, tuple(options)))
+            found.append(Program(called, text, tuple(options)))
     return found

@@ -274,8 +274,27 @@ def commands() -> str:
         parts += [title, prose(program.text)]
         if program.options:
             parts.append(table(program.options))
-    parts += [SHELL]
+    parts += [*records(), SHELL]
     return "\n\n".join(parts) + "\n"
+
+
+def records() -> list[str]:
+    """Of the two programs for recorded trees, which take Hydra configurations."""
+    record, replay = (ROOT / f"experiments/{name}.py" for name in ("record", "replay"))
+    groups = ("target", "drafter", "sampling", "prompts")
+    recorded = filled(fields(record, "Record"), COMMON)
+    shape = filled(fields(replay, "Shape"), COMMON)
+    replayed = filled(fields(replay, "Replay"), COMMON)
+    return [
+        "## record",
+        "[Recorded trees, replayed](../replay_trees.md) is the guide. `target`, `drafter`, "
+        "`sampling` and `prompts` are chosen as in [a run](run.md).",
+        table(option for option in recorded if option.key not in groups),
+        "## replay, of recorded trees",
+        table(o for o in replayed if o.key not in ("drafter", "verifier", "costs")),
+        table(shape, "drafter."),
+        table(filled(fields(replay, "CostTable"), COMMON), "costs."),
+    ]
 
 
 SHELL = """\
