@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## decode with n-grams and a small model on the bundled mode
 	$(BIN)/python -m experiments.report study=demo
 
 test: $(INSTALLED)  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-all: $(INSTALLED)  ## all tests; those that are skipped are named, with what they need
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rs
