@@ -332,7 +332,7 @@ def test_a_signal_ends_a_sweep_with_one_line(tiny, tmp_path):
     arguments = [
         "-m",
         "study=signalled",
-        "drafter.length=3,4,5,6,7,8",
+        f"drafter.length={','.join(map(str, range(3, 40)))}",  # not over before the signal comes
         "baselines=[]",
         "progress=false",
     ]
