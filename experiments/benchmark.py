@@ -154,14 +154,11 @@ def overheads(bench: "Bench", found: "Compared") -> list[Line]:
         # the prefill counts as a call
         each = (one.target_seconds + one.draft_seconds) / (one.rounds + 1)
         in_run.append(measured / (one.tau * other.target_seconds / (other.rounds + 1) / each))
-    outside, plainly = (
-        median(entry.outside_models for entry in entries) for entries in (ours, plain)
-    )
     return [
         line(
             f"time outside the models' forward calls, {chain}",
-            f"{outside:.1%}",
-            f"the same of `none`: {plainly:.1%}",
+            f"{found.outside(chain):.1%}",
+            f"the same of `none`: {found.outside('none'):.1%}",
         ),
         line(
             f"measured speed-up of {chain} / tau x t(1) / (t(nodes) + drafting)",

@@ -85,8 +85,8 @@ def lines(title: str, found: "Compared") -> list[Line]:
             ),
             line(
                 f"{title}: outside the models' forward calls, compiled",
-                f"{outside(found, chain):.1%}",
-                f"{chain}; `none`: {outside(found, 'compiled none'):.1%}",
+                f"{found.outside(chain):.1%}",
+                f"{chain}; `none`: {found.outside('compiled none'):.1%}",
             ),
         ]
     if "eagle" in found.ways:
@@ -98,12 +98,6 @@ def lines(title: str, found: "Compared") -> list[Line]:
             )
         )
     return told
-
-
-def outside(found: "Compared", way: str) -> float:
-    from statistics import median
-
-    return median(entry.outside_models for entry in found.ours(way).per_prompt)
 
 
 def warm(bench: "Bench", found: dict[str, Any]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -44,6 +45,10 @@ class Compared:
 
     def times(self, way: str, baseline: str) -> str:
         return self.ratio(way, baseline).text(unit="x")
+
+    def outside(self, name: str) -> float:
+        """The share of decoding outside the models' forward calls, the median over prompts."""
+        return median(entry.outside_models for entry in self.ours(name).per_prompt)
 
     def best(self, kinds: Sequence[str], baseline: str) -> str:
         """The fastest of the ways whose names begin with one of `kinds`."""

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from experiments.measuring.play import Play, Played
-from experiments.measuring.ways import Sample
+from experiments.measuring.ways import Ours, Sample
 from experiments.records import folder as files
 from experiments.records.folder import LAWS, TREES, Batch, Text
 from experiments.records.wide import Keeper, Noted, Wide
+from specdec import TransformersLM
 from specdec.drafting.shape import Shape
-from specdec.generate import Run
-from specdec.interfaces import LanguageModel
-from specdec.requests import prepare
 
 METHOD = "record"
 BYTES_OF_A_NODE = sum(np.dtype(kind).itemsize for kind in TREES.values())
@@ -27,7 +25,7 @@ class Recording:
     """A way to decode (`experiments.measuring.ways.Way`) that notes every round. A batch whose
     files are there already is not decoded again: its texts are read."""
 
-    target: LanguageModel
+    target: TransformersLM
     drafter: Wide
     options: Mapping[str, Any]  # of specdec.generate: sampling, seed ...
     top: int
@@ -48,17 +46,8 @@ class Recording:
             return Sample([text.tokens for text in files.read(self.folder, self.number).texts], 0.0)
         began = time.perf_counter()
         keeper = Keeper(self.top, self.noted.append)
-        run = Run(
-            prepare(
-                self.target,
-                prompts,
-                drafter=self.drafter,
-                verifier=keeper,
-                request_ids=request_ids,
-                max_new_tokens=max_new_tokens,
-                **self.options,
-            )
-        )
+        ours = Ours(self.target, self.drafter, {**self.options, "verifier": keeper})
+        run = ours.run(prompts, request_ids, max_new_tokens)
         assert isinstance(run.drafter, Wide)
         keeper.wide = run.drafter
         run.finish()

@@ -33,6 +33,7 @@ from specdec.measuring.clock import Times
 from specdec.measuring.report import Report, Served, Step
 from specdec.pairing import name_of
 from specdec.registry import described as yaml_of
+from specdec.tree import host_depths
 
 PLAIN = "none"
 
@@ -125,7 +126,7 @@ def _sample(found: Replayed, text: Any, taken: Rounds) -> Sample:
     ):
         seconds: dict[str, float] = {}
         if costs is not None:
-            drafted, depth = int((parents >= 0).sum()), _depth(parents)
+            drafted, depth = int((parents >= 0).sum()), int(host_depths(parents[None]).max())
             seconds = {"draft": depth * costs.draft, "score": costs.target_at(1 + drafted)}
         steps.append(_step(number, parents, path, kept, seconds))
     rule = found.rule
@@ -174,13 +175,6 @@ def _sampled(text: Any, steps: list[Step], drafter: str, verifier: str, lossless
         [],
     )
     return Sample([text.tokens], draft + score, score, draft, report)
-
-
-def _depth(parents: np.ndarray) -> int:
-    depths = np.zeros(len(parents), dtype=np.int64)
-    for node in np.flatnonzero(parents >= 0):
-        depths[node] = depths[parents[node]] + 1
-    return int(depths.max(initial=0))
 
 
 def _outcome(played: Sequence[Played], frame: Any, priced: bool) -> Outcome:
