@@ -61,6 +61,8 @@ class Wide(Drafter):
         self.starts = [0] * rows  # length of each row's prompt
         self.logits: Tensor | None = None
         self.grown: Grown | None = None
+        self.inner_nodes: TokenTree | None = None
+        self.drafted: TokenTree | None = None
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         for row in rows:
@@ -68,10 +70,14 @@ class Wide(Drafter):
         self.running.enter(rows, state)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        self.logits = self.grown = None
-        tree = self.running.propose(self._due(state), chance)
-        self.aside = self.running.aside
-        return tree
+        """The target scores only nodes with children: the law behind a leaf is not recorded. The
+        whole tree is `drafted`."""
+        self.logits = self.grown = self.inner_nodes = None
+        tree = self.drafted = self.running.propose(self._due(state), chance)
+        self.aside, inner = self.running.aside, self.inner_nodes
+        if inner is None:
+            return tree
+        return inner.drawn_from(tree.law, None if tree.q is None else tree.q[:, : inner.num_nodes])
 
     def observe(self, state: State) -> None:
         self.running.observe(state)
@@ -105,33 +111,39 @@ class Wide(Drafter):
         state: State,
         chance: Draws,
     ) -> Grown:
-        """Notes all logits that a tree grows from, in the drafter's own numbers."""
-        parts = [logits]
+        """Notes all logits that a tree grows from, in the drafter's own numbers, and the tree of
+        the nodes that they belong to, where its numbers are those of the whole tree."""
+        parts, last = [logits], TokenTree.root(state.roots)
 
         def scored(tree: TokenTree, start: int) -> Tensor:
+            nonlocal last
             parts.append(score(tree, start))
+            last = tree
             return parts[-1]
 
         self.grown = grow(logits, scored, state, chance)
         self.logits = torch.cat(parts, 1)
+        self.inner_nodes = last if self.grown.inner is None else None
         return self.grown
 
-    def laws(self, tree: TokenTree, state: State) -> tuple[Tensor, Tensor] | None:
-        """(B, N, V) the drafter's laws at the nodes of its tree, and their logarithms as a ranked
-        tree ranks by them. Arbitrary at nodes without children. None where nothing was grown. At
-        temperature 0: those of temperature 1."""
-        if self.logits is None or self.grown is None or tree.num_nodes == 1:
+    def laws(self, state: State) -> tuple[Tensor, Tensor] | None:
+        """Of the nodes M that may have children: (B, M, V) the drafter's laws, arbitrary at nodes
+        that have none. Of all nodes: (B, N) log q of their tokens, as a ranked tree ranks by it.
+        None where nothing was grown. At temperature 0: those of temperature 1."""
+        tree = self.drafted
+        if tree is None or self.logits is None or self.grown is None or tree.num_nodes == 1:
             return None
-        numbers = self.grown.inner
-        if numbers is None:
-            numbers = torch.arange(tree.num_nodes, device=tree.tokens.device).expand(tree.rows, -1)
-        index = numbers.clamp(0, self.logits.shape[1] - 1)[:, :, None]
-        logits = self.logits.gather(1, index.expand(-1, -1, self.logits.shape[2]))
+        rows = torch.arange(tree.rows, device=tree.tokens.device)[:, None]
+        places = rows, tree.parents.clamp(min=0), tree.tokens
+        if tree.q is not None:
+            return tree.q, tree.q[places].log()
+        logits, numbers = self.logits, self.grown.inner
+        if numbers is not None:
+            logits = logits[rows, numbers.clamp(0, logits.shape[1] - 1)]
         found = DraftLaws(state)(logits, tree, 0, across_nodes=True)
         if state.sampling.greedy:
-            return found.exp(), found
-        law = found if tree.q is None else tree.q
-        return law, found.log()
+            return found.exp(), found[places]
+        return found, found[places].log()
 
 
 class Keeper(Verifier):
@@ -155,12 +167,14 @@ class Keeper(Verifier):
         verdict = self.rules[state.sampling.greedy].verify(root, alone, chance)
         positions = torch.tensor(self.wide.positions(state))
         if bool((positions >= 0).any()):
-            self.note(self._seen(trees, p, positions, verdict.bonus))
+            drafted = self.wide.drafted
+            assert drafted is not None
+            self.note(self._seen(drafted, p, positions, verdict.bonus))
         return verdict
 
     def _seen(self, trees: TokenTree, p: Laws, positions: Tensor, following: Tensor) -> Noted:
-        """The trees of the rows that are to be recorded, on the host: see `folder.py` for names.
-        following (B,): the tokens that the texts go on with."""
+        """The whole trees of the rows that are to be recorded, on the host: see `folder.py` for
+        names. following (B,): the tokens that the texts go on with."""
         device, nodes = trees.tokens.device, trees.num_nodes
         due = (positions >= 0).to(device)
         used = trees.used & due[:, None]
@@ -172,9 +186,9 @@ class Keeper(Verifier):
         p_at, q_at = value.clone(), value.clone()
         p_at[:, 0] = p.at(torch.zeros_like(following)).gather(1, following[:, None])[:, 0]
         kept: dict[str, Tensor] = {}
-        laws = self.wide.laws(trees, p.state) if len(rows) else None
+        laws = self.wide.laws(p.state) if len(rows) else None
         if laws is not None:
-            q, log_q = laws
+            q, steps = laws
             law = p[rows, at]
             number = torch.zeros_like(above).index_put_(
                 (rows, at), torch.arange(len(rows), device=device)
@@ -184,7 +198,6 @@ class Keeper(Verifier):
             every = torch.arange(trees.rows, device=device)[:, None]
             q_at = torch.where(drafted, q[every, above, trees.tokens].float(), 0.0)
             q_at[:, 0] = q[every[:, 0], 0, following]
-            steps = log_q[every, above, trees.tokens]
             for depth in range(1, trees.depth + 1):
                 here = drafted & (trees.depths == depth)
                 value = torch.where(here, (steps + value.gather(1, above)).float(), value)
@@ -211,7 +224,7 @@ class Keeper(Verifier):
 def largest(p: Tensor, q: Tensor, top: int) -> dict[str, Tensor]:
     """Of laws p and q (n, V): the K tokens of which either gives most, what both give them, and the
     rest. The rest is what half precision leaves of 1, so that a recorded law sums to 1."""
-    chosen = torch.maximum(p, q.to(p.dtype)).topk(min(top, p.shape[1]), -1).indices
+    chosen = torch.maximum(p, q.to(p.dtype)).topk(min(top, p.shape[1]), -1, sorted=False).indices
     found = {"law_tokens": chosen.int()}
     for name, law in (("p", p), ("q", q)):
         half = law.gather(1, chosen).half()
