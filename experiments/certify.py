@@ -261,7 +261,7 @@ def summarise(suite: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, Certify)
     if len(certificates) > 1:
         failures += summarise(certificates)
     if failures:

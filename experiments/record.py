@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def program() -> None:
-    start(main, lambda: "interrupted; the same command goes on where it stopped")
+    start(main, Record, lambda: "interrupted; the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

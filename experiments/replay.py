@@ -11,7 +11,7 @@ cut_off_mass, and more (docs/replay_trees.md). With costs.nodes=[1,16] costs.tar
 costs.draft=0.3 also the predicted speed-up. `-m` also leaves a result for each setting, which
 `experiments.collect study=replay` and `experiments.report study=replay` read.
 
-Outputs, of runs with outputs=true: lookup drafters, by their names in conf/method/.
+Outputs, of runs with keep_texts=true: lookup drafters, by their names in conf/method/.
 
 python -m experiments.replay records=multirun/first ngram_tree suffix suffix_store
 python -m experiments.replay edits=specdec ngram_chain suffix      edits of files, no record
@@ -156,7 +156,7 @@ def program() -> None:
     if {"-m", "--multirun"} & set(sys.argv):
         first = next((n for n, each in enumerate(sys.argv) if n and "=" in each), len(sys.argv))
         sys.argv.insert(first, "hydra.output_subdir=.hydra")
-    start(main)
+    start(main, Replay)
     if failed:
         sys.exit(f"{len(failed)} of the sweep's jobs failed ({FAILED} in their folders says why)")
 

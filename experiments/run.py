@@ -61,7 +61,7 @@ def main(config: DictConfig) -> float | None:
         try:
             settings = schema.settings_of(config)
             settings = replace(settings, label=label(settings, choices["drafter"], overrides))
-            return execute(settings, identity, folder, config.outputs)
+            return execute(settings, identity, folder, config.keep_texts)
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             failure = result.Failure(**vars(identity), error=said, traceback=traceback.format_exc())
@@ -75,9 +75,10 @@ def main(config: DictConfig) -> float | None:
 
 
 def execute(
-    settings: schema.Settings, identity: "Identity", folder: Path, outputs: bool = False
+    settings: schema.Settings, identity: "Identity", folder: Path, keep_texts: bool = False
 ) -> float | None:
-    """Decode, measure, write. `outputs`: also write the method's tokens."""
+    """Decode, measure, write. `keep_texts`: also write what the method put
+    out."""
     from experiments import prompts
     from experiments.certificates.kept import attached
     from experiments.measuring import flops, lineup, measures
@@ -91,7 +92,6 @@ def execute(
     from experiments.system.surroundings import surroundings
     from experiments.terminal.progress import bar
     from specdec import Refused
-    from specdec.models.vocabulary import tokenizer_digest
 
     logger.check(settings.logger)
     quiet_transformers()
@@ -138,8 +138,8 @@ def execute(
         skipped=play.skipped,
     )
     write_rounds(folder / ROUNDS, frame)
-    if outputs:
-        write_outputs(folder / OUTPUTS, played, tokenizer_digest(method.target))
+    if keep_texts:
+        write_outputs(folder / OUTPUTS, played, method.target)
     result.write(folder / RESULT, measured)
     if settings.logger:
         try:
@@ -156,7 +156,7 @@ def program() -> None:
         main()
 
     try:
-        start(run, sweeps.interrupted)
+        start(run, schema.Command, sweeps.interrupted)
     finally:
         sweeps.forget_what_never_began()
 

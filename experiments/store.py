@@ -5,7 +5,8 @@ python -m experiments.store records=multirun/first output=store.safetensors toke
 python -m experiments.run drafter=suffix drafter.store=store.safetensors
 
 text: a file, or a folder in which every file is a text (.jsonl: every entry is a text). records:
-the folder of a run, or a folder above several runs; the runs need outputs=true. Both may be given.
+the folder of a run, or a folder above several runs; the runs need keep_texts=true. Both may be
+given.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Store:
 
     output: str = MISSING
     text: str | None = None  # a file, or a folder in which every file is a text
-    records: str | None = None  # the folder of a run, or of several, made with outputs=true
+    records: str | None = None  # the folder of a run, or of several, made with keep_texts=true
     tokenizer: str = "demo"  # the target's: its name, folder or hub id
     store_tokens: int = 1_000_000  # the store's size; beyond it the oldest texts are left out
 

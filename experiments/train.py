@@ -34,4 +34,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    start(main, lambda: "interrupted; the same command goes on from its last checkpoint")
+    start(main, None, lambda: "interrupted; the same command goes on from its last checkpoint")

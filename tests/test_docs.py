@@ -10,12 +10,22 @@ from typing import Any
 
 import pytest
 import yaml
-from options import COMMON, CONF, Option, beside, fields, filled, plugin, programs, read_yaml
 from pages import GROUPS, NESTED, SCHEMA, all_pages
 from trees import FENCE, drawn, nodes, parse
 
 import specdec
 from experiments.measuring.rounds import COLUMNS
+from experiments.terminal.meanings import (
+    COMMON,
+    CONF,
+    Option,
+    beside,
+    fields,
+    filled,
+    plugin,
+    programs,
+    read_yaml,
+)
 from tests.test_readme import IN_PARTS, PAGES, ROOT
 
 DOCS = ROOT / "docs"

@@ -91,9 +91,10 @@ def test_a_runs_outputs_are_what_its_method_put_out(tmp_path):
     way = Ours(target, build("drafter", "suffix"))
     play = Play([Prompt(0, "import os\n", "code"), Prompt(1, "x = 1\n", "all")], target, None, 2, 6)
     played = list(play({"method": way}, 0))
-    write_outputs(tmp_path / "outputs.jsonl", played, tokenizer_digest(target))
+    write_outputs(tmp_path / "outputs.jsonl", played, target)
     found = list(read_outputs(tmp_path))
     assert [one.tokens for one in found] == played[0].samples["method"].tokens
     assert [one.given for one in found] == list(played[0].given["method"])
+    assert [one.text for one in found] == [target.tokenizer.decode(one.tokens) for one in found]
     assert [(one.prompt, one.category) for one in found] == [(0, "code"), (1, "all")]
     assert {one.tokenizer for one in found} == {tokenizer_digest(target)}

@@ -308,11 +308,11 @@ def test_interrupting_a_sweep_says_how_to_go_on(command, type_in, monkeypatch, c
     """And that line does go on."""
     real, begun = run.execute, []
 
-    def execute(settings, identity, folder, outputs=False):
+    def execute(settings, identity, folder, keep_texts=False):
         begun.append(identity.run)
         if identity.run == "1":
             raise KeyboardInterrupt
-        return real(settings, identity, folder, outputs)
+        return real(settings, identity, folder, keep_texts)
 
     monkeypatch.setattr(run, "execute", execute)
     with pytest.raises(SystemExit) as end:

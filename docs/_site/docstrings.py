@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from griffe import Attribute, Docstring, Extension, Object
-from options import ENTRY, comment_of, comments
+
+from experiments.terminal.meanings import ENTRY, comment_of, comments
 
 
 class Comments(Extension):  # type: ignore[misc]  # mypy sees no griffe

@@ -4,9 +4,10 @@ free of anything that is fetched."""
 import sys
 from typing import TYPE_CHECKING, Any
 
-from options import ROOT
 from pages import all_pages
 from trees import with_trees
+
+from experiments.terminal.meanings import ROOT
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

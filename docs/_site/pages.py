@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-from options import (
+
+from experiments.terminal.meanings import (
     COMMON,
     CONF,
     ROOT,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 @dataclass
 class Options:
     target: str = "demo"
-    prompts: str = "demo"
+    prompts: str = "demo"  # or a file of JSON lines
     limit: int = 16
     deep_limit: int = 8  # prompts on the deepened target; 0 leaves it out
     max_new_tokens: int = 128

@@ -1,4 +1,5 @@
-"""outputs.jsonl: the tokens that a run's method was given and put out, a line a prompt and turn."""
+"""outputs.jsonl: the tokens that a run's method was given and put out, and the text of these, a
+line a prompt and turn (keep_texts=true)."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ from experiments.measuring.play import Played
 from experiments.measuring.ways import METHOD
 from experiments.study.folder import OUTPUTS
 from experiments.system.files import write_text
+from specdec import TransformersLM
+from specdec.models.vocabulary import tokenizer_digest
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,20 @@ class Output:
     prompt: int = 0
     turn: int = 0
     tokenizer: str | None = None  # its digest; None: ids without a tokenizer
+    text: str | None = None  # of the tokens
 
 
-def write_outputs(path: Path, played: Iterable[Played], tokenizer: str | None) -> None:
-    lines = []
+def write_outputs(path: Path, played: Iterable[Played], target: TransformersLM) -> None:
+    lines, tokenizer = [], tokenizer_digest(target)
     for one in played:
         rows = zip(one.prompts, one.given[METHOD], one.samples[METHOD].tokens, strict=True)
         for prompt, given, tokens in rows:
             entry: dict[str, Any] = {"prompt": prompt.index, "turn": one.turn}
             entry |= {"category": prompt.category, "tokenizer": tokenizer}
-            lines.append(json.dumps({**entry, "given": list(given), "tokens": tokens}))
+            entry |= {"given": list(given), "tokens": tokens}
+            if target.tokenizer is not None:
+                entry["text"] = target.tokenizer.decode(tokens)
+            lines.append(json.dumps(entry, ensure_ascii=False))
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -44,7 +51,7 @@ def read_outputs(place: str | Path) -> Iterator[Output]:
     files = sorted(path.rglob(OUTPUTS)) if path.is_dir() else [path] if path.is_file() else []
     if not files:
         raise ValueError(
-            f"no {OUTPUTS} at {path}; runs write it with `python -m experiments.run outputs=true`"
+            f"no {OUTPUTS} at {path}; runs with keep_texts=true write it"
         )
     for file in files:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):

@@ -5,7 +5,7 @@ python -m experiments.replay records=multirun/first ngram_tree suffix suffix_sto
 python -m experiments.replay edits=specdec ngram_chain suffix
 
 Names are options of the group `method` whose drafters look text up (ngram, suffix). records: the
-folder of a run, or a folder above several runs; the runs need outputs=true and the same sampling.
+folder of a run, or a folder above several runs; the runs need keep_texts=true and one sampling.
 edits: a folder of Python files. Each file becomes a request to rename one of its identifiers,
 answered by the whole file with the new name: agent-like text that is mostly in its prompt.
 
@@ -36,7 +36,7 @@ class Replay:
 
     # options of the group `method` whose drafters look text up
     names: list[str] = field(default_factory=lambda: ["ngram_chain", "ngram_tree", "suffix"])
-    records: str | None = None  # the folder of a run, or of several, made with outputs=true
+    records: str | None = None  # the folder of a run, or of several, made with keep_texts=true
     edits: str | None = None  # a folder of Python files, each of which becomes a request
     store: str | None = None  # for drafters that take one: none | memory | FILE
     tokenizer: str = "demo"  # for edits

@@ -43,7 +43,7 @@ class Wide(Drafter):
             raise ValueError(
                 f"drafter {name_of(inner)!r} grows no trees from laws of its own, which a record "
                 "holds. Record small_model, eagle, eagle3, hydra_heads, layer_skip or early_exit; "
-                "for lookups, run with outputs=true and replay the outputs"
+                "for lookups, run with keep_texts=true and replay the outputs"
             )
         if inner.shape.stop_rule is not None:
             raise ValueError("a chain with a stop rule is not recorded; drop drafter.stop")

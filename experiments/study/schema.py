@@ -171,7 +171,7 @@ class Command(Settings):
         # alone
         False
     )
-    outputs: bool = False  # write the method's output tokens too (outputs.jsonl)
+    keep_texts: bool = False  # write what the method put out, tokens and texts (outputs.jsonl)
 
 
 def settings_of(config: DictConfig) -> Settings:

@@ -30,7 +30,16 @@ def parse(options: type[T], arguments: list[str]) -> T:
         if key != "names"
     )
     if {"-h", "--help"} & set(arguments):
-        print(cleandoc(str(options.__doc__)), usage, sep="\n")
+        from experiments.terminal.help import listed, options_of
+
+        values = OmegaConf.to_container(known)
+        assert isinstance(values, dict)
+        shown = {
+            str(key): "..." if value == "???" else value
+            for key, value in values.items()
+            if key != "names"
+        }
+        print(cleandoc(str(options.__doc__)), listed(options_of(options), shown), sep="\n\n")
         sys.exit(0)
     given = [key for key in known if not OmegaConf.is_missing(known, key)]
     switches = {f"--{key}": f"{key}=true" for key in given if isinstance(known[key], bool)}

@@ -1,9 +1,11 @@
 """Programs that take a Hydra configuration: what they refuse is said in a line or two, with what
 may have been meant."""
 
+import io
 import os
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,14 +26,18 @@ class JobError(BaseException):
     """Carries an error (its cause) past Hydra, which would write a line of its own before it."""
 
 
-def start(main: Callable[[], Any], interrupted: Callable[[], str] = lambda: "interrupted") -> Any:
-    """Run a function made by `hydra.main`. `interrupted`: the line that it ends with after
-    Ctrl-C."""
+def start(
+    main: Callable[[], Any],
+    schema: type | None,
+    interrupted: Callable[[], str] = lambda: "interrupted",
+) -> Any:
+    """Run a function made by `hydra.main`. schema: the dataclass of its keys, None for training,
+    which has YAMLs only; interrupted: the line that it ends with after Ctrl-C."""
     asked = os.environ.get(FULL)
     with refusing(explained, interrupted):
         os.environ[FULL] = "1"  # Hydra then raises what it would print
         try:
-            return main()
+            return _helping(main, schema) if {"-h", "--help"} & set(sys.argv) else main()
         except JobError as carrier:
             raise carrier.__cause__ or carrier from None
         finally:
@@ -39,6 +45,18 @@ def start(main: Callable[[], Any], interrupted: Callable[[], str] = lambda: "int
                 del os.environ[FULL]
             else:
                 os.environ[FULL] = asked
+
+
+def _helping(main: Callable[[], Any], schema: type | None) -> None:
+    """Print Hydra's help with the meaning of every key."""
+    from experiments.terminal.help import explained as with_meanings
+
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            main()
+    finally:
+        print(with_meanings(said.getvalue(), schema), end="")
 
 
 HELP = """\

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from specdec.registry import CONF
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-CONF = ROOT / "conf"
 SHAPE = ROOT / "specdec/drafting/shape.py"
 
 ENTRY = re.compile(r"^(\w+(?:, \w+)*)(?: {2,})(\S.*)$")
