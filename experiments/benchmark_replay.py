@@ -41,6 +41,7 @@ class Replayed(Options):
     recording, print two tables and write them to a folder."""
 
     limit: int = 16
+    dtype: str = "float32"  # near-ties of bfloat16 are decided by the shape of a batch
     deep_limit: int = 3
     max_new_tokens: int = 64
     draft: str = "demo-draft"

@@ -48,7 +48,11 @@ def test_a_run_explains_every_key():
     assert "max_ngram: 3  # longest suffix" not in said  # and of no other
     keys = said.partition("== Config ==")[2].splitlines()
     lines = [at for at, line in enumerate(keys) if re.match(r"^(  )?(?!_target_)\w+: \S", line)]
-    silent = [keys[at] for at in lines if "#" not in keys[at] and not keys[at - 1].lstrip().startswith("#")]
+    silent = [
+        keys[at]
+        for at in lines
+        if "#" not in keys[at] and not keys[at - 1].lstrip().startswith("#")
+    ]
     assert silent == ["logger: null"]  # a group, listed above
 
 

@@ -37,6 +37,7 @@ GROUPS = {  # of conf/, beside drafter and verifier; schema: whose fields its ke
     "sampling": ("How logits become a law.", "Sampling"),
     "prompts": ("Where prompts come from.", "Prompts"),
     "method": ("A drafter with its settings, under one name: what a sweep lists.", None),
+    "recipe": ("Published pairs of a target and a head; [Recipes](../recipes.md).", None),
     "experiment": ("Studies: what all runs share, and what is compared.", None),
     "debug": ("Any run, made small.", None),
     "launcher": ("Where the jobs of a sweep run.", None),

@@ -22,6 +22,7 @@ GROUPS = (
     "sampling",
     "prompts",
     "method",
+    "recipe",
     "experiment",
     "debug",
     "launcher",
