@@ -12,7 +12,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo "variables:  PYTHON=$(PYTHON) (makes the environment; 3.11 or newer)  WORKERS=$(WORKERS) (test processes)"
 
-demo: $(INSTALLED)  ## decode with n-grams and a small model on the bundled models; print a table, write a report with figures
+demo: $(INSTALLED)  ## chains, trees and a head on the bundled models at T = 0.6; print a table, write a report with figures
 	$(BIN)/python -m experiments.run -m experiment=demo
 	$(BIN)/python -m experiments.collect study=demo
 	$(BIN)/python -m experiments.report study=demo
@@ -20,8 +20,9 @@ demo: $(INSTALLED)  ## decode with n-grams and a small model on the bundled mode
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
-test-all: $(INSTALLED)  ## all tests; those that are skipped are named, with what they need
+test-all: $(INSTALLED)  ## all tests and the notebooks; tests that are skipped are named, with what they need
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rs
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 docs/notebooks
 
 lint: $(INSTALLED)  ## format, lint and types, checked and left as they are
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import notebooks
 import yaml
 
 from experiments.terminal.meanings import (
@@ -332,4 +333,4 @@ def all_pages() -> dict[str, str]:
         "reference/programs.md": commands().replace("{help}", options.format_help().strip()),
     }
     card = (ROOT / "specdec/demo/README.md").read_text(encoding="utf-8")
-    return {**found, "demo_family.md": card}
+    return {**found, **notebooks.pages(), "demo_family.md": card}
