@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs clean
+.PHONY: help demo gallery test test-all lint docs clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -16,6 +16,11 @@ demo: $(INSTALLED)  ## chains, trees and a head on the bundled models at T = 0.6
 	$(BIN)/python -m experiments.run -m experiment=demo
 	$(BIN)/python -m experiments.collect study=demo
 	$(BIN)/python -m experiments.report study=demo
+
+gallery: demo  ## the pages of docs/gallery
+	cp multirun/demo/report/index.html docs/gallery/demo.html
+	$(BIN)/specdec "def read_csv(" --drafter small_model,depth=4,branching=2 --temperature 0.6 --trace docs/gallery/trace.html
+	$(BIN)/python -m experiments.doctor target=demo drafter=small_model,depth=4 progress=false > docs/gallery/doctor.txt
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

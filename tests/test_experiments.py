@@ -21,7 +21,7 @@ from hydra.errors import MissingConfigException
 from matplotlib.text import Text
 
 import specdec
-from experiments import benchmark, benchmark_grammar, collect, run
+from experiments import benchmark, benchmark_grammar, benchmark_replay, collect, run
 from experiments.certificates import certificate, kept
 from experiments.certificates.tables import standard
 from experiments.measuring import lineup, measures
@@ -757,6 +757,20 @@ def test_the_benchmark_of_grammars(tmp_path, capsys):
         "masked",
         "unmasked",
     }
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_replays(tiny, tmp_path, capsys):
+    """At temperature 0 a replay is the live run, in single precision too."""
+    made = dict.fromkeys(("target", "draft"), str(tiny)) | {"prompts": f"{tiny}/prompts.jsonl"}
+    small = {"limit": 2, "deep_limit": 0, "max_new_tokens": 6, "seeds": 1, "batch": 2}
+    wanted = {**made, **small, "temperatures": [0.0, 1.0], "output": str(tmp_path)}
+    benchmark_replay.main(benchmark_replay.Replayed(**wanted))
+    said = capsys.readouterr().out
+    assert "largest difference of tau 0.0e+00" in said
+    assert said.count("chain of 4") == 6
+    (written,) = tmp_path.rglob("benchmark.json")
+    assert len(json.loads(written.read_text())["tables"][0]) == 24
 
 
 def test_intervals_cover():

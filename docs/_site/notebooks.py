@@ -33,7 +33,9 @@ def _output(output: dict[str, Any]) -> str:
     if "text/html" in data:
         # one block of HTML ends at an empty line
         html = "".join(data["text/html"])
-        return "<div>\n" + "\n".join(line for line in html.splitlines() if line.strip()) + "\n</div>"
+        return (
+            "<div>\n" + "\n".join(line for line in html.splitlines() if line.strip()) + "\n</div>"
+        )
     return f"```text\n{''.join(data['text/plain'])}\n```" if "text/plain" in data else ""
 
 

@@ -50,9 +50,7 @@ def read_outputs(place: str | Path) -> Iterator[Output]:
     path = Path(place).expanduser()
     files = sorted(path.rglob(OUTPUTS)) if path.is_dir() else [path] if path.is_file() else []
     if not files:
-        raise ValueError(
-            f"no {OUTPUTS} at {path}; runs with keep_texts=true write it"
-        )
+        raise ValueError(f"no {OUTPUTS} at {path}; runs with keep_texts=true write it")
     for file in files:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             try:
