@@ -10,28 +10,49 @@ compiling packed weights are slower than the target itself.
 import threading
 from collections.abc import Sequence
 from typing import Any, Unpack
-from weakref import WeakKeyDictionary
 
 from specdec import Drafter, LanguageModel, Sampling, State, TokenTree, TransformersLM
 from specdec.chance import Draws
-from specdec.drafting.shape import FEW_VARIANTS, STOPPED, Shape, ShapeArguments, TreeDrafter
+from specdec.drafting.shape import FEW_VARIANTS, Shape, ShapeArguments, TreeDrafter
 from specdec.models.load import load
 from specdec.models.quantized import SCHEMES, Quantize, check_scheme
 from specdec.plugins import build
 
 _packing = threading.Lock()
-_packed: WeakKeyDictionary[LanguageModel, dict[str, TransformersLM]] = WeakKeyDictionary()
+
+
+class PackedCopy:
+    """Of the target of the last run. All runs of one drafter object share it."""
+
+    target: LanguageModel | None = None
+    model: TransformersLM | None = None
+
+    def of(self, target: LanguageModel, quantize: Quantize) -> TransformersLM:
+        """Made at a target's first run. The target is left as it was.
+
+        Raises ValueError for a target that is none of transformers' models, for one that is
+        quantised already, and where the scheme has no kernel.
+        """
+        if not isinstance(target, TransformersLM):
+            raise ValueError(
+                f"quantized_self drafts with the target's own weights; {type(target).__name__} "
+                "gives no access to any, load a transformers model"
+            )
+        with _packing:
+            if self.model is None or self.target is not target:
+                self.target, self.model = target, load(target, quantize=quantize)
+            return self.model
 
 
 class QuantizedSelf(TreeDrafter):
     """Drafts chains and trees (`specdec.drafting.shape.Shape`) with a packed copy of the target.
 
-    quantize    int8 | int4, or a torchao configuration. The copy is made at a target's first run
-                and kept as long as the target
+    quantize    int8 (weights, and activations per token) | int4 (weights), or a torchao
+                configuration
     """
 
     weight_arguments = frozenset({"quantize"})
-    variants = (*FEW_VARIANTS, {"depth": 2, "draw": "adaptive", "nodes": 3}, *STOPPED)
+    variants = FEW_VARIANTS  # trees grow as those of small_model do
 
     def __init__(self, quantize: Quantize = "int8", **shape: Unpack[ShapeArguments]) -> None:
         super().__init__(Shape.asked(shape, depth=4))
@@ -39,7 +60,8 @@ class QuantizedSelf(TreeDrafter):
             raise ValueError(f"quantized_self needs quantize, one of {', '.join(SCHEMES)}")
         check_scheme(quantize)
         self.quantize, self._arguments = quantize, shape
-        self._draft: LanguageModel | None = None  # in place of a copy of the target
+        self._copy = PackedCopy()
+        self._draft: LanguageModel | None = None  # in its place
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "QuantizedSelf":
@@ -50,7 +72,7 @@ class QuantizedSelf(TreeDrafter):
         return made
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
-        model = self._draft or packed(target, self.quantize)
+        model = self._draft or self._copy.of(target, self.quantize)
         inner: Drafter = build(
             "drafter", {"name": "small_model", "model": model, **self._arguments}
         )
@@ -70,20 +92,3 @@ class QuantizedSelf(TreeDrafter):
 
     def leave(self, rows: Sequence[int]) -> None:
         self._inner.leave(rows)
-
-
-def packed(target: LanguageModel, quantize: Quantize) -> TransformersLM:
-    """A copy of the target with packed weights, made once. The target is left as it was.
-
-    Raises ValueError for a target that is none of transformers' models, or is quantised already.
-    """
-    if not isinstance(target, TransformersLM):
-        raise ValueError(
-            f"quantized_self drafts with the target's own weights; {type(target).__name__} gives "
-            "no access to any, load a transformers model"
-        )
-    with _packing:
-        copies = _packed.setdefault(target, {})
-        if str(quantize) not in copies:
-            copies[str(quantize)] = load(target, quantize=quantize)
-        return copies[str(quantize)]

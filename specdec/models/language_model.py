@@ -70,9 +70,12 @@ class TransformersLM:
     def __repr__(self) -> str:
         size = sum(weight.numel() for weight in self.model.parameters())
         deeper = f", {self.extra_layers} extra layers" if self.extra_layers else ""
+        found = quantized.format_of(self.model)
+        packed = f", packed as {found}" if found else ""
         return (
             f"<TransformersLM {self.name}: {type(self.model).__name__}, {size / 1e6:.1f} M "
-            f"parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}{deeper}>"
+            f"parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+            f"{packed}{deeper}>"
         )
 
     # ------------------------------------------------------------------------------- properties

@@ -117,9 +117,9 @@ def load(
         title = str(name)
         options = {
             key: given[key]
-            for key in ("attn_implementation", "quantization_config", "device_map", "tp_plan")
+            for key in ("attn_implementation", "quantization_config", "device_map")
             if given[key] is not None
-        }
+        } | _sharding(tp_plan)
         model, tokenizer = _from_disk(title, dtype, revision, options, trust_remote_code)
         if not placed:
             model = _moved(model, device)
@@ -137,6 +137,18 @@ def load(
     return TransformersLM(model, tokenizer, title, extra_layers, compile)
 
 
+def _sharding(tp_plan: Any) -> dict[str, Any]:
+    """The argument of from_pretrained. It has moved into an object between versions."""
+    if tp_plan is None:
+        return {}
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan=tp_plan)}
+    except (ImportError, TypeError):
+        return {"tp_plan": tp_plan}
+
+
 def _moved(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
     """On the device. Loaders of packed weights may have chosen one, on which they stay unless
     another is asked for."""
@@ -144,7 +156,8 @@ def _moved(model: PreTrainedModel, device: str | torch.device | None) -> PreTrai
         return model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return model.to(device)  # type: ignore[arg-type]
+        moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
+        return moved
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"the model cannot be moved to device {device!r}: {error}") from error
 

@@ -146,6 +146,15 @@ def is_quantized(model: PreTrainedModel) -> bool:
     return named or any(True for _ in packed_layers(model))
 
 
+def format_of(model: PreTrainedModel) -> str | None:
+    """How its weights are packed, in a word; None if they are not."""
+    for _, layer in packed_layers(model):
+        weight = getattr(layer, "weight", None)
+        plain = weight is None or type(weight) in (Tensor, nn.Parameter)
+        return type(layer if plain else weight).__name__
+    return None
+
+
 def packed_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """Linear layers whose weights are packed, with their names."""
     for name, layer in model.named_modules():
@@ -155,7 +164,7 @@ def packed_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_packed(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
-    if type(weight) not in (Tensor, nn.Parameter):
+    if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter):
         return True
     return not weight.is_floating_point() or weight.element_size() == 1
 
@@ -196,7 +205,7 @@ def refuse_unfit(model: PreTrainedModel, name: str) -> None:
             raise Unsupported(
                 f"{name}: {path} does not run, in {_short(model.dtype)} on {model.device} "
                 f"({type(error).__name__}: {error}). Its weights are packed "
-                f"({type(getattr(layer, 'weight', layer)).__name__}) without a kernel for that; "
+                f"({format_of(model)}) without a kernel for that; "
                 "take another scheme, dtype or device"
             ) from error
         if not off <= ALONE:
@@ -232,4 +241,6 @@ def _beside_a_loud_one(layer: nn.Module, model: PreTrainedModel) -> float:
     tokens = tokens.to(own[0].device if own else model.device, model.dtype)
     tokens[:, 1] *= LOUD
     alone, beside = layer(tokens[:, :1]), layer(tokens)[:, :1]
-    return float((beside - alone).float().abs().max() / alone.float().abs().max())
+    largest = float(alone.abs().max())
+    off = float((beside - alone).abs().max())
+    return off / largest if largest else off  # extra layers give zeros
