@@ -149,7 +149,11 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 
 def num_layers(model: PreTrainedModel) -> int:
-    return len(_find_layers(model)[1])
+    return len(decoder_layers(model))
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    return _find_layers(model)[1]
 
 
 def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

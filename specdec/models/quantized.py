@@ -124,7 +124,7 @@ def _saveable(model: PreTrainedModel, chosen: Any) -> PreTrainedModel:
     """Known to transformers as quantised, so that save_pretrained writes safetensors, which `load`
     reads."""
     from transformers import TorchAoConfig
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     model.config.quantization_config = TorchAoConfig(chosen)
     model.hf_quantizer = AutoHfQuantizer.from_config(
