@@ -1,0 +1,5 @@
+"""The programs."""
+
+from specdec.quiet import quiet_imports
+
+quiet_imports()

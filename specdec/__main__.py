@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from specdec.quiet import quiet_imports
 from specdec.registry import described, names
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the usual exit status: 0, 2 for bad input, 130 after Ctrl-C, 141 if the reader of the
     pipe has gone."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_imports()
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["doctor"]:
         # By name: this package imports none of the programs that are built on it.

@@ -16,9 +16,11 @@ from specdec.plugins import build
 from specdec.registry import described
 
 
-def draft_model(name: str, target: Target) -> specdec.TransformersLM:
-    """A draft model, on the device and in the dtype that the target was given."""
-    return load(name, device=target.device, dtype=target.dtype)
+def draft_model(model: str | Mapping[str, Any], target: Target) -> specdec.TransformersLM:
+    """A draft model, a name or arguments of `specdec.load`, on the device and in the dtype that the
+    target was given."""
+    own = {"name": model} if isinstance(model, str) else model
+    return load(**{"device": target.device, "dtype": target.dtype, **own})
 
 
 def make_drafter(settings: Mapping[str, Any], target: Target) -> specdec.Drafter:
@@ -28,12 +30,12 @@ def make_drafter(settings: Mapping[str, Any], target: Target) -> specdec.Drafter
 
 def _with_models(settings: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """The same with draft models loaded, also those of drafters inside it."""
-    found = {
-        name: _with_models(value, target) if isinstance(value, Mapping) else value
-        for name, value in settings.items()
-    }
-    if isinstance(found.get("model"), str):
-        found["model"] = draft_model(found["model"], target)
+    found = {}
+    for name, value in settings.items():
+        if name == "model" and isinstance(value, (str, Mapping)):
+            found[name] = draft_model(value, target)
+        else:
+            found[name] = _with_models(value, target) if isinstance(value, Mapping) else value
     return found
 
 
@@ -87,7 +89,7 @@ def assistant(settings: Settings) -> str:
             "the baseline 'assisted' needs a draft model: set assisted.model, or use a drafter "
             "that has one"
         )
-    return str(name)
+    return str(name["name"] if isinstance(name, Mapping) else name)
 
 
 # --------------------------------------------------------------------------------- values in effect

@@ -52,8 +52,18 @@ def weights(*holders: Any) -> int:
     for holder in holders:
         for module in _modules(holder):
             for tensor in (*module.parameters(), *module.buffers()):
-                found[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+                for part in _stored(tensor):
+                    found[part.data_ptr()] = part.numel() * part.element_size()
     return sum(found.values())
+
+
+def _stored(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor, or the tensors that a packed one consists of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _stored(getattr(tensor, name))
 
 
 def _modules(holder: Any, depth: int = 3) -> Iterator[torch.nn.Module]:

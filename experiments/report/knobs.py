@@ -2,8 +2,10 @@
 only."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -46,6 +48,16 @@ def _seats(result: Result) -> float:
     return float(result.config.seats or result.config.batch_size)
 
 
+def _sparsity(result: Result) -> float | None:
+    """The share of the drafter's weights that are zero, by the name that the study `pruned` gives
+    its folder; 0 where the target drafts for itself."""
+    model = str(result.effective.drafter.get("model"))
+    if model == result.config.target.name:
+        return 0.0
+    named = re.fullmatch(r"sparsity-(0?\.\d+)", Path(model).name)
+    return float(named[1]) if named else None
+
+
 KNOBS = (
     Knob(
         "batch size",
@@ -77,6 +89,7 @@ KNOBS = (
         ("drafter.exit",),
         lambda r: r.effective.drafter.get("exit"),
     ),
+    Knob("sparsity", "zeros among the drafter's weights (share)", ("drafter.model",), _sparsity),
     Knob("context", "prompt length (tokens, median)", ("prompts",), _context, log=True),
     Knob(
         "drafter size",
@@ -182,7 +195,10 @@ def lines(results: Iterable[Result], knob: Knob) -> pd.DataFrame:
     lossy = table["drafter"].str.endswith(" (lossy)").map({True: " (lossy)", False: ""})
     table["x"], table["line"], table["turned"], base = zip(*rows, strict=True)
     table["drafter"] = pd.Series(base, index=table.index) + lossy
-    table = table[table.groupby("line")["turned"].transform("nunique") > 1]
+    groups = table.groupby("line")
+    table = table[
+        (groups["turned"].transform("nunique") > 1) & (groups["x"].transform("nunique") > 1)
+    ]
     return table.sort_values(["line", "x"], kind="stable")
 
 

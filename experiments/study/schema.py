@@ -45,6 +45,8 @@ class Target:
     extra_layers: int = 0
     # true | false | require: an error if passes cannot be compiled; null: false
     compile: Any = None
+    # int8 | int4: pack the linear layers (torchao); null: the weights as they are
+    quantize: str | None = None
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.interfaces import Compile, PartScores, Tap
-from specdec.models import attention, proof
+from specdec.models import attention, proof, quantized
 from specdec.models.compiled import CompiledModel, compile_mode
 from specdec.models.layers import final_norm, lower_layers, num_layers, without_sublayers
 from specdec.models.memory import Layout
@@ -44,6 +44,7 @@ class TransformersLM:
         compile: Compile = None,
     ) -> None:
         refuse_unsupported(model, name)
+        quantized.refuse_unfit(model, name)
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.extra_layers, self.compile = extra_layers, compile_mode(compile)
         self.config = model.config.get_text_config()
@@ -69,9 +70,12 @@ class TransformersLM:
     def __repr__(self) -> str:
         size = sum(weight.numel() for weight in self.model.parameters())
         deeper = f", {self.extra_layers} extra layers" if self.extra_layers else ""
+        found = quantized.format_of(self.model)
+        packed = f", packed as {found}" if found else ""
         return (
             f"<TransformersLM {self.name}: {type(self.model).__name__}, {size / 1e6:.1f} M "
-            f"parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}{deeper}>"
+            f"parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+            f"{packed}{deeper}>"
         )
 
     # ------------------------------------------------------------------------------- properties
@@ -106,6 +110,7 @@ class TransformersLM:
 
     def open(self, rows: int, slots: int, compile: Compile = None) -> TransformersSession:
         if self.compiled.dtype != self.dtype:  # the user has cast the model meanwhile
+            quantized.check_dtype(self.model, self.name)
             self.compiled = CompiledModel(self.runner, self.layout, self.dtype)
         return TransformersSession(self, rows, slots, self.compile if compile is None else compile)
 
@@ -123,9 +128,17 @@ class TransformersLM:
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, d) of the LM head."""
-        weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+        """(V, d) of the LM head. Raises ValueError for one that is packed and does not give its
+        numbers back."""
+        weight = getattr(self.model.get_output_embeddings(), "weight", None)
+        found = quantized.numbers(weight)
+        if found is None:
+            raise ValueError(
+                f"the LM head of {self.name} is packed ({type(weight).__name__}) and does not give "
+                "its numbers back, which this drafter copies; quantise the model without its LM "
+                "head"
+            )
+        return found
 
     def head(self, states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d) as the tap "head" gives them. `check_head` tells

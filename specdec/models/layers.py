@@ -71,11 +71,10 @@ class NoMLP(nn.Module):
     """Adds nothing to the stream. In some families a mixture of experts gives its router's logits
     too."""
 
-    def __init__(self, original: nn.Module, hidden_size: int) -> None:
+    def __init__(self, original: nn.Module, example: Tensor) -> None:
         super().__init__()
-        one = next(original.parameters())
         with torch.inference_mode():
-            given = original(torch.zeros(1, 1, hidden_size, dtype=one.dtype, device=one.device))
+            given = original(example)
         self.more = given[1:] if isinstance(given, tuple) else None
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
@@ -99,7 +98,9 @@ def without_sublayers(
             f"sublayers of layer {wrong[0]} were to be left out; {type(model).__name__} has layers "
             f"0 to {len(layers) - 1}"
         )
-    no_mlp_like = partial(NoMLP, hidden_size=model.config.get_text_config().hidden_size)
+    size = model.config.get_text_config().hidden_size
+    example = torch.zeros(1, 1, size, dtype=model.dtype, device=model.device)
+    no_mlp_like = partial(NoMLP, example=example)
     chosen: list[tuple[int, nn.Module]] = []
     for number, layer in enumerate(layers):
         if number in no_attention and number in no_mlp:
@@ -148,7 +149,11 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 
 def num_layers(model: PreTrainedModel) -> int:
-    return len(_find_layers(model)[1])
+    return len(decoder_layers(model))
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    return _find_layers(model)[1]
 
 
 def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -24,6 +24,7 @@ from specdec.errors import integer, misspelt_arguments_are_named, some, switch
 from specdec.interfaces import Compile
 from specdec.models.compiled import compile_mode
 from specdec.models.language_model import TransformersLM
+from specdec.models.quantized import Quantize, check_scheme, is_quantized, quantized
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 MOST_LAYERS = 1000  # to append: each is a copy of the last one's weights
@@ -45,6 +46,10 @@ def load(
     trust_remote_code: bool = False,
     extra_layers: int = 0,
     compile: Compile = None,
+    quantize: Quantize = None,
+    quantization_config: Any = None,
+    device_map: Any = None,
+    tp_plan: Any = None,
 ) -> TransformersLM:
     """A language model that can score token trees.
 
@@ -54,14 +59,22 @@ def load(
     zero: bit for bit the same logits at the cost of a deeper model, so that the cost ratio of
     target and drafter becomes a knob. compile: True compiles passes over few tokens when a run
     first needs them, and is an error where that is impossible if "require". A draft model for which
-    it is None does as its target does.
+    it is None does as its target does. quantize: "int8" (weights, and activations per token),
+    "int4" (weights) or a torchao configuration packs the linear layers of a copy.
+    quantization_config, device_map and tp_plan go to transformers, whose loader then places the
+    weights. A model that was saved quantised is loaded as it is.
 
     Raises ValueError for a folder without safetensors weights (pickles are refused), for weights
     that are missing, left over or of another shape than the config says, and for models that cannot
     score a tree.
     """
+    check_scheme(quantize)
     if isinstance(name, TransformersLM):
-        return name
+        if quantize is None:
+            return name
+        packed = quantized(name.model, quantize, name.name)
+        title = f"{name.name} ({quantize if isinstance(quantize, str) else 'quantised'})"
+        return TransformersLM(packed, name.tokenizer, title, name.extra_layers, name.compile)
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     integer("extra_layers", extra_layers, 0, MOST_LAYERS)
@@ -72,7 +85,21 @@ def load(
         "dtype": dtype,
         "revision": revision,
         "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+        "device_map": device_map,
+        "tp_plan": tp_plan,
     }
+    placed = [key for key in ("device_map", "tp_plan") if given[key] is not None]
+    if placed and device is not None:
+        raise ValueError(
+            f"device={device!r} and {placed[0]} were both given; {placed[0]} places the weights, "
+            "so leave device out"
+        )
+    if quantize is not None and quantization_config is not None:
+        raise ValueError(
+            "quantize and quantization_config were both given; quantize is ours (torchao), "
+            "quantization_config is transformers' own: leave one out"
+        )
     by_name = isinstance(name, (str, Path))
     if unused := [key for key, value in given.items() if value is not None and not by_name]:
         raise ValueError(
@@ -88,14 +115,14 @@ def load(
         model, tokenizer, title = name[0], name[1], type(name[0]).__name__
     elif isinstance(name, (str, Path)):
         title = str(name)
-        model, tokenizer = _from_disk(
-            title, dtype, revision, attn_implementation, trust_remote_code
-        )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = model.to(device)  # type: ignore[arg-type]
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"the model cannot be moved to device {device!r}: {error}") from error
+        options = {
+            key: given[key]
+            for key in ("attn_implementation", "quantization_config", "device_map")
+            if given[key] is not None
+        } | _sharding(tp_plan)
+        model, tokenizer = _from_disk(title, dtype, revision, options, trust_remote_code)
+        if not placed:
+            model = _moved(model, device)
     else:
         model, tokenizer, title = name, None, type(name).__name__
     if not isinstance(model, PreTrainedModel):
@@ -105,11 +132,38 @@ def load(
         )
     if extra_layers:
         model = deepen(model, extra_layers)
+    if quantize is not None:
+        model = quantized(model, quantize, title)
     return TransformersLM(model, tokenizer, title, extra_layers, compile)
 
 
+def _sharding(tp_plan: Any) -> dict[str, Any]:
+    """The argument of from_pretrained. It has moved into an object between versions."""
+    if tp_plan is None:
+        return {}
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan=tp_plan)}
+    except (ImportError, TypeError):
+        return {"tp_plan": tp_plan}
+
+
+def _moved(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
+    """On the device. Loaders of packed weights may have chosen one, on which they stay unless
+    another is asked for."""
+    if device is None and getattr(model, "hf_device_map", None):
+        return model
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
+        return moved
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"the model cannot be moved to device {device!r}: {error}") from error
+
+
 def _from_disk(
-    name: str, dtype: Any, revision: str | None, attention: str | None, trust_remote_code: bool
+    name: str, dtype: Any, revision: str | None, options: Mapping[str, Any], trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     folder: Path | None = BUNDLED.get(name, Path(name).expanduser())
     if folder is not None and os.path.isdir(folder):  # False, too, for names that no file can have
@@ -126,7 +180,6 @@ def _from_disk(
                 f"dtype must be a torch dtype such as 'float32' or 'bfloat16', got {dtype!r}"
             )
         dtype = getattr(torch, dtype)
-    options = {"attn_implementation": attention} if attention else {}
     config = _config(name, folder, hub)
     if config.is_encoder_decoder:
         raise ValueError(f"{name} cannot score a token tree: it is an encoder-decoder model")
@@ -286,8 +339,15 @@ def deepen(model: PreTrainedModel, extra_layers: int) -> PreTrainedModel:
     """A copy with `extra_layers` more layers that add exactly 0 to the stream: the same logits, bit
     for bit.
 
-    Raises ValueError for families whose layers do not end in o_proj and down_proj.
+    Raises ValueError for families whose layers do not end in o_proj and down_proj, and for packed
+    weights.
     """
+    if is_quantized(model):
+        raise ValueError(
+            f"extra_layers copies layers and sets weights to zero, and those of "
+            f"{type(model).__name__} are packed (quantised); load the weights that it was made "
+            "from, with extra_layers and quantize"
+        )
     model = copy.deepcopy(model)
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)

@@ -18,6 +18,7 @@ from specdec.models import attention
 from specdec.models.layers import lower_layers, num_layers, upper_layers, watched
 from specdec.models.masks import masks
 from specdec.models.memory import LayerShape, ShapeProbe
+from specdec.models.quantized import is_quantized, numbers
 from specdec.models.session import Runnable, TransformersSession
 from specdec.models.support import LayerKind
 from specdec.tree import TokenTree
@@ -110,14 +111,14 @@ def prove(lm: Tried) -> None:
         ]
         alone = own(input_ids=torch.cat(branches), use_cache=False).logits
         _check_numbers(lm, torch.cat([alone.flatten(), in_tree.flatten()]))
-        ahead, allowed = difference(alone[0, :4], alone[1, :4], lm.dtype)
+        ahead, allowed = difference(alone[0, :4], alone[1, :4], _rounding(lm))
         if not ahead <= allowed:
             raise Unsupported(
                 f"{lm.name} ({type(lm.model).__name__}) is not causal: its logits change by "
                 f"{ahead:.3g} with the tokens that follow. An encoder (BERT and its like) decodes "
                 "only with is_decoder=True in its config"
             )
-        off, allowed = difference(in_tree, alone[:, -1], lm.dtype)
+        off, allowed = difference(in_tree, alone[:, -1], _rounding(lm))
         if not off <= allowed:
             raise Unsupported(
                 f"{lm.name}: logits at the nodes of a token tree differ from plain decoding by "
@@ -132,8 +133,8 @@ def prove_head(lm: Tried) -> None:
     ids = torch.arange(min(4, lm.vocabulary), device=lm.device)[None]
     out = lm.runner(input_ids=ids, use_cache=False, output_hidden_states=True)
     states = lm.head(out.hidden_states[-1])
-    off, allowed = difference(states, out.logits, lm.dtype)
-    if not off <= allowed / (10 if lm.dtype == torch.float32 else 1):
+    off, allowed = difference(states, out.logits, _rounding(lm))
+    if not off <= allowed / (10 if _rounding(lm) == torch.float32 else 1):
         raise ValueError(
             f"{lm.name}: the logits of {type(lm.model).__name__} are not its LM head's product "
             f"with its last hidden state (they differ by {off:.3g}), so a head that shares it "
@@ -194,7 +195,7 @@ def proven_upper(lm: Tried, layer: int) -> PreTrainedModel:
             f"two parts ({type(error).__name__}: {error}); use layer_skip, which starts from "
             "tokens"
         ) from error
-    off, allowed = difference(resumed, whole, lm.dtype)
+    off, allowed = difference(resumed, whole, _rounding(lm))
     if not (unaltered and off <= allowed):
         raise ValueError(
             f"{lm.name} cannot resume at layer {layer}: from saved states its logits differ by "
@@ -226,11 +227,18 @@ def difference(ours: Tensor, plain: Tensor, dtype: torch.dtype) -> tuple[float, 
     return off, scale * {torch.float64: 1e-6, torch.float32: 1e-3}.get(dtype, 0.1)
 
 
+def _rounding(lm: Tried) -> torch.dtype:
+    """The dtype whose rounding explains a difference. Activations of 8 bits round as coarsely as
+    bfloat16; that each token is on its own, `quantized.refuse_unfit` has tried."""
+    return torch.bfloat16 if is_quantized(lm.model) else lm.dtype
+
+
 def _check_numbers(lm: Tried, logits: Tensor) -> None:
     """Raise Unsupported for a model whose logits are NaN, naming the weights that are."""
     if not logits.isnan().any():
         return
-    wrong = [name for name, weight in lm.model.named_parameters() if not weight.isfinite().all()]
+    known = {name: numbers(weight) for name, weight in lm.model.named_parameters()}
+    wrong = [name for name, one in known.items() if one is not None and not one.isfinite().all()]
     reason = (
         f"weights that are NaN or infinite: {some(wrong)}"
         if wrong

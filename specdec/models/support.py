@@ -111,6 +111,14 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
             "its attention masks by the place in the cache, where the nodes of a tree do not lie "
             "by their positions"
         )
+    devices = sorted(
+        {str(where) for where in (getattr(model, "hf_device_map", None) or {}).values()}
+    )
+    if len(devices) > 1:
+        refuse(
+            f"its layers are on several devices ({', '.join(devices)}), and the memory of a "
+            "session is on one; load it on one device"
+        )
     parameters = inspect.signature(model.forward).parameters
     missing = [
         key
