@@ -61,7 +61,12 @@ class MemoryExcerpt(Memory):
         over = memory.memory.again(tokens.shape[1])
         with noted_weights() as noted:
             memory.run_part(self.noting, over, input_ids=tokens)
-        return noted
+        # Latent attention keeps fewer heads than it attends with.
+        shapes = self.layout.shapes
+        return [
+            weights.unflatten(1, (shape.heads, -1)).sum(2)
+            for weights, shape in zip(noted, shapes, strict=True)
+        ]
 
     def choose(
         self, memory: TransformersSession, rows: Sequence[int], positions: Sequence[Tensor]
