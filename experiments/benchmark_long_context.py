@@ -84,7 +84,7 @@ def measured(bench: "Bench", length: int, rows: int) -> "Compared":
     wanted = bench.wanted
     assert isinstance(wanted, LongContext)
     source = "folder" if Path(wanted.prompts).expanduser().is_dir() else "jsonl"
-    given = prompts.read(source, wanted.prompts, limit=max(wanted.limit, rows), tokens=length)
+    given = prompts.read(source, wanted.prompts, limit=max(wanted.limit, 3 * rows), tokens=length)
     target = load(wanted.target, dtype=wanted.dtype, context=wanted.context)
     sparse = {"name": "sparse_self", "select": wanted.select, "budget": wanted.budget}
     drafters = {"none": {"name": "none"}, "sparse_self": {**sparse, "depth": wanted.depth}}

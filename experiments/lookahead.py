@@ -135,7 +135,7 @@ def decoded(target: "specdec.TransformersLM", prompt: list[int], wanted: Lookahe
                         break
                     kept.append(node)
                 path = max(path, kept, key=len)
-            session.keep(np.array([path + [-1]]), [len(path)])
+            session.keep(np.array([[*path, -1]]), [len(path)])
             new = [nodes.tokens[node] for node in path] + [best[path[-1] if path else 0]]
             for place, token in enumerate(new):
                 if token in target.eos_ids:
@@ -144,7 +144,7 @@ def decoded(target: "specdec.TransformersLM", prompt: list[int], wanted: Lookahe
             text += new
             following = [best[node] for node in nodes.last]
             for column in range(wanted.window):
-                gram = tuple(row[column] for row in window[1:]) + (following[column],)
+                gram = (*(row[column] for row in window[1:]), following[column])
                 pool[window[0][column]].pop(gram, None)
                 pool[window[0][column]][gram] = None  # the newest last
             window = [*window[1:], following]
@@ -198,9 +198,9 @@ def main(wanted: Lookahead) -> None:
     print(markdown(pd.DataFrame(rows)))
     rounds = sum(each[1] for each in tau["lookahead"])
     print(
-        f"{len(bench.prompts)} prompts, T = 0, {wanted.dtype}; lookahead scores {nodes / rounds:.1f} "
-        f"nodes a pass (window {wanted.window}, n-grams of {wanted.ngram}); {same} outputs equal "
-        "those of plain decoding"
+        f"{len(bench.prompts)} prompts, T = 0, {wanted.dtype}; lookahead scores "
+        f"{nodes / rounds:.1f} nodes a pass (window {wanted.window}, n-grams of {wanted.ngram}); "
+        f"{same} outputs equal those of plain decoding"
     )
 
 
