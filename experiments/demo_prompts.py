@@ -13,10 +13,11 @@ import ast
 import json
 import platform
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from zlib import crc32
 
@@ -103,8 +104,8 @@ class Module:
             start
             for start in self.starts
             if start <= begin
-            and self.indent(start) <= self.indent(begin)
             and SHORTEST <= cut - start <= LONGEST
+            and self.indent(start) <= self.indent(begin)
         ]
         if starts:
             yield Passage(kind, self.name, starts[0], cut, self.text[starts[0] : cut])
@@ -224,11 +225,37 @@ def parsed(document: Document) -> list[Module]:
         return []
 
 
-def main(_: Demo) -> None:
+def unseen() -> list[Module]:
+    """The modules that training has held out."""
     recipe = OmegaConf.load(ROOT / "conf" / "train" / "text" / "stdlib.yaml")
     found = documents(recipe.source, recipe.patterns, recipe.exclude)
-    unseen = [document for document in found if document.held_out(recipe.held_out)]
-    passages = choose([module for document in unseen for module in parsed(document)])
+    held_out = [document for document in found if document.held_out(recipe.held_out)]
+    return [module for document in held_out for module in parsed(document)]
+
+
+def beginnings() -> list[Passage]:
+    """Passages that overlap neither the demo prompts nor one another, each kind in turn, in the
+    order of a hash: for what learns from other outputs."""
+    taken: dict[str, list[Passage]] = defaultdict(list)  # by module
+    modules = unseen()
+    for passage in choose(modules):
+        taken[passage.source].append(passage)
+    offered = sorted(
+        (passage for module in modules for passage in module.passages()),
+        key=lambda passage: passage.order,
+    )
+    found: dict[str, list[Passage]] = defaultdict(list)  # by kind
+    for passage in offered:
+        near = taken[passage.source]
+        if not any(passage.overlaps(other) for other in near):
+            near.append(passage)
+            found[passage.kind].append(passage)
+    turns = zip_longest(*found.values())
+    return [passage for turn in turns for passage in turn if passage is not None]
+
+
+def main(_: Demo) -> None:
+    passages = choose(unseen())
     python = platform.python_version()
     lines = [
         json.dumps(

@@ -233,6 +233,45 @@ class LendsLayers(LanguageModel, Protocol):
         ValueError for models that cannot continue from saved states."""
 
 
+class Excerpt(Opened, Protocol):
+    """Some of the tokens that a session has in memory, copied together: passes over the excerpt
+    read no others. It is a run's own, for B rows.
+
+    Of a text of up to `budget` tokens it has all. Of a longer one it has those that were chosen,
+    as many as were agreed on, and the last ones up to `budget`.
+    """
+
+    @property
+    def budget(self) -> int: ...
+
+    def score(self, memory: Any, tree: TokenTree, start: int = 0) -> Float[Tensor, "B n V"]:
+        """Logits of nodes >= start, over a session of the whole model. At the root, first copy what
+        was committed since. For every live row longer than `budget`, tokens must have been
+        chosen."""
+
+    def weights(self, memory: Any, tokens: Int[Tensor, "B n"]) -> list[Float[Tensor, "B H T"]]:
+        """How much each row's last n tokens in memory attend to each token there, for each layer
+        and KV head; `tokens` are these n. What is past a row's tokens is arbitrary."""
+
+    def choose(self, memory: Any, rows: Sequence[int], positions: Sequence[Tensor]) -> None:
+        """These tokens of rows b are chosen, all of them before the row's last ones: positions
+        (b, H, C) for each layer, or once for all; H is 1 where heads have the same."""
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Empty these rows."""
+
+
+@runtime_checkable
+class LendsMemory(LanguageModel, Protocol):
+    """A model that may draft for itself from a part of its memory."""
+
+    @property
+    def shows_weights(self) -> bool: ...  # whether its excerpts can say what tokens attend to
+
+    def excerpt(self, rows: int, chosen: int, recent: int, nodes: int) -> Excerpt:
+        """Room for `chosen` tokens, the `recent` last ones, and the nodes of a tree."""
+
+
 def compile_of(target: LanguageModel) -> Compile:
     """Whether the target's passes are compiled."""
     return target.compile if isinstance(target, CompilableModel) else None
@@ -270,6 +309,16 @@ def lends_layers(target: LanguageModel, borrower: str) -> LendsLayers:
             f"{borrower} drafts with the target's own layers, and this target has "
             f"{target.extra_layers} extra layers that change nothing: leaving them out would cost "
             "no agreement, a speed-up that says nothing. Load it with extra_layers=0"
+        )
+    return target
+
+
+def lends_memory(target: LanguageModel, borrower: str) -> LendsMemory:
+    """The target, if it drafts from a part of its memory. Raises ValueError if it does not."""
+    if not isinstance(target, LendsMemory):
+        raise ValueError(
+            f"{borrower} drafts with the target over a part of its memory; {type(target).__name__} "
+            "gives no access to it, load a transformers model"
         )
     return target
 

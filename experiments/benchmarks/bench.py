@@ -108,9 +108,12 @@ class Bench:
         limit: int | None = None,
         batch: int = 1,
         warmup: int = 1,
+        given: Sequence[prompts.Prompt] | None = None,
     ) -> Compared:
+        """given: other prompts than the benchmark's own."""
         target = next(iter(ways.values())).target
-        play = Play(self.prompts[:limit], target, False, batch, self.wanted.max_new_tokens)
+        chosen = (self.prompts if given is None else given)[:limit]
+        play = Play(chosen, target, False, batch, self.wanted.max_new_tokens)
         played: list[Played] = []
         with bar(title, play.turns) as advance:
             for one in play(ways, warmup):

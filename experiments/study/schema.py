@@ -41,6 +41,7 @@ class Target:
     revision: str | None = None  # of a hub id: a branch, a tag or a commit
     attn_implementation: str | None = None  # of transformers: sdpa | eager; null: chosen
     trust_remote_code: bool = False  # run code that a hub repository brings
+    context: int | None = None  # more positions than it was trained for, by YaRN
     # layers added that change no logit: the cost of a deeper model
     extra_layers: int = 0
     # true | false | require: an error if passes cannot be compiled; null: false

@@ -11,6 +11,9 @@ Letters: B rows, H query heads, K KV heads, G = H / K, N queries, T slots, D hea
 import copy
 import functools
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +23,11 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from specdec.errors import Unsupported
 
-NAME = "specdec"
+NAME, NOTED = "specdec", "specdec_noted"
 FEW = 48  # folded queries up to which one fused SDPA call beats two matrix products on a CPU
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
+
+_weights: ContextVar[list[Tensor] | None] = ContextVar("noted_weights", default=None)
 
 
 def attend(
@@ -58,6 +63,41 @@ def attend(
     return out.transpose(1, 2).contiguous(), None  # some families view it
 
 
+def attend_noted(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The same; `noted_weights` collects what the queries attend to, (B, K, T), added up."""
+    rows, heads, queries, size = query.shape
+    groups = heads // key.shape[1]
+    scale = size**-0.5 if scaling is None else scaling
+    folded = query.reshape(rows, key.shape[1], groups * queries, size)
+    scores = torch.matmul(folded * scale, key.transpose(2, 3))
+    scores = scores.view(rows, heads, queries, -1).add_(attention_mask).view_as(scores)
+    weights = scores.softmax(-1)
+    noted = _weights.get()
+    if noted is not None:
+        noted.append(weights.sum(2))
+    out = torch.matmul(weights, value).reshape(rows, heads, queries, value.shape[-1])
+    return out.transpose(1, 2).contiguous(), None
+
+
+@contextmanager
+def noted_weights() -> Iterator[list[Tensor]]:
+    """What each layer in turn attended to (`attend_noted`); each thread its own."""
+    noted: list[Tensor] = []
+    token = _weights.set(noted)
+    try:
+        yield noted
+    finally:
+        _weights.reset(token)
+
+
 def _fold(mask: Tensor | None, groups: int) -> Tensor | None:
     """The mask repeated for each member of a group, made once per pass: the layers of a pass share
     one mask object. A compiler that traces the pass does this by itself."""
@@ -73,6 +113,7 @@ def _fold(mask: Tensor | None, groups: int) -> Tensor | None:
 
 
 AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NOTED, attend_noted)
 
 
 # -------------------------------------------------------------------------------------- choosing

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.interfaces import Compile, PartScores, Tap
 from specdec.models import attention, proof, quantized
 from specdec.models.compiled import CompiledModel, compile_mode
+from specdec.models.excerpt import MemoryExcerpt
 from specdec.models.layers import final_norm, lower_layers, num_layers, without_sublayers
 from specdec.models.memory import Layout
 from specdec.models.session import TransformersSession
@@ -208,6 +209,16 @@ class TransformersLM:
         return TransformersPart(
             self, lower_layers(self.runner, layer, adapter), self._uppers[layer]
         )
+
+    # ------------------------------------------------------------------- excerpts of its memory
+
+    @property
+    def shows_weights(self) -> bool:
+        return self.layout.implementation == attention.NAME
+
+    def excerpt(self, rows: int, chosen: int, recent: int, nodes: int) -> MemoryExcerpt:
+        noting = attention.rewired(self.model, attention.NOTED) if self.shows_weights else None
+        return MemoryExcerpt(self, noting, rows, chosen, recent, nodes)
 
 
 class TransformersPart:

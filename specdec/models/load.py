@@ -44,6 +44,7 @@ def load(
     revision: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    context: int | None = None,
     extra_layers: int = 0,
     compile: Compile = None,
     quantize: Quantize = None,
@@ -55,14 +56,15 @@ def load(
 
     name: "demo" (about 10 M parameters, Python source), "demo-draft", a local folder, a hub id, a
     transformers model, or (model, tokenizer). device: CUDA where there is one, unless given. dtype:
-    that of the checkpoint, unless given. extra_layers: append layers whose output projections are
-    zero: bit for bit the same logits at the cost of a deeper model, so that the cost ratio of
-    target and drafter becomes a knob. compile: True compiles passes over few tokens when a run
-    first needs them, and is an error where that is impossible if "require". A draft model for which
-    it is None does as its target does. quantize: "int8" (weights, and activations per token),
-    "int4" (weights) or a torchao configuration packs the linear layers of a copy.
-    quantization_config, device_map and tp_plan go to transformers, whose loader then places the
-    weights. A model that was saved quantised is loaded as it is.
+    that of the checkpoint, unless given. context: more positions than it was trained for, by YaRN
+    (2309.00071), which stretches its rotary positions: another law. extra_layers: append layers
+    whose output projections are zero: bit for bit the same logits at the cost of a deeper model, so
+    that the cost ratio of target and drafter becomes a knob. compile: True compiles passes over few
+    tokens when a run first needs them, and is an error where that is impossible if "require". A
+    draft model for which it is None does as its target does. quantize: "int8" (weights, and
+    activations per token), "int4" (weights) or a torchao configuration packs the linear layers of a
+    copy. quantization_config, device_map and tp_plan go to transformers, whose loader then places
+    the weights. A model that was saved quantised is loaded as it is.
 
     Raises ValueError for a folder without safetensors weights (pickles are refused), for weights
     that are missing, left over or of another shape than the config says, and for models that cannot
@@ -88,6 +90,7 @@ def load(
         "quantization_config": quantization_config,
         "device_map": device_map,
         "tp_plan": tp_plan,
+        "context": context,
     }
     placed = [key for key in ("device_map", "tp_plan") if given[key] is not None]
     if placed and device is not None:
@@ -120,7 +123,7 @@ def load(
             for key in ("attn_implementation", "quantization_config", "device_map")
             if given[key] is not None
         } | _sharding(tp_plan)
-        model, tokenizer = _from_disk(title, dtype, revision, options, trust_remote_code)
+        model, tokenizer = _from_disk(title, dtype, revision, options, trust_remote_code, context)
         if not placed:
             model = _moved(model, device)
     else:
@@ -163,7 +166,12 @@ def _moved(model: PreTrainedModel, device: str | torch.device | None) -> PreTrai
 
 
 def _from_disk(
-    name: str, dtype: Any, revision: str | None, options: Mapping[str, Any], trust_remote_code: bool
+    name: str,
+    dtype: Any,
+    revision: str | None,
+    options: Mapping[str, Any],
+    trust_remote_code: bool,
+    context: int | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     folder: Path | None = BUNDLED.get(name, Path(name).expanduser())
     if folder is not None and os.path.isdir(folder):  # False, too, for names that no file can have
@@ -183,6 +191,8 @@ def _from_disk(
     config = _config(name, folder, hub)
     if config.is_encoder_decoder:
         raise ValueError(f"{name} cannot score a token tree: it is an encoder-decoder model")
+    if context is not None:
+        stretch(config.get_text_config(), context, name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -234,6 +244,29 @@ def _config(name: str, folder: Path | None, hub: Mapping[str, Any]) -> Any:
                 "end-of-sequence ids"
             ) from error
     return config
+
+
+def stretch(config: Any, context: int, name: str) -> None:
+    """Give a text config `context` positions, by YaRN. Raises ValueError for a model that has as
+    many, or whose positions are not plain rotary ones."""
+    trained = int(getattr(config, "max_position_embeddings", None) or 0)
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    if integer("context", context, 1) <= trained:
+        raise ValueError(
+            f"context={context} is for more positions than {name} was trained for; it has {trained}"
+        )
+    if rope.get("rope_type") != "default":
+        raise ValueError(
+            f"context={context} stretches plain rotary positions (rope_type default), and {name} "
+            f"has {rope.get('rope_type') or 'others'}; leave it out"
+        )
+    config.rope_parameters = {
+        **rope,
+        "rope_type": "yarn",
+        "factor": context / trained,
+        "original_max_position_embeddings": trained,
+    }
+    config.max_position_embeddings = context
 
 
 # buffers that old files hold

@@ -66,6 +66,17 @@ def masks_at(
     return found if len(found) > 1 else next(iter(found.values()))
 
 
+def masks_again(
+    kinds: list[LayerKind], positions: Tensor, slots_of: Tensor, slots: int, dtype: torch.dtype
+) -> Masks:
+    """For tokens that repeat committed ones in other slots: positions and slots_of (B, n). Each
+    sees the committed slots before its position, and itself."""
+    slot = torch.arange(slots, device=positions.device)
+    itself = slot == slots_of[:, :, None]
+    mask = _additive((slot < positions[:, :, None]) | itself, dtype)
+    return {kind.name: mask for kind in kinds} if len(kinds) > 1 else mask
+
+
 def _visible(ancestors: Tensor, roots: list[int], slots: int) -> Tensor:
     """(B, n, T) bool."""
     rows, queries, nodes = ancestors.shape

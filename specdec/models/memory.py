@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from specdec.interfaces import CompiledPass
 from specdec.models import attention
-from specdec.models.masks import Masks, masks
+from specdec.models.masks import Masks, masks, masks_again
 from specdec.models.support import LayerKind
 from specdec.tree import Structure, TokenTree
 
@@ -204,6 +204,30 @@ class Memory:
 
         return Pass(options, Few(roots, tree.structure, start))
 
+    def again(self, count: int) -> Pass:
+        """For the last `count` committed tokens of every row once more, each seeing what it saw.
+        They are written behind the text, where everything is scratch. (A shorter text is filled up
+        in front, with tokens that see only themselves.)"""
+        first = list(self.roots)
+
+        def options() -> dict[str, Any]:
+            slots = self._aim(first, count, None, False)
+            steps = torch.arange(count, device=self.device)
+            behind = torch.tensor(first, device=self.device)[:, None] + steps
+            positions = behind - count
+            seen = masks_again(self.layout.kinds, positions, behind, slots.end, self.dtype)
+            return _arguments(positions.clamp(min=0), seen, slots)
+
+        return Pass(options)
+
+    def stored(self, rows: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
+        """K and V of committed tokens, (G, H, n, D) for each block: rows (n,); positions (n,) for
+        each block, or (G, H, n) where heads have their own."""
+        return [
+            block[each_of(block, rows, chosen)]
+            for block, chosen in zip(self.blocks, positions, strict=True)
+        ]
+
     @property
     def _needs_no_mask(self) -> bool:
         return self.layout.implementation == attention.NAME
@@ -312,6 +336,14 @@ class Memory:
         )
         assert all(block.shape[1] == self.rows for block in self.blocks)
         assert all(block.shape[3] == self.slots for block in self.blocks)
+
+
+def each_of(block: Tensor, rows: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
+    """The index of slots of some rows in a block (G, B, H, S, D), as (G, H, n, D): rows (n,); slots
+    (n,) or (G, H, n)."""
+    layers = torch.arange(block.shape[0], device=block.device)[:, None, None]
+    heads = torch.arange(block.shape[2], device=block.device)[:, None]
+    return layers, rows, heads, slots
 
 
 class Slots(Cache):

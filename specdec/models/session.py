@@ -57,6 +57,11 @@ class TransformersSession:
         self._handed_over: HandedOver | None = None
 
     @property
+    def memory(self) -> Memory:
+        """Where its tokens are stored, for drafters of the model's own layers."""
+        return self._memory
+
+    @property
     def nbytes(self) -> int:
         return self._memory.nbytes
 
@@ -135,13 +140,18 @@ class TransformersSession:
         self, part: PreTrainedModel, tree: TokenTree, start: int, options: dict[str, Any]
     ) -> PartScores:
         """A pass of some of the layers over nodes >= start."""
-        over, before = self._memory.scoring(tree, start), self._memory.forward_seconds
+        over = self._memory.scoring(tree, start)
         with watched() as streams:
-            lower = as_it_is(part)
-            out = self._memory.run(lower, over, input_ids=tree.tokens[:, start:], **options)
+            out = self.run_part(part, over, input_ids=tree.tokens[:, start:], **options)
+        return PartScores(out.logits, streams[-1] if streams else out.logits.new_empty(0))
+
+    def run_part(self, part: PreTrainedModel, over: Pass, **inputs: Any) -> Any:
+        """A pass that is part of drafting."""
+        before = self._memory.forward_seconds
+        out = self._memory.run(as_it_is(part), over, **inputs)
         self._memory.calls -= 1
         self.part_seconds += self._memory.forward_seconds - before
-        return PartScores(out.logits, streams[-1] if streams else out.logits.new_empty(0))
+        return out
 
     def resume_at(
         self, upper: PreTrainedModel, tree: TokenTree, states: Tensor, source: Tensor | None

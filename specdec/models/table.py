@@ -111,6 +111,11 @@ class TableModel:
     def lower(self, layer: int, adapter: object = None) -> "TablePart":
         return TablePart()
 
+    shows_weights = True
+
+    def excerpt(self, rows: int, chosen: int, recent: int, nodes: int) -> "TableExcerpt":
+        return TableExcerpt(chosen + recent)
+
 
 class TableSession:
     """The texts that a run has committed."""
@@ -196,21 +201,53 @@ class TableSession:
             self._texts[row], self._roots[row] = [], []
 
 
+def _other_logits(memory: TableSession, tree: TokenTree, start: int) -> Tensor:
+    """(B, n, V) of half the target's law, half that law with all tokens moved on by one."""
+    law = memory.score(tree, start).logits.exp()
+    return ((law + law.roll(1, -1)) / 2).log()
+
+
 class TablePart:
-    """A table in the place of some of a target's layers: half the target's law, half that law with
-    all tokens moved on by one."""
+    """A table in the place of some of a target's layers."""
 
     def score(
         self, memory: TableSession, tree: TokenTree, start: int = 0, last_only: bool = False
     ) -> PartScores:
-        law = memory.score(tree, start).logits.exp()
-        states = torch.zeros(*law.shape[:2], memory.model.hidden_size, dtype=law.dtype)
-        return PartScores(((law + law.roll(1, -1)) / 2).log(), states)
+        logits = _other_logits(memory, tree, start)
+        states = torch.zeros(*logits.shape[:2], memory.model.hidden_size, dtype=logits.dtype)
+        return PartScores(logits, states)
 
     def hand_over(
         self, memory: TableSession, tree: TokenTree, states: Tensor, source: Tensor | None = None
     ) -> None:
         """A table has no layers to go on from."""
+
+
+class TableExcerpt:
+    """A table in the place of a target over some of its memory."""
+
+    nbytes, forward_seconds = 0, 0.0
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def score(self, memory: TableSession, tree: TokenTree, start: int = 0) -> Tensor:
+        return _other_logits(memory, tree, start)
+
+    def weights(self, memory: TableSession, tokens: Tensor) -> list[Tensor]:
+        longest = max(map(len, memory._texts))
+        return [torch.ones(len(tokens), 1, longest)]
+
+    def choose(
+        self, memory: TableSession, rows: Sequence[int], positions: Sequence[Tensor]
+    ) -> None:
+        """A table has no memory to choose from."""
+
+    def release(self, rows: Sequence[int]) -> None:
+        """There is nothing to empty."""
 
 
 @lru_cache(1 << 16)

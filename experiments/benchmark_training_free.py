@@ -1,0 +1,220 @@
+"""What drafters without training give: tau, tokens per second and host time, all ways interleaved
+prompt by prompt in one process, ratios paired, intervals over prompts.
+
+    python -m experiments.benchmark_training_free
+    python -m experiments.benchmark_training_free limit=4 store=8 edits=null        a trial
+
+Trees have 16 drafted nodes. Prompts "with repetition" are the half whose plain output has fewer
+distinct 4-grams. The store holds the outputs of `store` other beginnings from the same modules.
+`edits`: files of that folder, rewritten with one name changed (experiments.records.lookups); no
+model is needed for those. Host time: drafting, and what commits take more than in plain decoding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from experiments.benchmarks.options import Line, Options, line
+from experiments.terminal.options import start
+
+if TYPE_CHECKING:  # these modules import torch, which --help does not need
+    from experiments.benchmarks.bench import Bench, Compared
+    from experiments.study.outcome import OurResult
+    from specdec.drafting.suffix_store import SuffixStore
+
+
+@dataclass
+class TrainingFree(Options):
+    """python -m experiments.benchmark_training_free: drafters that need no training against one
+    another; print a table and write it to a folder."""
+
+    temperature: float = 0.6
+    limit: int = 32
+    deep_limit: int = 0
+    max_new_tokens: int = 96
+    nodes: int = 16  # drafted
+    store: int = 200  # outputs in the store
+    edits: str | None = "specdec"  # a folder of Python files; null leaves it out
+    edited: int = 12  # files of it
+    draft: str = "demo-draft"  # of the cascade
+    threshold: float = 3.0  # of the cascade
+    batches: list[int] = field(default_factory=lambda: [1, 8])  # for host time
+    output: str = "outputs/benchmark_training_free"
+
+
+def ways(bench: "Bench", store: "SuffixStore | None") -> dict[str, Any]:
+    wanted = bench.wanted
+    assert isinstance(wanted, TrainingFree)
+    tree = {"name": "ngram", "length": wanted.nodes, "tree": True}
+    suffix = {"name": "suffix", "nodes": wanted.nodes}
+    model = {"name": "small_model", "model": wanted.draft, "depth": 4}
+    chain = {"name": "suffix", "tree": False, "nodes": 10}
+    both = {"name": "cascade", "first": chain, "then": model, "threshold": wanted.threshold}
+    drafters: dict[str, dict[str, Any]] = {
+        "none": {"name": "none"},
+        "ngram": tree,
+        "ngram, fan-out": {**tree, "fanout": 4},
+        "suffix": suffix,
+        "suffix, fan-out": {**suffix, "fanout": 4},
+        "suffix, warm": {**suffix, "store": store or "none", "learn": False},
+        "recycle": {"name": "recycle", "nodes": wanted.nodes},
+        "recycle, warm": {"name": "recycle", "nodes": wanted.nodes, "store": "memory"},
+        "suffix chain": chain,
+        "small_model": model,
+        "cascade": both,
+    }
+    return {
+        name: bench.ours(bench.target, wanted.temperature, drafter)
+        for name, drafter in drafters.items()
+    }
+
+
+def stored(wanted: TrainingFree, bench: "Bench") -> "SuffixStore":
+    """Outputs of plain decoding, of beginnings that are none of the prompts."""
+    import specdec
+    from experiments.demo_prompts import beginnings
+    from specdec.drafting.suffix_store import SuffixStore
+
+    texts = [passage.prompt for passage in beginnings()]
+    store = SuffixStore(1_000_000, name="other outputs")
+    out = specdec.generate(
+        bench.target,
+        texts[: wanted.store],
+        drafter="suffix",
+        max_new_tokens=wanted.max_new_tokens,
+        temperature=wanted.temperature,
+        seed=wanted.seed + 1,
+        seats=16,
+    )
+    for tokens in out.tokens:
+        store.add(tokens.tolist())
+    return store
+
+
+def tau_of(one: "OurResult", prompts: Sequence[int]) -> str:
+    from experiments.measuring.intervals import pooled_interval
+
+    entries = [each for each in one.per_prompt if each.prompt in prompts]
+    kept = [each.tau * each.rounds for each in entries]
+    return pooled_interval(kept, [each.rounds for each in entries]).text()
+
+
+def ratio_of_taus(one: "OurResult", other: "OurResult", prompts: Sequence[int]) -> str:
+    """tau of one / tau of the other, pooled, with its interval over prompts."""
+    import numpy as np
+
+    def sums(way: "OurResult") -> Any:
+        entries = [each for each in way.per_prompt if each.prompt in prompts]
+        return np.array([(each.tau * each.rounds, each.rounds) for each in entries])
+
+    ours, theirs = sums(one), sums(other)
+    random = np.random.default_rng(0)
+    drawn = random.integers(len(ours), size=(2000, len(ours)))
+
+    def ratio(a: Any, b: Any) -> Any:
+        return (a[..., 0] / a[..., 1]) / (b[..., 0] / b[..., 1])
+
+    low, high = np.percentile(ratio(ours[drawn].sum(1), theirs[drawn].sum(1)), (2.5, 97.5))
+    return f"{ratio(ours.sum(0), theirs.sum(0)):.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def halves(found: "Compared") -> dict[str, list[int]]:
+    """Prompts by the share of distinct 4-grams in their plain output."""
+    entries = sorted(found.ours("none").per_prompt, key=lambda each: each.distinct_4grams or 0.0)
+    numbers = [each.prompt for each in entries]
+    middle = len(numbers) // 2
+    return {
+        "all prompts": numbers,
+        "with repetition": numbers[:middle],
+        "without": numbers[middle:],
+    }
+
+
+PAIRS = (
+    ("suffix", "ngram"),
+    ("suffix, warm", "suffix"),
+    ("suffix, fan-out", "suffix"),
+    ("ngram, fan-out", "ngram"),
+    ("recycle, warm", "recycle"),
+)
+
+
+def table(found: "Compared") -> list[dict[str, str]]:
+    parts, rows = halves(found), []
+    for name in found.ways:
+        one = found.ours(name)
+        row = {"drafter": name}
+        row |= {f"tau, {part}": tau_of(one, prompts) for part, prompts in parts.items()}
+        row["against none"] = found.times(name, "none")
+        row["distinct 4-grams"] = f"{one.distinct_4grams or 0:.0%}"
+        rows.append(row)
+    return rows
+
+
+def lines(found: "Compared") -> list[Line]:
+    told = [
+        line(
+            f"tau, {one} / {other}, {part}", ratio_of_taus(*map(found.ours, (one, other)), prompts)
+        )
+        for one, other in PAIRS
+        for part, prompts in halves(found).items()
+    ]
+    better = found.best(["suffix chain", "small_model"], "none")
+    told.append(line("time, cascade against the better of its two", found.times("cascade", better)))
+    return told
+
+
+def host_time(bench: "Bench", batch: int) -> list[Line]:
+    """Of drafting on the host, as a share of a round."""
+    chosen = ("none", "suffix", "recycle")
+    tried = {name: way for name, way in ways(bench, None).items() if name in chosen}
+    found = bench.compare(f"host time, batch {batch}", tried, None, batch)
+    plain = found.ours("none")
+    told = []
+    for name in chosen[1:]:
+        one = found.ours(name)
+        commit = one.seconds["commit"] / one.rounds - plain.seconds["commit"] / plain.rounds
+        host = one.seconds["draft"] / one.rounds + max(0.0, commit)
+        share = host / (one.decode_seconds / one.rounds)
+        told.append(
+            line(f"host time of {name}, batch {batch}", f"{share:.1%}", f"{1e3 * host:.2f} ms")
+        )
+    return told
+
+
+def edits(wanted: TrainingFree) -> list[Line]:
+    """Without a model: files that are written again with one name changed."""
+    from experiments.records.lookups import edited, played
+    from specdec.measuring.report import distinct_ngrams
+    from specdec.models.load import load_tokenizer
+    from specdec.plugins import build
+
+    found = edited(str(wanted.edits), load_tokenizer(wanted.target))[: wanted.edited]
+    vocabulary = 1 + max(token for one in found for token in (*one.given, *one.tokens))
+    share = distinct_ngrams([one.tokens for one in found])
+    told = []
+    for name in ("ngram", "suffix"):
+        given = {"length": wanted.nodes, "tree": True} if name == "ngram" else {}
+        one = played(found, build("drafter", {"name": name, **given}), vocabulary, cold=False)
+        tau = sum(one.tokens) / sum(one.rounds)
+        how = f"{len(found)} files, distinct 4-grams {share or 0:.0%}"
+        told.append(line(f"tau, edits of files, {name}", f"{tau:.2f}", how))
+    return told
+
+
+def main(wanted: TrainingFree) -> None:
+    import pandas as pd
+
+    from experiments.benchmarks.bench import Bench
+
+    bench = Bench(wanted)
+    found = bench.compare("T", ways(bench, stored(wanted, bench)))
+    told = lines(found) + (edits(wanted) if wanted.edits else [])
+    for batch in wanted.batches:
+        told += host_time(bench, batch)
+    tables = [pd.DataFrame(table(found)), pd.DataFrame(told)]
+    bench.publish("benchmark_training_free", tables, {f"T = {wanted.temperature:g}": found})
+
+
+if __name__ == "__main__":
+    start(main, TrainingFree)
