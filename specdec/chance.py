@@ -215,6 +215,14 @@ class KeyedDraws(Draws):
         return one_after_the_other(law, self.uniform(at, k, purpose)) * at.live[:, None]
 
 
+class HashedDraws(KeyedDraws):
+    """The same draws where the rows' hash (B,) is what is given, as in a whole draft
+    (`specdec.models.whole`)."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+
 class KeyedPlaces(Places):
     """Places whose numbers u (n, k) have been computed."""
 

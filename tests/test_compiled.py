@@ -27,6 +27,7 @@ from tests.test_language_model import KEPT, LENGTHS, PARENTS, padded, tokens_of,
 def fixed(monkeypatch):
     """Passes of fixed shape, without a compiler."""
     monkeypatch.setattr(compiled, "built", lambda function, options: function)
+    monkeypatch.setattr(compiled, "traced", lambda function, arguments: function)
 
 
 @pytest.fixture
