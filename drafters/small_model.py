@@ -9,6 +9,7 @@ Letters: B rows, N nodes, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -24,7 +25,7 @@ from specdec.drafting.written import written
 from specdec.errors import switch
 from specdec.interfaces import OpenedCompiled, open_beside
 from specdec.models import translation
-from specdec.models.load import Loadable, load
+from specdec.models.load import Loadable, load, load_kept
 from specdec.models.session import TransformersSession
 from specdec.models.toy_tokenizers import toy_tokenizers
 from specdec.models.translated import Translated, TranslatedSession
@@ -77,7 +78,10 @@ class SmallModel(TreeDrafter):
                 f"stop={self.shape.stop!r}, lookup={self.lookup}; or take "
                 "vocabulary='intersection'"
             )
-        self.model = model if isinstance(model, LanguageModel) else load(model)
+        if isinstance(model, LanguageModel):
+            self.model = model
+        else:
+            self.model = load_kept(model) if isinstance(model, (str, Path)) else load(model)
         self._tokenizers: tuple[Any, Any] | None = None  # in place of the models' own
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from specdec.registry import described, names
+from specdec.threads import settle, threads_for
 
 if TYPE_CHECKING:
     from specdec.grammar import Grammar
@@ -121,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the usual exit status: 0, 2 for bad input, 130 after Ctrl-C, 141 if the reader of the
     pipe has gone."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    settle()
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["doctor"]:
         # By name: this package imports none of the programs that are built on it.
@@ -146,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
+    import torch
     from rich.console import Console
     from rich.text import Text
 
@@ -160,6 +163,9 @@ def show(options: argparse.Namespace) -> int:
     console = Printer(highlight=False, soft_wrap=True)
     drafter = drafter_choice(options.drafter)
     place = {"device": options.device, "dtype": options.dtype}
+    threads = threads_for(options.target)
+    if threads is not None:
+        torch.set_num_threads(threads)
     target = load(options.target, **place)
     draft = {**described("drafter", drafter["name"]), **drafter}.get("model")
     if isinstance(draft, str):  # on the target's device, in its dtype

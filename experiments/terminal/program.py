@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.terminal.refusals import FULL, meant, refusing
 from specdec.registry import CONF, described, lost, names
+from specdec.threads import settle
 
 FOOTER = "Powered by Hydra (https://hydra.cc)\nUse --hydra-help to view Hydra specific help"
 # Hydra's launchers -> our extras that bring them
@@ -27,6 +28,7 @@ class JobError(BaseException):
 def start(main: Callable[[], Any], interrupted: Callable[[], str] = lambda: "interrupted") -> Any:
     """Run a function made by `hydra.main`. `interrupted`: the line that it ends with after
     Ctrl-C."""
+    settle()
     asked = os.environ.get(FULL)
     with refusing(explained, interrupted):
         os.environ[FULL] = "1"  # Hydra then raises what it would print

@@ -167,6 +167,13 @@ def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ra
     return Shape(depth, branching, draw, nodes, acceptance=acceptance, stop=given.get("stop"))
 
 
+# Passes of each head, by device and dtype: what is compiled is kept for runs to come.
+Versions = tuple[int, ...]  # of weights
+_compiled: weakref.WeakKeyDictionary[FeatureHead, dict[Any, tuple[Versions, CompiledModel]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
 class New(NamedTuple):
     """Pairs that a round brought."""
 
@@ -186,10 +193,9 @@ class FeatureDrafter(TreeDrafter):
     def __init__(
         self, heads: str | Path | FeatureHead, **shape: Unpack[HeadShapeArguments]
     ) -> None:
-        self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load(heads)
+        self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load_kept(heads)
         super().__init__(shape_for(self.heads, shape, depth=5))
         self.taps = self.heads.taps
-        self._compiled: dict[Any, CompiledModel] = {}  # by device and dtype
 
     @classmethod
     def tiny(
@@ -207,9 +213,12 @@ class FeatureDrafter(TreeDrafter):
         self.taps = self.heads.taps_for(target)
         where = target.device, target.dtype
         self._heads = self.heads.on(*where).runner()
-        if where not in self._compiled:
-            self._compiled[where] = self._compilable(*where)
-        compiled, compile = self._compiled[where], compile_of(target)
+        # Compiled passes hold copies of the weights: training makes them stale.
+        versions = tuple(weight._version for weight in self.heads.parameters())
+        known = _compiled.setdefault(self.heads, {})
+        if where not in known or known[where][0] != versions:
+            known[where] = versions, self._compilable(*where)
+        compiled, compile = known[where][1], compile_of(target)
         self._run = as_it_is(self._heads)
         if compile:
             self._run = compiled.forward(compile == "require", self._heads)
@@ -221,7 +230,7 @@ class FeatureDrafter(TreeDrafter):
         self._first_rounds = FirstRounds(self.heads)
 
     def _compilable(self, device: torch.device, dtype: torch.dtype) -> CompiledModel:
-        """Passes of the heads; what is compiled is kept for runs to come."""
+        """Passes of the heads."""
         heads = self.heads.on(device, dtype).runner()
         kinds, kept = layer_kinds(heads.decoder.config), attention.choose(self.heads.decoder)
         layout = Layout(self.Kind.kind, [self._layer_shape(heads)], kinds, kept)

@@ -115,7 +115,7 @@ class CompiledModel:
             try:
                 self._make(shape, memory, arguments)
             except Exception as error:  # whatever tracing, a compiler or a driver raises
-                self._why_not = _reason(error)
+                self._why_not = reason(error)
                 self._cannot(required)
                 return None
         with memory.timed():
@@ -147,7 +147,7 @@ class CompiledModel:
             made = CompiledPass(self.layout.name, nodes, rows, slots, 0.0)
 
             def make() -> Callable[..., Any]:
-                one_pass = _alone(self._traced(slots, options))
+                one_pass = alone(self._traced(slots, options))
                 return built(one_pass, self._options(memory.device, len(self.layout.shapes)))
 
             self._passes[shape] = self._compiled(made, make, memory, arguments)
@@ -156,18 +156,8 @@ class CompiledModel:
         self, made: CompiledPass, make: Callable[[], Function], memory: Memory, arguments: Any
     ) -> Function:
         """What `make` gives, called once; reported as `made`."""
-        steps = f" steps={made.steps}" if made.steps > 1 else ""
-        print(
-            f"compiling {made.model}: nodes={made.nodes} rows={made.rows} slots={made.slots}"
-            f"{steps} ...",
-            file=sys.stderr,
-            flush=True,
-        )
         began = time.perf_counter()
-        with catch_warnings():
-            simplefilter("ignore")  # of compilers, about themselves
-            function = make()
-            function(*arguments, memory.views)
+        function = first_call(made, make, (*arguments, memory.views))
         memory.compiled.append(made._replace(seconds=time.perf_counter() - began))
         return function
 
@@ -235,7 +225,7 @@ class CompiledModel:
                 self._make_whole(key, memory, piece, arguments)
             except Exception as error:  # as above
                 self._no_pieces = True
-                self._warn_once(f"drafts cannot be compiled as a whole ({_reason(error)})")
+                self._warn_once(f"drafts cannot be compiled as a whole ({reason(error)})")
                 return None
         whole = self._pieces[key]
         with memory.timed():
@@ -287,7 +277,24 @@ class CompiledModel:
             warn(f"{self.layout.name}: {what}", stacklevel=2)
 
 
-def _reason(error: Exception) -> str:
+def first_call(made: CompiledPass, make: Callable[[], Function], arguments: Any) -> Function:
+    """What `make` gives, called once, since compilers work at the first call; a line tells of
+    it."""
+    steps = f" steps={made.steps}" if made.steps > 1 else ""
+    print(
+        f"compiling {made.model}: nodes={made.nodes} rows={made.rows} slots={made.slots}"
+        f"{steps} ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    with catch_warnings():
+        simplefilter("ignore")  # of compilers, about themselves
+        function = make()
+        function(*arguments)
+    return function
+
+
+def reason(error: Exception) -> str:
     """In one line: a compiler's error begins with whose it is, and goes on for pages."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     while said and said[0].endswith(":"):
@@ -314,7 +321,7 @@ def built(function: Function, options: dict[str, Any]) -> Function:
     return call
 
 
-def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+def alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with a code object of its own: what is compiled is kept by code object, and
     without guards one pass would be taken for another."""
     assert isinstance(function, types.FunctionType)

@@ -23,6 +23,7 @@ from transformers import (
 from specdec.errors import integer, misspelt_arguments_are_named, some, switch
 from specdec.interfaces import Compile
 from specdec.models.compiled import compile_mode
+from specdec.models.kept import kept
 from specdec.models.language_model import TransformersLM
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -106,6 +107,12 @@ def load(
     if extra_layers:
         model = deepen(model, extra_layers)
     return TransformersLM(model, tokenizer, title, extra_layers, compile)
+
+
+def load_kept(name: str | Path) -> TransformersLM:
+    """`load(name)` for a drafter: one that was loaded before is shared (`specdec.models.kept`)."""
+    folder = BUNDLED.get(str(name), Path(name).expanduser())
+    return kept(("model", str(name)), folder, lambda: load(name))
 
 
 def _from_disk(
