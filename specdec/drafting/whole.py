@@ -10,14 +10,14 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from specdec.chance import Draws, HashedDraws, KeyedDraws
-from specdec.drafting.by_level import Grown, Score
+from specdec.chance import Draws, KeyedDraws, NumberedDraws
+from specdec.drafting.by_level import Grown, Score, numbers
 from specdec.drafting.shape import Shape, grow
 from specdec.sampling import Sampling
 from specdec.state import State
 from specdec.tree import SiblingLaw, Structure, TokenTree
 
-HASHES = "hashes"  # of the rows, which key a round's draws
+NUMBERS = "numbers"  # u of every place at which a tree may draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,8 @@ class WholeShape(NamedTuple):
         return repr(self.shape), self.law, repr(self.sampling)
 
     def tensors(self, state: State, chance: Draws) -> dict[str, Tensor] | None:
-        """What goes in besides new tokens; None in a round that has to go level by level."""
+        """What goes in besides new tokens; None in a round that has to go level by level. Numbers
+        are hashed out here: of products of 64 bits with frozen constants, Inductor makes others."""
         if self.law is not SiblingLaw.DET and type(chance) is not KeyedDraws:
             return None
         if state.grammars is not None or state.deepest < 1:
@@ -74,7 +75,7 @@ class WholeShape(NamedTuple):
             host = state.on_host
             found["room"] = torch.tensor([host.room, host.live], device=state.device)
         if self.law is not SiblingLaw.DET and isinstance(chance, KeyedDraws):
-            found[HASHES] = chance.rows
+            found[NUMBERS] = numbers(chance, state, self.shape.children, self.law)
         return found
 
     def grow(
@@ -87,7 +88,7 @@ class WholeShape(NamedTuple):
         outline = Outline(
             roots, room, live > 0, self.sampling, depth, depth if chain else -1, chain
         )
-        draws = HashedDraws(given[HASHES]) if HASHES in given else None
+        draws = NumberedDraws(given[NUMBERS]) if NUMBERS in given else None
         state = cast(State, outline)
         out = grow(self.shape, self.law, logits, score, state, cast(Draws, draws))
         tree, tensors = out.tree, {"tokens": out.tree.tokens}

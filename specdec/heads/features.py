@@ -262,15 +262,12 @@ class FeatureDrafter(TreeDrafter):
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         new = self._new(state)
-        if new is None:
+        if new is None or state.deepest < 1:  # the latter: all texts end with this round
             return TokenTree.root(state.roots, self.law)
         grown = self._as_a_whole(new, with_states(state), chance)
-        if grown is not None:
-            return grown.tree
-        logits = self._read(new)
-        if state.deepest < 1:
-            return TokenTree.root(state.roots, self.law)
-        return self.grow(logits, self._score, with_states(state), chance).tree
+        if grown is None:
+            grown = self.grow(self._read(new), self._score, with_states(state), chance)
+        return grown.tree
 
     def observe(self, state: State) -> None:
         self._first_rounds.see(state)
