@@ -9,6 +9,7 @@ Letters: B rows, K heads, R ranks, N nodes, d hidden size, V vocabulary.
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from specdec.heads.head import (
     static_tree,
     with_states,
 )
-from specdec.interfaces import LendsHead, lends_head
+from specdec.interfaces import LendsHead, compile_of, lends_head
+from specdec.models.functions import CompiledFunctions, RunOf
 from specdec.probs import top
 
 
@@ -151,6 +153,10 @@ def _stack(heads: MedusaHeads, name: str) -> Tensor:
     return together
 
 
+# What was compiled of each set of heads.
+_compiled: weakref.WeakKeyDictionary[MedusaHeads, CompiledFunctions] = weakref.WeakKeyDictionary()
+
+
 class Medusa(Drafter):
     """Siblings are DET: the heads' best tokens.
 
@@ -173,7 +179,7 @@ class Medusa(Drafter):
         tree: Sequence[Sequence[int]] | None = None,
         branching: Sequence[int] | None = None,
     ) -> None:
-        self.heads = heads if isinstance(heads, MedusaHeads) else MedusaHeads.load(heads)
+        self.heads = heads if isinstance(heads, MedusaHeads) else MedusaHeads.load_kept(heads)
         self.tree = static_tree(self.heads, nodes, tree, branching, len(self.heads))
         self.max_nodes = 1 + self.tree.nodes
         self.chain = self.tree.is_chain
@@ -192,13 +198,25 @@ class Medusa(Drafter):
         if self.heads.tied:
             lender.check_head()
         self._tree = self.tree.within(target.vocabulary)
-        self._guess = Stacked(self.heads.on(target.device, target.dtype), lender.head)
-        self._ranks = max(self._tree.ranks_needed)
+        ranks = max(self._tree.ranks_needed)
+        stacked = Stacked(self.heads.on(target.device, target.dtype), lender.head)
         cells = [
-            (depth - 1) * self._ranks + rank
+            (depth - 1) * ranks + rank
             for depth, rank in zip(self._tree.depths, self._tree.ranks, strict=True)
         ]
-        self._cells = torch.tensor(cells, device=target.device)
+        places = torch.tensor(cells, device=target.device)
+
+        def best(states: Tensor) -> Tensor:
+            """(B, N - 1) tokens of the tree."""
+            logits = stacked(states)
+            heads, rows, vocabulary = logits.shape
+            found = top(logits.view(-1, vocabulary), ranks).view(heads, rows, -1)
+            return found.transpose(0, 1).flatten(1)[:, places]
+
+        kept = _compiled.setdefault(self.heads, CompiledFunctions())
+        key = (weakref.ref(target), target.device, target.dtype, tuple(cells))
+        self._best = RunOf("medusa", best, key, kept, compile_of(target))
+        self.opened = (self._best,)
         self._first_rounds = FirstRounds(self.heads)
 
     def observe(self, state: State) -> None:
@@ -208,10 +226,7 @@ class Medusa(Drafter):
         newest = newest_states(state)
         if newest is None or state.deepest < 1:
             return TokenTree.root(state.roots)
-        logits = self._guess(newest)
-        heads, rows, vocabulary = logits.shape
-        best = top(logits.view(-1, vocabulary), self._ranks).view(heads, rows, -1).transpose(0, 1)
-        tokens = torch.cat([state.roots[:, None], best.flatten(1)[:, self._cells]], 1)
+        tokens = torch.cat([state.roots[:, None], self._best(newest)], 1)
         return TokenTree(tokens, structure_of(self._tree, with_states(state)))
 
     def settings_in_effect(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Letters: B rows, N nodes, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -19,16 +20,20 @@ from specdec.chance import Draws
 from specdec.drafting.by_level import Grown, Score
 from specdec.drafting.guessed import Guesses
 from specdec.drafting.shape import STOPPED, VARIANTS, Shape, ShapeArguments, TreeDrafter
+from specdec.drafting.whole import whole_shape
 from specdec.drafting.written import written
 from specdec.errors import switch
 from specdec.interfaces import OpenedCompiled, open_beside
 from specdec.models import translation
-from specdec.models.load import Loadable, load
+from specdec.models.load import Loadable, load, load_kept
+from specdec.models.session import TransformersSession
 from specdec.models.toy_tokenizers import toy_tokenizers
 from specdec.models.translated import Translated, TranslatedSession
 from specdec.models.vocabulary import check_same_tokens
+from specdec.models.whole import Passes, Piece, padded
 from specdec.tree import SiblingLaw
 
+NEW = 2  # tokens that a round brings: the root, and the leaf before it, which was never scored
 OTHER_TOKENS: tuple[Mapping[str, Any], ...] = (  # drafts of a model with another tokenizer
     {"depth": 2, "vocabulary": "intersection"},
     {"depth": 2, "branching": [2, 1], "vocabulary": "intersection"},
@@ -73,7 +78,10 @@ class SmallModel(TreeDrafter):
                 f"stop={self.shape.stop!r}, lookup={self.lookup}; or take "
                 "vocabulary='intersection'"
             )
-        self.model = model if isinstance(model, LanguageModel) else load(model)
+        if isinstance(model, LanguageModel):
+            self.model = model
+        else:
+            self.model = load_kept(model) if isinstance(model, (str, Path)) else load(model)
         self._tokenizers: tuple[Any, Any] | None = None  # in place of the models' own
 
     @classmethod
@@ -95,6 +103,8 @@ class SmallModel(TreeDrafter):
         self.opened = (self._session,)
         self._seen = [0] * rows  # tokens in memory
         self._grown: Grown | None = None
+        plain = self.vocabulary == translation.SAME and not self.lookup
+        self._whole = whole_shape(self.shape, self.law, sampling) if plain else None
         self._guesses = Guesses(rows, self.shape.depth) if self.lookup else None
 
     def _reading(self, target: LanguageModel) -> LanguageModel:
@@ -138,6 +148,10 @@ class SmallModel(TreeDrafter):
         state = self._within_context(state)
         if state.deepest < 1:
             return TokenTree.root(state.roots, self.law)
+        self._grown = self._as_a_whole(state, chance)
+        if self._grown is not None:
+            self.aside = self._grown.inner
+            return self._grown.tree
         logits = self._read_new(state)
         session = self._session
         if isinstance(session, TranslatedSession) and session.model.own:
@@ -184,14 +198,43 @@ class SmallModel(TreeDrafter):
     def _score(self, tree: TokenTree, start: int) -> Tensor:
         return self._session.score(tree, start).logits
 
-    def _read_new(self, state: State) -> Tensor:
-        """Read what was committed since (the leaf that was never scored, and the root); (B, 1, V)
-        logits after the root."""
+    def _as_a_whole(self, state: State, chance: Draws) -> Grown | None:
+        """The whole draft in one compiled function, where that is possible."""
+        session, whole, counts = self._session, self._whole, self._new(state)
+        if whole is None or not isinstance(session, TransformersSession) or max(counts) > NEW:
+            return None
+        given = whole.tensors(state, chance) if session.compile else None
+        if given is None:
+            return None
+
+        def make(passes: Passes, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Any]:
+            def score(tree: TokenTree, start: int) -> Tensor:
+                return passes.score(tree, start, input_ids=tree.tokens[:, start:])
+
+            tokens = inputs["tokens"]
+            roots = passes.newest(tokens)[:, 0]
+            return whole.grow(passes.read(input_ids=tokens), score, roots, inputs)
+
+        given["tokens"] = padded(state.tokens_from(self._seen, NEW), NEW)
+        shape = self.shape
+        found = session.at_once(Piece(whole.key, counts, given, shape.slots, shape.depth, make))
+        if found is None:
+            return None
+        self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]
+        return whole.grown(*found, state)
+
+    def _new(self, state: State) -> list[int]:
+        """How many tokens of each row are to be read: the root, and perhaps the leaf before it,
+        which was never scored."""
         lengths, live = state.on_host.lengths, state.on_host.live
-        counts = [
+        return [
             length - seen if alive else 0
             for length, seen, alive in zip(lengths, self._seen, live, strict=True)
         ]
+
+    def _read_new(self, state: State) -> Tensor:
+        """Read what was committed since; (B, 1, V) logits after the root."""
+        counts = self._new(state)
         tokens = state.tokens_from(self._seen, max(counts))
         logits = self._session.read(tokens, counts, root=True).logits
         self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]

@@ -4,9 +4,11 @@ process, ratios paired, medians over prompts.
     python -m experiments.benchmark_compiled
     python -m experiments.benchmark_compiled limit=2 deep_limit=0 lengths=[5]        a trial
 
-Both targets share one set of weights, and so do the draft models. Compiling happens in a warm-up;
-the last line says how long it took. A second start finds what the first compiled in PyTorch's cache
-on disk (TORCHINDUCTOR_CACHE_DIR; an empty folder there measures a first start).
+    python -m experiments.benchmark_compiled limit=0 starts=true                     compiling alone
+
+Both targets share one set of weights, and so do the draft models. Compiling happens in a warm-up,
+and a line says how long it took. With starts=true the pair is compiled in two more processes: the
+first finds an empty cache, the second what the first has left there.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,7 @@ class Compiled(Options):
     lengths: list[int] = field(default_factory=lambda: [3, 4, 5, 6])  # of chains, theirs too
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6])
     eagle: str | None = "demo-eagle"  # null leaves it out
+    starts: bool = False  # compile in fresh processes too
 
 
 def ways(bench: "Bench", target: Any, fast: Any, temperature: float, deep: bool) -> dict[str, Any]:
@@ -100,6 +103,37 @@ def lines(title: str, found: "Compared") -> list[Line]:
     return told
 
 
+def predicted(bench: "Bench", title: str, found: "Compared", fast: Any) -> Line:
+    """The chain at its best length: measured speed-up against tau x t(1) / (t(nodes) + drafting),
+    from compiled passes timed alone."""
+    from statistics import median
+
+    from experiments.measuring.forward_times import forward_times
+    from experiments.measuring.intervals import median_interval
+    from specdec import TransformersLM
+
+    wanted = bench.wanted
+    assert isinstance(wanted, Compiled)
+    chain = found.best(["compiled chain"], "none")
+    ours, plain = found.ours(chain).per_prompt, found.ours("compiled none").per_prompt
+    length = int(chain.split()[-1])
+    context = round(median(entry.prompt_tokens for entry in plain)) + wanted.max_new_tokens // 2
+    small = bench.draft(wanted.draft)
+    draft = forward_times(TransformersLM(small.model, name="draft", compile=True), context, [1])[1]
+    target = forward_times(fast, context, [1, length + 1])
+    seconds = target[length + 1] + length * draft
+    ratios = [
+        other.decoding / one.decoding / (one.tau * target[1] / seconds)
+        for one, other in zip(ours, plain, strict=True)
+    ]
+    detail = (
+        f"t(1) {1000 * target[1]:.2f} ms, t({length + 1}) {1000 * target[length + 1]:.2f} ms, "
+        f"draft {1000 * draft:.2f} ms x {length}"
+    )
+    what = f"{title}: measured speed-up of {chain} / predicted from compiled passes timed alone"
+    return line(what, str(median_interval(ratios)), detail)
+
+
 def warm(bench: "Bench", found: dict[str, Any]) -> dict[str, float]:
     """Seconds of compiling, by way: one prompt decoded before anything is measured."""
     from experiments.measuring.ways import Ours
@@ -111,11 +145,24 @@ def warm(bench: "Bench", found: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def started(wanted: Compiled) -> list[Line]:
+    from experiments.benchmarks.starts import first_and_second
+
+    if not wanted.starts:
+        return []
+    keys = ("target", "draft", "dtype", "max_new_tokens", "threads")
+    return [first_and_second(**{key: getattr(wanted, key) for key in keys})]
+
+
 def main(wanted: Compiled) -> None:
     import pandas as pd
 
     from experiments.benchmarks.bench import Bench
+    from experiments.terminal.tables import markdown
 
+    if not wanted.limit:
+        print(markdown(pd.DataFrame(started(wanted))))
+        return
     bench = Bench(wanted)
     found, told, spent = {}, [], {}
     for deep in (False, True) if wanted.deep_limit else (False,):
@@ -130,6 +177,8 @@ def main(wanted: Compiled) -> None:
             limit = wanted.deep_limit if deep else wanted.limit
             found[title] = bench.compare(title, these, limit)
             told += lines(title, found[title])
+            if not deep and temperature == wanted.temperatures[0]:
+                told.append(predicted(bench, title, found[title], fast))
     first = {name: took for name, took in spent.items() if "extra_layers" not in name}
     told.append(
         line(
@@ -140,6 +189,7 @@ def main(wanted: Compiled) -> None:
             ),
         )
     )
+    told += started(wanted)
     bench.publish("benchmark_compiled", [pd.DataFrame(told)], found, compiling=spent)
 
 

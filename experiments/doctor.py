@@ -59,7 +59,7 @@ def main(wanted: Doctor) -> None:
     from specdec.errors import integer
 
     quiet_transformers()
-    set_threads(wanted.threads)
+    set_threads(wanted.threads, wanted.target)
     integer("max_new_tokens", wanted.max_new_tokens, 1)
     patient = Patient(
         Target(

@@ -3,9 +3,15 @@ a draft model. Saved as JSON, which `experiments.report` predicts speed-ups from
 
 python -m experiments.profile
 python -m experiments.profile target=MODEL draft=null "nodes=[1,8,64]" "contexts=[128,2048]"
+python -m experiments.profile compile=true "nodes=[1,8,32]" "batches=[1]" "contexts=[128]"
+
+With compile=true each pass is also timed compiled. What compiling takes off is dispatch, and
+packing weights at every product; the printed share is that part of the uncompiled pass.
+Every size is compiled anew, which takes 10 to 30 seconds for a small model.
 """
 
 import itertools
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +20,8 @@ from typing import Any
 import pandas as pd
 
 from experiments.terminal.options import start
+
+COMPILED = ", compiled"  # follows the name of a model
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Profile:
     # committed tokens before the pass
     contexts: list[int] = field(default_factory=lambda: [64, 192, 384])
     dtype: str | None = None  # null: the checkpoint's
+    compile: bool = False  # time compiled passes too
     repeats: int = 20
     threads: int | None = None
     output: str = "outputs/profile"
@@ -41,6 +50,7 @@ def measure(wanted: Profile) -> list[dict[str, Any]]:
     from experiments.measuring.ways import load
     from experiments.report.prediction import target_name
     from experiments.terminal.progress import bar
+    from specdec import TransformersLM
 
     models = {
         target_name(wanted.target, more): load(
@@ -50,6 +60,11 @@ def measure(wanted: Profile) -> list[dict[str, Any]]:
     }
     if wanted.draft:
         models[wanted.draft] = load(wanted.draft, dtype=wanted.dtype)
+    if wanted.compile:  # of the same weights
+        models |= {
+            name + COMPILED: TransformersLM(lm.model, name=name, compile=True)
+            for name, lm in models.items()
+        }
     rows: list[dict[str, Any]] = []
     sizes = list(itertools.product(models.items(), wanted.batches, wanted.contexts))
     with bar("forward passes", len(sizes)) as advance:
@@ -74,15 +89,37 @@ def measure(wanted: Profile) -> list[dict[str, Any]]:
     return rows
 
 
+def dispatch(times: pd.DataFrame) -> pd.DataFrame:
+    """A row per pass that was timed both ways: milliseconds, and the share that compiling takes
+    off."""
+    plain = times[~times["model"].str.endswith(COMPILED)]
+    fast = times[times["model"].str.endswith(COMPILED)]
+    fast = fast.assign(model=fast["model"].str.removesuffix(COMPILED))
+    both = plain.merge(fast, on=["model", "nodes", "batch", "context"], suffixes=("", " compiled"))
+    share = 1 - both["seconds compiled"] / both["seconds"]
+    return both[["model", "nodes", "batch", "context"]].assign(
+        **{
+            "ms": (1000 * both["seconds"]).round(2),
+            "ms compiled": (1000 * both["seconds compiled"]).round(2),
+            "dispatch": [f"{value:.0%}" for value in share],
+        }
+    )
+
+
 def draw(times: pd.DataFrame, machine: str) -> Any:
-    """A panel per model: milliseconds against nodes, a line per batch and context."""
+    """A panel per model: milliseconds against nodes, a line per batch and context, and for compiled
+    passes."""
     from experiments.report.looks import Drawn, entitle, legend, line_styles, panels
 
+    fast = times["model"].str.endswith(COMPILED)
+    kind = fast.map({True: COMPILED, False: ""})
+    times = times.assign(model=times["model"].str.removesuffix(COMPILED))
     models = list(times["model"].unique())
     figure, axes = panels(1, len(models), 2.9)
     times = times.assign(
         line=[
-            f"batch {b}, context {c}" for b, c in zip(times["batch"], times["context"], strict=True)
+            f"batch {b}, context {c}{how}"
+            for b, c, how in zip(times["batch"], times["context"], kind, strict=True)
         ]
     )
     looks = line_styles(times["line"])
@@ -109,15 +146,20 @@ def main(wanted: Profile) -> None:
     from experiments.system.files import write_json
     from experiments.system.libraries import quiet_transformers, set_threads
     from experiments.system.surroundings import surroundings
+    from experiments.terminal.tables import markdown
 
     quiet_transformers()
-    set_threads(wanted.threads)
+    set_threads(wanted.threads, wanted.target)
     times, where = measure(wanted), surroundings()
     dtype = str(load(wanted.target, dtype=wanted.dtype).dtype).removeprefix("torch.")
     folder = Path(wanted.output)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
     write_json(path, {"config": vars(wanted), "dtype": dtype, **asdict(where), "times": times})
+    if wanted.compile:
+        print(markdown(dispatch(pd.DataFrame(times))))
+    asked = " ".join(["python -m experiments.profile", *sys.argv[1:]])
+    print(f"`{asked}`, {where.threads} threads, {where.machine.processor}")
     named = f"{where.machine.processor}, {where.threads} threads"
     write_figures({"profile": draw(pd.DataFrame(times), named)}, folder)
     print(path, folder / "profile.png", sep="\n")

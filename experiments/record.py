@@ -95,7 +95,7 @@ def record(wanted: Record, folder: Path) -> str:
     if wanted.sampling.repetition_penalty != 1:
         raise ValueError("a record holds laws without repetition_penalty; set it to 1")
     quiet_transformers()
-    set_threads(wanted.threads)
+    set_threads(wanted.threads, wanted.target.name)
     found = prompts.read(**wanted.prompts.source)
     target = load(**asdict(wanted.target))
     drafter = Wide(lineup.make_drafter(wanted.drafter, wanted.target), wanted.every)

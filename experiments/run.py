@@ -95,7 +95,7 @@ def execute(
 
     logger.check(settings.logger)
     quiet_transformers()
-    set_threads(settings.threads)
+    set_threads(settings.threads, settings.target.name)
     asked, found = settings.prompts, prompts.read(**settings.prompts.source)
     ways = lineup.make(settings)
     method = ways["method"]

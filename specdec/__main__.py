@@ -15,6 +15,7 @@ import yaml
 
 from specdec.quiet import quiet_imports
 from specdec.registry import described, names
+from specdec.threads import settle, threads_for
 
 if TYPE_CHECKING:
     from specdec.grammar import Grammar
@@ -123,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     pipe has gone."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     quiet_imports()
+    settle()
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["doctor"]:
         # By name: this package imports none of the programs that are built on it.
@@ -148,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
+    import torch
     from rich.console import Console
     from rich.text import Text
 
@@ -162,6 +165,9 @@ def show(options: argparse.Namespace) -> int:
     console = Printer(highlight=False, soft_wrap=True)
     drafter = drafter_choice(options.drafter)
     place = {"device": options.device, "dtype": options.dtype}
+    threads = threads_for(options.target)
+    if threads is not None:
+        torch.set_num_threads(threads)
     target = load(options.target, **place)
     draft = {**described("drafter", drafter["name"]), **drafter}.get("model")
     if isinstance(draft, str):  # on the target's device, in its dtype

@@ -215,6 +215,17 @@ class KeyedDraws(Draws):
         return one_after_the_other(law, self.uniform(at, k, purpose)) * at.live[:, None]
 
 
+class NumberedDraws(KeyedDraws):
+    """The same draws where the numbers u (n, k) of all places are given, as in a whole draft
+    (`specdec.models.whole`)."""
+
+    def __init__(self, u: Tensor) -> None:
+        self.u = u
+
+    def places(self, at: Sites, purpose: str, k: int = 1) -> "KeyedPlaces":
+        return KeyedPlaces(self.u, at.live)
+
+
 class KeyedPlaces(Places):
     """Places whose numbers u (n, k) have been computed."""
 

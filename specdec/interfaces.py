@@ -43,13 +43,15 @@ no, or for a draft model what its target does."""
 
 
 class CompiledPass(NamedTuple):
-    """What was compiled: a pass of so many nodes, rows, and slots of memory."""
+    """What was compiled: a pass of so many nodes, rows, and slots of memory; or a whole draft of up
+    to so many nodes, in several passes."""
 
     model: str
     nodes: int
     rows: int
     slots: int
     seconds: float  # that it took
+    steps: int = 1  # passes
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ from tests.test_language_model import KEPT, LENGTHS, PARENTS, padded, tokens_of,
 def fixed(monkeypatch):
     """Passes of fixed shape, without a compiler."""
     monkeypatch.setattr(compiled, "built", lambda function, options: function)
+    monkeypatch.setattr(compiled, "traced", lambda function, arguments: function)
 
 
 @pytest.fixture
@@ -335,7 +336,7 @@ def test_compiled_tokens_are_the_same_in_float64(pair, temperature, capsys):
     """And a second decode compiles nothing."""
     target, plain, draft = pair
     drafter = SmallModel(draft, depth=3)
-    options = {"drafter": drafter, "max_new_tokens": 12, "temperature": temperature, "seats": 2}
+    options = {"drafter": drafter, "max_new_tokens": 40, "temperature": temperature, "seats": 2}
     prompts = models.prompts(9, 14, 5)
     expected = specdec.generate(plain, prompts, **options)
     first = specdec.generate(target, prompts, **options)
@@ -353,6 +354,18 @@ def test_compiled_tokens_are_the_same_in_float64(pair, temperature, capsys):
         assert first.report.compiled
         assert first.report.compile_seconds == sum(one.seconds for one in first.report.compiled)
         assert first.report.as_dict()["compiled"][0]["rows"] == 2
+
+
+@torch.inference_mode()
+def test_weights_are_packed_when_a_pass_is_compiled():
+    """They are constants of what is compiled: a later change is not seen."""
+    model = models.build("llama_gqa", torch.float64)
+    lm, tree = TransformersLM(model), TokenTree.chain(tokens_of(3, 1, 2), None)
+    with lm.open(1, 20, compile="require") as session:
+        session.read(torch.tensor(models.prompts(9)), [9])
+        before = session.score(tree).logits
+        model.get_output_embeddings().weight.mul_(2)
+        assert torch.equal(session.score(tree).logits, before)
 
 
 def test_threads_share_what_is_compiled(pair):

@@ -59,7 +59,7 @@ class Compared:
 class Bench:
     def __init__(self, wanted: Options) -> None:
         quiet_transformers()
-        set_threads(wanted.threads)
+        set_threads(wanted.threads, wanted.target)
         self.wanted, self.began = wanted, time.perf_counter()
         self.prompts = prompts.read(
             "jsonl", wanted.prompts, category="category", limit=wanted.limit

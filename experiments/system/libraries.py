@@ -3,6 +3,8 @@ for a device."""
 
 from typing import TYPE_CHECKING
 
+from specdec.threads import threads_for
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,9 +22,11 @@ def check_threads(threads: int | None) -> None:
         raise ValueError(f"threads must be >= 1, or null for torch's default, got {threads}")
 
 
-def set_threads(threads: int | None) -> None:
-    """How many processor threads torch takes for an operation. None leaves its default."""
+def set_threads(threads: int | None, target: str = "") -> None:
+    """How many processor threads torch takes for an operation. None: one for a target whose weights
+    are small, else torch's default (`specdec.threads`)."""
     check_threads(threads)
+    threads = threads_for(target) if threads is None and target else threads
     if threads is not None:
         import torch
 

@@ -11,7 +11,7 @@ import psutil
 
 PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "numpy", "scipy", "hydra-core")
 # of the environment
-TUNING = ("OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_", "LD_PRELOAD", "CUDA_", "PYTORCH_")
+TUNING = ("OMP_", "GOMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_", "LD_PRELOAD", "CUDA_", "PYTORCH_")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -10,12 +10,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.terminal.refusals import meant, refusing
+from specdec.threads import settle
 
 T = TypeVar("T")
 
 
 def start(main: Callable[[T], Any], options: type[T], arguments: list[str] | None = None) -> None:
     """Run `main` on the dataclass `options`, filled from the command line."""
+    settle()
     with refusing():
         main(parse(options, sys.argv[1:] if arguments is None else arguments))
 

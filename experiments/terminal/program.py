@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.terminal.refusals import FULL, meant, refusing
 from specdec.registry import CONF, described, lost, names
+from specdec.threads import settle
 
 FOOTER = "Powered by Hydra (https://hydra.cc)\nUse --hydra-help to view Hydra specific help"
 # Hydra's launchers -> our extras that bring them
@@ -33,6 +34,7 @@ def start(
 ) -> Any:
     """Run a function made by `hydra.main`. schema: the dataclass of its keys, None for training,
     which has YAMLs only; interrupted: the line that it ends with after Ctrl-C."""
+    settle()
     asked = os.environ.get(FULL)
     with refusing(explained, interrupted):
         os.environ[FULL] = "1"  # Hydra then raises what it would print

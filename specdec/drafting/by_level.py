@@ -16,7 +16,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from specdec.chance import Draws, Part, Places, Sites
+from specdec.chance import Draws, KeyedDraws, KeyedPlaces, Part, Places, Sites
 from specdec.drafting.stop_rules import StopRule
 from specdec.probs import DraftLaws, top
 from specdec.state import State
@@ -158,6 +158,15 @@ def _places(
     widest = max(width if isinstance(width, int) else max(width) for width in branching)
     most = 1 if law is SiblingLaw.HUB else widest
     return chance.places(Sites(rows, nodes, ranks, depths, live), "draft", most)
+
+
+def numbers(
+    chance: KeyedDraws, state: State, branching: Sequence[Width], law: SiblingLaw
+) -> Tensor:
+    """The numbers u (n, k) that trees of this shape are drawn by, if no row ends before."""
+    places = _places(chance, state, branching, law)
+    assert isinstance(places, KeyedPlaces)
+    return places.u
 
 
 @lru_cache(64)

@@ -235,6 +235,27 @@ class Shape:
         return LAWS.get(self.draw, SiblingLaw.WOR)
 
 
+def grow(
+    shape: Shape,
+    law: SiblingLaw,
+    logits: Tensor,
+    score: Score,
+    state: State,
+    chance: Draws,
+    stop: StopRule | None = None,
+) -> Grown:
+    """One tree of this shape per row; `logits` (B, 1, V) follow the roots, `score` gives those of
+    each further level."""
+    greedy = state.sampling.greedy
+    if shape.tree is not None:
+        return static(logits, score, state, shape.tree)
+    if shape.draw == "ranked" or (shape.draw == "adaptive" and greedy):
+        return ranked(logits, score, state, shape.depth, shape.expand, shape.nodes or 0)
+    if shape.draw == "adaptive":
+        return adaptive(logits, score, state, chance, shape.depth, shape.nodes or 0)
+    return by_level(logits, score, state, chance, shape.children, law, stop)
+
+
 class TreeDrafter(Drafter):
     """A drafter that grows a `Shape` from its own laws."""
 
@@ -253,14 +274,7 @@ class TreeDrafter(Drafter):
     def grow(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
         """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each
         further level."""
-        shape, greedy = self.shape, state.sampling.greedy
-        if shape.tree is not None:
-            return static(logits, score, state, shape.tree)
-        if shape.draw == "ranked" or (shape.draw == "adaptive" and greedy):
-            return ranked(logits, score, state, shape.depth, shape.expand, shape.nodes or 0)
-        if shape.draw == "adaptive":
-            return adaptive(logits, score, state, chance, shape.depth, shape.nodes or 0)
-        return by_level(logits, score, state, chance, shape.children, self.law, self._stop)
+        return grow(self.shape, self.law, logits, score, state, chance, self._stop)
 
     def settings_in_effect(self) -> dict[str, Any]:
         shape = self.shape

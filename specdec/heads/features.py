@@ -10,10 +10,12 @@ Letters: B rows, b rows of one call, T tokens, N nodes, m nodes of a level, K ta
 vocabulary.
 """
 
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec.chance import Draws
+from specdec.drafting.by_level import Grown
 from specdec.drafting.shape import (
     BY_NODES,
     BY_VALUE,
@@ -30,6 +33,7 @@ from specdec.drafting.shape import (
     Shape,
     TreeDrafter,
 )
+from specdec.drafting.whole import whole_shape
 from specdec.errors import integer
 from specdec.heads.decoder_layer import Unrolled, decoder_of, shape_of
 from specdec.heads.head import (
@@ -47,6 +51,7 @@ from specdec.models.compiled import CompiledModel
 from specdec.models.masks import Masks
 from specdec.models.memory import Layout, Memory, as_it_is
 from specdec.models.support import layer_kinds
+from specdec.models.whole import Passes, Piece, padded
 from specdec.sampling import Sampling
 from specdec.state import State
 from specdec.tree import MOST_NODES, TokenTree
@@ -162,6 +167,21 @@ def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ra
     return Shape(depth, branching, draw, nodes, acceptance=acceptance, stop=given.get("stop"))
 
 
+# Passes of each head, by device and dtype: what is compiled is kept for runs to come.
+Versions = tuple[int, ...]  # of weights
+_compiled: weakref.WeakKeyDictionary[FeatureHead, dict[Any, tuple[Versions, CompiledModel]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class New(NamedTuple):
+    """Pairs that a round brought."""
+
+    counts: list[int]  # of each row
+    tokens: Tensor  # (B, T)
+    taps: Tensor  # (B, T, K, d)
+
+
 class FeatureDrafter(TreeDrafter):
     """Grows a `Shape` with a FeatureHead. One pass per level for the whole frontier; the LM head
     runs on the frontier only."""
@@ -173,10 +193,9 @@ class FeatureDrafter(TreeDrafter):
     def __init__(
         self, heads: str | Path | FeatureHead, **shape: Unpack[HeadShapeArguments]
     ) -> None:
-        self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load(heads)
+        self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load_kept(heads)
         super().__init__(shape_for(self.heads, shape, depth=5))
         self.taps = self.heads.taps
-        self._compiled: dict[Any, CompiledModel] = {}  # by device and dtype
 
     @classmethod
     def tiny(
@@ -194,19 +213,24 @@ class FeatureDrafter(TreeDrafter):
         self.taps = self.heads.taps_for(target)
         where = target.device, target.dtype
         self._heads = self.heads.on(*where).runner()
-        if where not in self._compiled:
-            self._compiled[where] = self._compilable(*where)
-        compiled, compile = self._compiled[where], compile_of(target)
+        # Compiled passes hold copies of the weights: training makes them stale.
+        versions = tuple(weight._version for weight in self.heads.parameters())
+        known = _compiled.setdefault(self.heads, {})
+        if where not in known or known[where][0] != versions:
+            known[where] = versions, self._compilable(*where)
+        compiled, compile = known[where][1], compile_of(target)
         self._run = as_it_is(self._heads)
         if compile:
             self._run = compiled.forward(compile == "require", self._heads)
         # It grows with the texts.
         self._memory = Memory(compiled.layout, rows, 0, target.dtype, target.device, bool(compile))
         self.opened = (self._memory,)
+        self._model = compiled
+        self._whole = whole_shape(self.shape, self.law, sampling) if compile else None
         self._first_rounds = FirstRounds(self.heads)
 
     def _compilable(self, device: torch.device, dtype: torch.dtype) -> CompiledModel:
-        """Passes of the heads; what is compiled is kept for runs to come."""
+        """Passes of the heads."""
         heads = self.heads.on(device, dtype).runner()
         kinds, kept = layer_kinds(heads.decoder.config), attention.choose(self.heads.decoder)
         layout = Layout(self.Kind.kind, [self._layer_shape(heads)], kinds, kept)
@@ -237,17 +261,19 @@ class FeatureDrafter(TreeDrafter):
         self._memory.commit(counts, None if every else rows)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        logits = self._read_new(state)
-        if logits is None or state.deepest < 1:
+        new = self._new(state)
+        if new is None or state.deepest < 1:  # the latter: all texts end with this round
             return TokenTree.root(state.roots, self.law)
-        return self.grow(logits, self._score, with_states(state), chance).tree
+        grown = self._as_a_whole(new, with_states(state), chance)
+        if grown is None:
+            grown = self.grow(self._read(new), self._score, with_states(state), chance)
+        return grown.tree
 
     def observe(self, state: State) -> None:
         self._first_rounds.see(state)
 
-    def _read_new(self, state: State) -> Tensor | None:
-        """Read the pairs that the last round brought: (B, 1, V) logits after the roots. None where
-        no row has any."""
+    def _new(self, state: State) -> New | None:
+        """The pairs that the last round brought. None where no row has any."""
         taps, host = state.last.taps, state.on_host
         if taps is None:  # prompts of one token: the first states come with the first round
             return None
@@ -261,28 +287,59 @@ class FeatureDrafter(TreeDrafter):
         if widest == 0:
             return None
         first = [length - count for length, count in zip(host.lengths, counts, strict=True)]
-        tokens = state.tokens_from(first, widest)
-        over = self._memory.reading(widest)
-        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
+        return New(counts, state.tokens_from(first, widest), taps[:, :widest])
+
+    def _read(self, new: New) -> Tensor:
+        """(B, 1, V) logits after the roots."""
+        counts, tokens, taps = new
+        over = self._memory.reading(tokens.shape[1])
+        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
         out = self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, root=True)
         if min(counts) == max(counts):
-            self._features = out[:, widest - 1 :]
+            self._features = out[:, -1:]
         else:
             last = torch.tensor([max(count - 1, 0) for count in counts], device=taps.device)
-            self._features = out[torch.arange(state.rows, device=taps.device), last][:, None]
+            self._features = out[torch.arange(len(taps), device=taps.device), last][:, None]
         return self._all_logits(self._features)
 
     def _score(self, tree: TokenTree, start: int) -> Tensor:
+        over = self._memory.scoring(tree, start)
+        return self._next(tree, start, partial(self._memory.run, self._run, over))
+
+    def _next(self, tree: TokenTree, start: int, run: Callable[..., Tensor]) -> Tensor:
         """(B, m, V) of nodes >= start: each builds on the layer's output at its parent."""
         parents = tree.parents[:, start:].clamp(min=0)
         size = self._features.shape[2]
         before = self._features.gather(1, parents[:, :, None].expand(-1, -1, size))
-        over = self._memory.scoring(tree, start)
-        embeddings = self._target.embed(tree.tokens[:, start:])
-        new = self._memory.run(self._run, over, embeddings=embeddings, features=before)
+        new = run(embeddings=self._target.embed(tree.tokens[:, start:]), features=before)
         self._features = torch.cat([self._features, new], 1)
         return self._all_logits(new)
+
+    def _as_a_whole(self, new: New, state: State, chance: Draws) -> Grown | None:
+        """The whole draft in one compiled function, where that is possible."""
+        whole, shape = self._whole, self.shape
+        given = None if whole is None else whole.tensors(state, chance)
+        most = shape.depth + 1
+        if whole is None or given is None or max(new.counts) > most:
+            return None
+
+        def make(passes: Passes, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Any]:
+            tokens, taps = inputs["tokens"], inputs["taps"]
+            embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
+            self._features = passes.read(embeddings=embeddings, features=features)
+            logits = self._all_logits(self._features)
+
+            def score(tree: TokenTree, start: int) -> Tensor:
+                return self._next(tree, start, partial(passes.score, tree, start))
+
+            return whole.grow(logits, score, passes.newest(tokens)[:, 0], inputs)
+
+        given["tokens"], given["taps"] = padded(new.tokens, most), padded(new.taps, most)
+        key = (whole.key, weakref.ref(self._target))
+        piece = Piece(key, new.counts, given, shape.slots, shape.depth, make)
+        found = self._model.at_once(self._memory, piece)
+        return None if found is None else whole.grown(*found, state)
 
     def _all_logits(self, features: Tensor) -> Tensor:
         """Over the target's vocabulary: tokens that the head does not know are impossible."""

@@ -25,6 +25,7 @@ from specdec.drafting.rank_tree import RankTree
 from specdec.heads.files import Published, fill, folder_of, read_folder, write_folder
 from specdec.heads.marks import Mark, check_mark
 from specdec.interfaces import LanguageModel, LendsHead, Tap
+from specdec.models.kept import kept
 from specdec.plugins import construct
 from specdec.state import State
 
@@ -101,6 +102,13 @@ class Head(nn.Module):
         """Write `folder` as a whole or not at all. `notes` are kept in the config."""
         config = {"specdec_head": self.kind, "settings": self.settings, **notes}
         write_folder(folder, config, self.weights())
+
+    @classmethod
+    def load_kept(cls, name: str | Path) -> Self:
+        """`load` for a drafter: one that was loaded before is shared (`specdec.models.kept`)."""
+        if not isinstance(name, (str, Path)):
+            return cls.load(name)
+        return kept((cls, str(name)), folder_of(name), lambda: cls.load(name))
 
     @classmethod
     def load(cls, name: str | Path) -> Self:

@@ -16,29 +16,28 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter, warn
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor
 from torch.nn import Module
-from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from specdec.errors import did_you_mean
 from specdec.interfaces import Compile, CompiledPass
 from specdec.models.capture import Captured
-from specdec.models.masks import masks_at
+from specdec.models.masks import WIDEST, masks_at, tree_of
 from specdec.models.memory import Few, Forward, Layout, Memory, Pass, as_it_is
-from specdec.tree import Structure
+from specdec.models.whole import Function, Passes, Piece, Whole, padded, traced
 
-NODES = (1, 2, 4, 8, 16, 24, 32, 64)  # what the nodes of a pass are padded to
-WIDEST = NODES[-1]  # nodes of a tree
+NODES = (1, 2, 4, 8, 16, 24, 32, WIDEST)  # what the nodes of a pass are padded to
 OFTEN = 4  # passes of one shape in a run, from which on a larger one does not do
 SHALLOW = 12  # layers up to which the code around the kernels is compiled too
+LOOPED = 2  # a draft as a whole may have so many times more
 CAPTURES = {"cuda"}  # devices on which a compiled pass is captured as a graph
 
 
@@ -50,6 +49,9 @@ def compile_mode(value: Any) -> Compile:
         return "require"
     hint = did_you_mean(value, ["require"]) if isinstance(value, str) else ""
     raise ValueError(f"compile must be True, False, 'require' or None, got {value!r}{hint}")
+
+
+_freezing = threading.Lock()  # of the compiler's settings, which are the process's
 
 
 class Shape(NamedTuple):
@@ -68,8 +70,10 @@ class CompiledModel:
     def __init__(self, module: Module, layout: Layout, dtype: torch.dtype) -> None:
         self.module, self.layout, self.dtype = module, layout, dtype
         self._passes: dict[Shape, Callable[..., Any]] = {}
+        self._pieces: dict[Hashable, Whole] = {}
         self._lock = threading.RLock()  # of what is compiled
         self._why_not: str | None = None  # why its passes cannot be compiled
+        self._no_pieces = False  # and why no drafts as a whole
         self._warned: set[str] = set()
 
     def forward(self, required: bool, module: Module | None = None) -> Forward:
@@ -111,11 +115,11 @@ class CompiledModel:
             try:
                 self._make(shape, memory, arguments)
             except Exception as error:  # whatever tracing, a compiler or a driver raises
-                self._why_not = _reason(error)
+                self._why_not = reason(error)
                 self._cannot(required)
                 return None
         with memory.timed():
-            found = self._call(shape, memory, arguments)
+            found = self._call(shape, self._passes[shape], memory, arguments)
         if isinstance(found, Tensor):
             return found[:, :count]
         logits, hidden = found
@@ -139,41 +143,43 @@ class CompiledModel:
         with self._lock:
             if shape in self._passes:
                 return
-            nodes, rows, slots, _ = shape
-            print(
-                f"compiling {self.layout.name}: nodes={nodes} rows={rows} slots={slots} ...",
-                file=sys.stderr,
-                flush=True,
-            )
-            began = time.perf_counter()
-            compiled = built(_alone(self._traced(shape)), self._options(memory.device))
-            with catch_warnings():
-                simplefilter("ignore")  # of compilers, about themselves
-                compiled(*arguments, memory.views)
-            seconds = time.perf_counter() - began
-            memory.compiled.append(CompiledPass(self.layout.name, nodes, rows, slots, seconds))
-            self._passes[shape] = compiled
+            nodes, rows, slots, options = shape
+            made = CompiledPass(self.layout.name, nodes, rows, slots, 0.0)
 
-    def _options(self, device: torch.device) -> dict[str, Any]:
+            def make() -> Callable[..., Any]:
+                one_pass = alone(self._traced(slots, options))
+                return built(one_pass, self._options(memory.device, len(self.layout.shapes)))
+
+            self._passes[shape] = self._compiled(made, make, memory, arguments)
+
+    def _compiled(
+        self, made: CompiledPass, make: Callable[[], Function], memory: Memory, arguments: Any
+    ) -> Function:
+        """What `make` gives, called once; reported as `made`."""
+        began = time.perf_counter()
+        function = first_call(made, make, (*arguments, memory.views))
+        memory.compiled.append(made._replace(seconds=time.perf_counter() - began))
+        return function
+
+    def _options(self, device: torch.device, layers: int) -> dict[str, Any]:
         """Of Inductor. A C++ wrapper around the kernels saves a few per cent of a pass; its compile
         time grows faster than the number of layers."""
         if device.type != "cpu":
             return {}
-        return {"freezing": True, "cpp_wrapper": len(self.layout.shapes) <= SHALLOW}
+        return {"freezing": True, "cpp_wrapper": layers <= SHALLOW}
 
-    def _call(self, shape: Shape, memory: Memory, arguments: tuple[Any, ...]) -> Any:
-        compiled = self._passes[shape]
+    def _call(self, key: Hashable, function: Function, memory: Memory, arguments: Any) -> Any:
         if memory.device.type not in CAPTURES:
-            return compiled(*arguments, memory.views)
-        if (self, shape) not in memory.graphs:
+            return function(*arguments, memory.views)
+        if (self, key) not in memory.graphs:
             views = memory.views
-            memory.graphs[self, shape] = Captured(lambda *given: compiled(*given, views), arguments)
-        return memory.graphs[self, shape](arguments)
+            memory.graphs[self, key] = Captured(lambda *given: function(*given, views), arguments)
+        return memory.graphs[self, key](arguments)
 
-    def _traced(self, shape: Shape) -> Callable[..., Any]:
+    def _traced(self, slots: int, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         """The pass as a function of tensors alone."""
         module, layout, dtype = self.module, self.layout, self.dtype
-        scratch, options = shape.slots - 1, dict(shape.options)
+        scratch, settings = slots - 1, dict(options)
 
         def one_pass(
             inputs: dict[str, Tensor],
@@ -183,7 +189,7 @@ class CompiledModel:
             views: list[list[Tensor]],
         ) -> Any:
             rows, nodes = ancestors.shape[:2]
-            first, start, count = where[:rows, None], where[rows], where[rows + 1]
+            first, start, count = where[:rows, None], where[rows], where[rows + 1 :, None]
             numbers = torch.arange(nodes, device=where.device)
             own = (start + numbers).clamp(max=WIDEST - 1).expand(rows, -1)
             positions = first + depths.gather(1, own)
@@ -191,7 +197,7 @@ class CompiledModel:
             seen = masks_at(layout.kinds, ancestors, depths, first, positions, scratch + 1, dtype)
             out = module(
                 **inputs,
-                **options,
+                **settings,
                 position_ids=positions.clamp(max=layout.context - 1),
                 attention_mask=seen,
                 past_key_values=FixedSlots(views, slots),
@@ -200,6 +206,62 @@ class CompiledModel:
             return out if isinstance(out, Tensor) else (out.logits, out.hidden_states or ())
 
         return one_pass
+
+    # --------------------------------------------------------------------------- drafts as a whole
+
+    def at_once(self, memory: Memory, piece: Piece) -> tuple[list[Tensor], Any] | None:
+        """What `piece` makes of new tokens, as one compiled function; they are committed. None
+        where that cannot be: then the passes are run one by one."""
+        if self._why_not is not None or self._no_pieces:
+            return None
+        rows, first = memory.rows, list(memory.lengths)
+        longest = max(a + b for a, b in zip(first, piece.counts, strict=True))
+        memory.make_room(longest + piece.nodes)
+        key = (piece.key, rows, memory.slots)
+        places = torch.tensor([first, piece.counts], device=memory.device)
+        arguments = (places, piece.inputs)
+        if key not in self._pieces:
+            try:
+                self._make_whole(key, memory, piece, arguments)
+            except Exception as error:  # as above
+                self._no_pieces = True
+                self._warn_once(f"drafts cannot be compiled as a whole ({reason(error)})")
+                return None
+        whole = self._pieces[key]
+        with memory.timed():
+            tensors = self._call(key, whole.function, memory, arguments)
+        memory.calls += piece.steps
+        memory.commit(piece.counts, root=True)
+        return tensors, whole.facts[0]
+
+    def _make_whole(self, key: Hashable, memory: Memory, piece: Piece, arguments: Any) -> None:
+        with self._lock:
+            if key in self._pieces:
+                return
+            facts: list[Any] = []  # what the piece says besides its tensors, known once it has run
+            one_pass = self._traced(memory.slots, ())
+
+            def whole(
+                places: Tensor, inputs: dict[str, Tensor], views: list[list[Tensor]]
+            ) -> list[Tensor]:
+                passes = Passes(one_pass, places[0], places[1], views)
+                tensors, said = piece.make(passes, inputs)
+                facts[:] = [said]
+                return tensors
+
+            def make() -> Function:
+                layers = piece.steps * len(self.layout.shapes)
+                graph = traced(whole, (*arguments, memory.views))
+                return built(graph, self._options(memory.device, layers // LOOPED))
+
+            nodes = piece.nodes
+            made = CompiledPass(
+                self.layout.name, nodes, memory.rows, memory.slots, 0.0, piece.steps
+            )
+            function = self._compiled(made, make, memory, arguments)
+            self._pieces[key] = Whole(function, facts)
+
+    # ------------------------------------------------------------------------------- when it fails
 
     def _cannot(self, required: bool) -> None:
         what = f"it cannot be compiled ({self._why_not})"
@@ -215,7 +277,24 @@ class CompiledModel:
             warn(f"{self.layout.name}: {what}", stacklevel=2)
 
 
-def _reason(error: Exception) -> str:
+def first_call(made: CompiledPass, make: Callable[[], Function], arguments: Any) -> Function:
+    """What `make` gives, called once, since compilers work at the first call; a line tells of
+    it."""
+    steps = f" steps={made.steps}" if made.steps > 1 else ""
+    print(
+        f"compiling {made.model}: nodes={made.nodes} rows={made.rows} slots={made.slots}"
+        f"{steps} ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    with catch_warnings():
+        simplefilter("ignore")  # of compilers, about themselves
+        function = make()
+        function(*arguments)
+    return function
+
+
+def reason(error: Exception) -> str:
     """In one line: a compiler's error begins with whose it is, and goes on for pages."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     while said and said[0].endswith(":"):
@@ -223,35 +302,26 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
-def built(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+def built(function: Function, options: dict[str, Any]) -> Function:
     """`function`, compiled at its first call for the shapes that it then gets."""
     # Each shape has a function of its own; nothing else ever changes.
     options = {**options, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    compiled: Callable[..., Any] = torch.compile(
-        function, dynamic=False, fullgraph=True, options=options
-    )
-    return compiled
+    compiled: Function = torch.compile(function, dynamic=False, fullgraph=True, options=options)
+    frozen, first = bool(options.get("freezing")), [True]
+
+    def call(*arguments: Any) -> Any:
+        if not first:
+            return compiled(*arguments)
+        # Whether weights become constants is decided before a backend sees its options.
+        with _freezing, inductor.patch(freezing=frozen):
+            out = compiled(*arguments)
+        first.clear()
+        return out
+
+    return call
 
 
-def padded(values: Tensor, nodes: int) -> Tensor:
-    """(B, nodes, ...) of (B, n, ...): zeros follow."""
-    missing = nodes - values.shape[1]
-    if missing == 0:
-        return values.contiguous()
-    return pad(values, (0, 0) * (values.ndim - 2) + (0, missing))
-
-
-@lru_cache(256)  # structures are compared by identity; those that repeat are padded once
-def tree_of(structure: Structure, start: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Depths (B, W) of a tree's nodes; and who of them is an ancestor of nodes >= start, (B, n, W)
-    bool. Padding has none."""
-    missing = WIDEST - structure.num_nodes
-    short = nodes - (structure.num_nodes - start)
-    depths = pad(structure.depths, (0, missing))
-    return depths, pad(structure.ancestors[:, start:], (0, missing, 0, short))
-
-
-def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+def alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with a code object of its own: what is compiled is kept by code object, and
     without guards one pass would be taken for another."""
     assert isinstance(function, types.FunctionType)

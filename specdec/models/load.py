@@ -23,6 +23,7 @@ from transformers import (
 from specdec.errors import integer, misspelt_arguments_are_named, some, switch
 from specdec.interfaces import Compile
 from specdec.models.compiled import compile_mode
+from specdec.models.kept import kept
 from specdec.models.language_model import TransformersLM
 from specdec.models.quantized import Quantize, check_scheme, is_quantized, quantized
 
@@ -163,6 +164,12 @@ def _moved(model: PreTrainedModel, device: str | torch.device | None) -> PreTrai
         return moved
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"the model cannot be moved to device {device!r}: {error}") from error
+
+
+def load_kept(name: str | Path) -> TransformersLM:
+    """`load(name)` for a drafter: one that was loaded before is shared (`specdec.models.kept`)."""
+    folder = BUNDLED.get(str(name), Path(name).expanduser())
+    return kept(("model", str(name)), folder, lambda: load(name))
 
 
 def _from_disk(

@@ -1,13 +1,18 @@
 """Who sees whom in a pass: additive attention masks over the slots of a memory.
 
-Letters: B rows, N nodes of a tree, n nodes of this pass, T slots.
+Letters: B rows, N nodes of a tree, n nodes of this pass, T slots, W = WIDEST nodes.
 """
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specdec.models.support import LayerKind
+from specdec.tree import Structure
 
+WIDEST = 64  # nodes of a tree whose passes are compiled
 Masks = Tensor | dict[str, Tensor | None] | None
 
 
@@ -75,6 +80,16 @@ def masks_again(
     itself = slot == slots_of[:, :, None]
     mask = _additive((slot < positions[:, :, None]) | itself, dtype)
     return {kind.name: mask for kind in kinds} if len(kinds) > 1 else mask
+
+
+@lru_cache(256)  # structures are compared by identity; those that repeat are padded once
+def tree_of(structure: Structure, start: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Depths (B, W) of a tree's nodes; and who of them is an ancestor of nodes >= start, (B, n, W)
+    bool. Padding has none."""
+    missing = WIDEST - structure.num_nodes
+    short = nodes - (structure.num_nodes - start)
+    depths = pad(structure.depths, (0, missing))
+    return depths, pad(structure.ancestors[:, start:], (0, missing, 0, short))
 
 
 def _visible(ancestors: Tensor, roots: list[int], slots: int) -> Tensor:

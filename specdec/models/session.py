@@ -15,6 +15,7 @@ from specdec.interfaces import Compile, CompiledPass, PartScores, Scores, Tap
 from specdec.models.compiled import CompiledModel
 from specdec.models.layers import watched
 from specdec.models.memory import Layout, Memory, Pass, as_it_is
+from specdec.models.whole import Piece
 from specdec.tree import Structure, TokenTree
 
 
@@ -124,6 +125,10 @@ class TransformersSession:
             out = self._memory.run(as_it_is(handed.upper), over, inputs_embeds=handed.states)
             return Scores(out.logits, None)
         return Scores(*self._forward(tree.tokens[:, start:], over, taps, None))
+
+    def at_once(self, piece: Piece) -> tuple[list[Tensor], Any] | None:
+        """A draft as a whole (`specdec.models.whole`). None where passes are not compiled."""
+        return self.model.compiled.at_once(self._memory, piece) if self.compile else None
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         self._memory.keep(path, counts)

@@ -13,6 +13,7 @@ ATTENTION, PROOF, LOAD = (
     "specdec/models/load.py",
 )
 COMPILED, FIXED = "specdec/models/compiled.py", "tests/test_compiled.py"
+WHOLE, WHOLE_TESTS = "specdec/models/whole.py", "tests/test_whole_drafts.py"
 TABLE, SUPPORT = "specdec/models/table.py", "specdec/models/support.py"
 MODEL, SESSIONS = "tests/test_language_model.py", "tests/test_sessions.py"
 SCHEDULE = f"{SESSIONS} -k random_schedule"
@@ -368,9 +369,41 @@ MUTANTS = (
     Mutant(
         "a compiler's failure is not remembered",
         COMPILED,
-        "self._why_not = _reason(error)",
+        "self._why_not = reason(error)",
         "pass",
         "a model that cannot be compiled is tried at every pass",
         f"{FIXED} -k 'cannot_be_compiled or required'",
+    ),
+    Mutant(
+        "a whole draft hangs its nodes one place too deep",
+        WHOLE,
+        "roots = self.first + self.counts - 1",
+        "roots = self.first + self.counts",
+        "what a whole draft draws after the root is drawn given a text with a hole",
+        WHOLE_TESTS,
+    ),
+    Mutant(
+        "a whole draft goes on from the padding",
+        WHOLE,
+        "last = (self.counts - 1).clamp(min=0)",
+        "last = (self.counts - 1).clamp(min=0) * 0",
+        "a draft begins at a token before the root where two were read",
+        WHOLE_TESTS,
+    ),
+    Mutant(
+        "a whole draft is not cut",
+        "specdec/drafting/whole.py",
+        "limit = None if state.shallowest >= depth else (state.room - 1) * state.live",
+        "limit = None",
+        "a chain is longer than its row may grow",
+        WHOLE_TESTS,
+    ),
+    Mutant(
+        "weights stay arguments of what is compiled",
+        COMPILED,
+        "inductor.patch(freezing=frozen)",
+        "inductor.patch(freezing=False)",
+        "weights are packed anew at every product, which takes half of a pass",
+        f"{FIXED} -k weights_are_packed",
     ),
 )
