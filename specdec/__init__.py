@@ -18,6 +18,7 @@ _HOMES = {
     "load": "models.load",
     "generate": "generate",
     "stream": "generate",
+    "Engine": "engine",
     "Output": "output",
     "Event": "output",
     "TokenTree": "tree",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from specdec.chance import Enumerate as Enumerate
     from specdec.chance import Keyed as Keyed
     from specdec.chance import Sites as Sites
+    from specdec.engine import Engine as Engine
     from specdec.errors import Refused as Refused
     from specdec.generate import generate as generate
     from specdec.generate import stream as stream

@@ -7,6 +7,7 @@ T tokens, K taps, d hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -128,6 +129,40 @@ class Rewinds(Protocol):
         tree."""
 
 
+@dataclass(frozen=True)
+class KV:
+    """How a session keeps keys and values."""
+
+    layout: Literal["contiguous", "paged"] = "contiguous"
+    page: int = 16  # tokens of a page
+    pages: int | None = None  # of the pool; None: it grows
+    dtype: Literal["model", "int8"] = "model"
+
+
+@runtime_checkable
+class Paged(Protocol):
+    """A session whose memory is pages of a bounded pool."""
+
+    page: int  # tokens of a page
+
+    @property
+    def pages(self) -> int: ...  # of the pool
+
+    @property
+    def free(self) -> int: ...  # pages; shared ones that nobody uses any more count too
+
+    def pages_for(self, tokens: int) -> int: ...  # that a row of so many tokens needs
+
+    def lacking(self, rows: Sequence[int], nodes: int) -> int:
+        """Pages missing for each of these rows to score a tree of `nodes` nodes; 0: enough."""
+
+    def adopt(self, row: int, tokens: Sequence[int], taps: tuple[Tap, ...] = ()) -> int:
+        """An empty row shares the full pages of an equal prefix that are cached. Returns how many
+        leading tokens are committed now; 0 where taps are asked for that were not kept."""
+
+    def check_integrity(self) -> None: ...  # for tests: what must hold between passes
+
+
 @runtime_checkable
 class LanguageModel(Protocol):
     """Weights. The memory of a run is in a session; any number of sessions may be open at once."""
@@ -172,6 +207,17 @@ class CompilableModel(LanguageModel, Protocol):
 
     def open(self, rows: int, slots: int, compile: Compile = None) -> Session:
         """compile: instead of the model's own setting."""
+
+
+@runtime_checkable
+class PagedModel(LanguageModel, Protocol):
+    """A model whose sessions can keep their memory in pages."""
+
+    def bytes_per_token(self, kv: KV) -> int: ...  # of a session's memory
+
+    def open(
+        self, rows: int, slots: int, compile: Compile = None, kv: KV | None = None
+    ) -> Session: ...
 
 
 @runtime_checkable
