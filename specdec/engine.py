@@ -25,7 +25,7 @@ from specdec.errors import integer, misspelt_arguments_are_named, switch
 from specdec.generate import Run
 from specdec.grammar import GrammarChoice
 from specdec.handles import Handle, Work
-from specdec.interfaces import LanguageModel, Paged
+from specdec.interfaces import LanguageModel, Paged, kv_of
 from specdec.measuring.report import Report, Step
 from specdec.models.load import Loadable, load
 from specdec.output import Event
@@ -73,14 +73,13 @@ class Engine:
         seats = integer("seats", seats, 1)
         if prefill_chunk is not None:
             prefill_chunk = integer("prefill_chunk (None: all at once)", prefill_chunk, 1)
-        self._room = room(model, kv, page, memory, seats)
+        model, self._slots = room(model, kv, page, memory, seats)
         call = Call(
             model,
             make_drafter(drafter),
             verifier,
             seats,
             switch("allow_lossy", allow_lossy),
-            kv=self._room.kv,
             prefill_chunk=prefill_chunk,
             goes_on=True,
         )
@@ -233,16 +232,16 @@ class Engine:
             f"a prompt of {len(request.prompt)} tokens with max_new_tokens="
             f"{request.max_new_tokens} and a tree of {nodes} nodes takes"
         )
-        if isinstance(target, Paged) and self._room.kv and self._room.kv.pages is not None:
+        if isinstance(target, Paged) and kv_of(self._run.call.target).pages is not None:
             pages = target.pages_for(most)
             if pages > target.pages:
                 raise ValueError(
                     f"{asks} {pages} pages of {target.page} tokens, this engine's memory has "
                     f"{target.pages}; ask for less, or make an engine with more memory"
                 )
-        if self._room.slots is not None and most > self._room.slots:
+        if self._slots is not None and most > self._slots:
             raise ValueError(
-                f"{asks} {most} slots, this engine's memory has {self._room.slots} in each of its "
+                f"{asks} {most} slots, this engine's memory has {self._slots} in each of its "
                 f"{self._run.call.seats} seats; ask for less, or make an engine with more memory, "
                 "fewer seats or kv='paged'"
             )

@@ -14,7 +14,7 @@ from specdec.chance import Chance
 from specdec.errors import misspelt_arguments_are_named, switch
 from specdec.grammar import GrammarChoice
 from specdec.groups import Groups
-from specdec.interfaces import LanguageModel, Session
+from specdec.interfaces import LanguageModel
 from specdec.measuring.recorder import Recorder
 from specdec.measuring.report import Report, Step
 from specdec.models.load import Loadable
@@ -151,8 +151,7 @@ class Run:
         with ExitStack() as stack:
             stack.callback(groups.close)
             slots = call.slots + groups.max_nodes if call.slots else 0
-            options = {} if call.kv is None else {"kv": call.kv}
-            target: Session = stack.enter_context(call.target.open(call.seats, slots, **options))
+            target = stack.enter_context(call.target.open(call.seats, slots))
             groups.watch = lambda opened: recorder.watch((target, *opened))
             groups.watch(groups.opened)
             stack.callback(lambda: recorder.end(target, groups.opened))

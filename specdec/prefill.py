@@ -22,6 +22,7 @@ class Reading:
     tokens: list[int]
     shared: int = 0  # so many of them a text that is ahead has too
     read: int = 0  # so many of them are in memory
+    asked: bool = False  # whether it has been given the pages that it can share
     taps: list[Tensor] = field(default_factory=list)  # (T, K, d) of each part
     best: list[Tensor] = field(default_factory=list)  # (T, k)
 
@@ -98,13 +99,14 @@ class Prefill:
     def _adopted(self, one: Reading, ahead: Sequence[Reading]) -> bool:
         """Let it share pages; False: not yet."""
         target = self._target
-        if not self.shares or one.read or not one.tokens or not isinstance(target, Paged):
+        if not isinstance(target, Paged) or one.read or one.asked:
             return True
-        for other in ahead:
+        for other in ahead if self.shares else ():
             alike = common(other.tokens, one.tokens)
             if alike - alike % target.page > other.read:
                 return False
-        one.read = target.adopt(one.row, one.tokens)
+        one.asked = True
+        one.read = target.adopt(one.row, one.tokens if self.shares else [])
         return True
 
     @property

@@ -12,7 +12,7 @@ from torch.nn import Module
 from specdec.chance import INT64, Chance, Keyed
 from specdec.errors import integer, switch
 from specdec.grammar import Grammar, GrammarChoice
-from specdec.interfaces import KV, Drafter, LanguageModel, Verifier
+from specdec.interfaces import Drafter, LanguageModel, Verifier
 from specdec.models.grammars import grammars_of
 from specdec.models.load import Loadable, load
 from specdec.plugins import build
@@ -55,7 +55,6 @@ class Call:
     allow_lossy: bool
     trace: bool = False
     slots: int = 0  # of every row's memory, besides the nodes of a tree; 0: it grows
-    kv: KV | None = None  # where the target's memory is not to be what it usually is
     prefill_chunk: int | None = None  # tokens of prompts that are read before a round; None: all
     goes_on: bool = False  # a request that fails does not end the others
 
