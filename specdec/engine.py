@@ -227,7 +227,7 @@ class Engine:
 
     def _check_size(self, request: Request, nodes: int) -> None:
         """Raises ValueError for a request that would not even fit alone."""
-        most, target = request.longest - 1 + nodes, self._seats.target
+        most, target = request.longest - 2 + nodes, self._seats.target
         asks = (
             f"a prompt of {len(request.prompt)} tokens with max_new_tokens="
             f"{request.max_new_tokens} and a tree of {nodes} nodes takes"

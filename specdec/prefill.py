@@ -133,9 +133,9 @@ class Prefill:
         best = best_tokens(scores.logits, k)
         for place, (one, count) in enumerate(zip(parts, some, strict=True)):
             one.read += count
-            if scores.taps is not None:
+            if count and scores.taps is not None:
                 one.taps.append(scores.taps[place, :count])
-            if best is not None:
+            if count and best is not None:
                 one.best.append(best[place, :count])
 
 
