@@ -12,6 +12,7 @@ vocabulary.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -41,11 +42,12 @@ from specdec.heads.head import (
     static_tree,
     with_states,
 )
-from specdec.interfaces import LanguageModel, LendsHead, compile_of, lends_head
+from specdec.interfaces import LanguageModel, LendsHead, compile_of, kv_of, lends_head
 from specdec.models import attention
 from specdec.models.compiled import CompiledModel
 from specdec.models.masks import Masks
-from specdec.models.memory import Layout, Memory, as_it_is
+from specdec.models.memory import Layout, as_it_is
+from specdec.models.paged import opened
 from specdec.models.support import layer_kinds
 from specdec.sampling import Sampling
 from specdec.state import State
@@ -201,7 +203,10 @@ class FeatureDrafter(TreeDrafter):
         if compile:
             self._run = compiled.forward(compile == "require", self._heads)
         # It grows with the texts.
-        self._memory = Memory(compiled.layout, rows, 0, target.dtype, target.device, bool(compile))
+        kv = replace(kv_of(target), pages=None, dtype="model")
+        self._memory = opened(
+            kv, compiled.layout, rows, 0, target.dtype, target.device, bool(compile)
+        )
         self.opened = (self._memory,)
         self._first_rounds = FirstRounds(self.heads)
 
@@ -231,7 +236,7 @@ class FeatureDrafter(TreeDrafter):
             return
         every = len(rows) == state.rows
         tokens = (state.tokens if every else state.tokens[list(rows)])[:, 1 : widest + 1]
-        over = self._memory.reading(widest, None if every else rows, prompt=True)
+        over = self._memory.reading(widest, None if every else rows, prompt=True, counts=counts)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
         self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, None if every else rows)
@@ -262,7 +267,7 @@ class FeatureDrafter(TreeDrafter):
             return None
         first = [length - count for length, count in zip(host.lengths, counts, strict=True)]
         tokens = state.tokens_from(first, widest)
-        over = self._memory.reading(widest)
+        over = self._memory.reading(widest, counts=counts)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
         out = self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, root=True)
