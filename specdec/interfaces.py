@@ -198,11 +198,13 @@ class Paged(Protocol):
 
     def lacking(self, rows: Sequence[int], nodes: int) -> int:
         """Pages that must become free before each of these rows can score a tree of `nodes` nodes,
-        and every other row its root."""
+        and every other row its root. Rows that were released need none, until they are read or
+        adopt pages."""
 
     def adopt(self, row: int, tokens: Sequence[int], taps: tuple[Tap, ...] = ()) -> int:
         """An empty row takes over what is known of the beginning of a text. Returns how many of its
-        first tokens are committed now: 0 where taps are wanted, which are not kept."""
+        first tokens are committed now: 0 where taps are wanted, which are not kept. From then on
+        the row has pages, also for a text of one token, of which nothing is read."""
 
     def check_integrity(self) -> None:
         """For tests: what must hold between passes."""

@@ -103,7 +103,8 @@ class Prefill:
             return True
         for other in ahead if self.shares else ():
             alike = common(other.tokens, one.tokens)
-            if alike - alike % target.page > other.read:
+            whole = alike == len(one.tokens)  # the page that is not full is copied
+            if alike - (0 if whole else alike % target.page) > other.read:
                 return False
         one.asked = True
         one.read = target.adopt(one.row, one.tokens if self.shares else [])

@@ -41,6 +41,8 @@ class Seats:
         self._ids = torch.zeros(call.seats, dtype=torch.long, device=device)
         none, false = [0] * call.seats, [False] * call.seats
         self.host = OnHost(none, false, none, false, [[] for _ in none])
+        if isinstance(target, Paged):
+            target.release(range(call.seats))  # nobody is there yet
 
     @property
     def taken(self) -> bool:

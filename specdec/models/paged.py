@@ -46,6 +46,7 @@ class PagedMemory(Memory):
         self.table = np.zeros((rows, 1), np.int64)  # the same; 0 behind a row's end
         self.keys: list[list[Key]] = [[] for _ in range(rows)]  # of a row's full pages
         self.ends = np.zeros(rows, np.int64)  # what a row may write ends before this slot
+        self.away: set[int] = set()  # rows that were released: what is scored there is scratch
         self._buffers: dict[Any, Tensor] = {}
         super().__init__(layout, rows, slots, dtype, device, False, kv.dtype)
 
@@ -94,6 +95,7 @@ class PagedMemory(Memory):
             [
                 (row, root + start, root + max(end, start))
                 for row, (root, end) in enumerate(zip(self.roots, ends, strict=True))
+                if row not in self.away
             ]
         )
         return super().scoring(tree, start)._replace(few=None)
@@ -200,7 +202,9 @@ class PagedMemory(Memory):
         self, counts: Sequence[int], rows: Sequence[int] | None = None, root: bool = False
     ) -> None:
         super().commit(counts, rows, root)
-        self._trim(range(self.rows) if rows is None else rows)
+        chosen = range(self.rows) if rows is None else rows
+        self.away.difference_update(chosen)
+        self._trim(chosen)
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         super().keep(path, counts)
@@ -212,6 +216,7 @@ class PagedMemory(Memory):
 
     def release(self, rows: Sequence[int]) -> None:
         super().release(rows)
+        self.away.update(rows)
         self._trim(rows)
 
     def close(self) -> None:
@@ -264,6 +269,7 @@ class PagedMemory(Memory):
         copied from the row `alike`, whose text begins in the same way. How many tokens it has
         now."""
         assert not self.pages[row], "only an empty row adopts pages"
+        self.away.discard(row)
         page, key = self.page, b""
         for first in range(0, len(tokens) - page + 1, page):
             key = key_of(key, tokens[first : first + page])

@@ -54,14 +54,13 @@ class PagedSession(TransformersSession):
             [
                 (row, root, root + (nodes if row in chosen else 1))
                 for row, root in enumerate(self._memory.roots)
+                if row not in self._memory.away
             ]
         )
 
     def adopt(self, row: int, tokens: Sequence[int], taps: tuple[Tap, ...] = ()) -> int:
-        if taps:
-            return 0
         self._catch_up()
-        text = list(tokens)
+        text = [] if taps else list(tokens)
         alike = (
             other
             for other, known in enumerate(self._texts)
