@@ -25,7 +25,7 @@ from specdec.errors import integer, misspelt_arguments_are_named, switch
 from specdec.generate import Run
 from specdec.grammar import GrammarChoice
 from specdec.handles import Handle, Work
-from specdec.interfaces import LanguageModel, Paged, kv_of
+from specdec.interfaces import LanguageModel, Paged, Session, kv_of
 from specdec.measuring.report import Report, Step
 from specdec.models.load import Loadable, load
 from specdec.output import Event
@@ -331,6 +331,11 @@ class Engine:
     @property
     def seats_in_use(self) -> int:
         return sum(ticket is not None for ticket in self._seats.tickets)
+
+    @property
+    def memory(self) -> Session:
+        """The target's session; a `specdec.interfaces.Paged` where it is in pages."""
+        return self._seats.target
 
     @property
     def pages_in_use(self) -> int | None:
