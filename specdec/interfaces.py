@@ -189,6 +189,7 @@ class PageUse(NamedTuple):
     in_use: int  # held by a row
     shared: int  # held by several rows
     cached: int  # held by no row, and kept for their text
+    peak: int  # held at the same time, at most so far
     evicted: int  # so far: were cached, and were given to other texts
     adopted: int  # tokens so far that rows took over instead of reading them
 
