@@ -27,6 +27,7 @@ _HOMES = {
     "Verifier": "interfaces",
     "Verdict": "state",
     "State": "state",
+    "KV": "interfaces",
     "LanguageModel": "interfaces",
     "Session": "interfaces",
     "TransformersLM": "models.language_model",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from specdec.generate import generate as generate
     from specdec.generate import stream as stream
     from specdec.grammar import Grammar as Grammar
+    from specdec.interfaces import KV as KV
     from specdec.interfaces import Drafter as Drafter
     from specdec.interfaces import LanguageModel as LanguageModel
     from specdec.interfaces import Session as Session

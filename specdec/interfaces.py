@@ -64,6 +64,22 @@ class KV:
     pages: int | None = None
     dtype: Kept = "model"
 
+    @classmethod
+    def asked(cls, value: "KV | str | None") -> "KV":
+        """What `specdec.load` takes: a KV, a layout or a dtype by name, or None for the default.
+
+        Raises ValueError for anything else.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, KV):
+            return value
+        names = [*get_args(Layout), *get_args(Kept)]
+        if value not in names:
+            hint = did_you_mean(value, names) if isinstance(value, str) else ""
+            raise ValueError(f"kv must be a KV or one of {names}, got {value!r}{hint}")
+        return cls(layout=value) if value in get_args(Layout) else cls(dtype=value)  # type: ignore[arg-type]
+
     def __post_init__(self) -> None:
         for name, value, kind in (("layout", self.layout, Layout), ("dtype", self.dtype, Kept)):
             known = get_args(kind)
@@ -173,6 +189,7 @@ class PageUse(NamedTuple):
     in_use: int  # held by a row
     shared: int  # held by several rows
     cached: int  # held by no row, and kept for their text
+    peak: int  # held at the same time, at most so far
     evicted: int  # so far: were cached, and were given to other texts
     adopted: int  # tokens so far that rows took over instead of reading them
 

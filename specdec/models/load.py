@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from specdec.errors import integer, misspelt_arguments_are_named, some, switch
-from specdec.interfaces import Compile
+from specdec.interfaces import KV, Compile
 from specdec.models.compiled import compile_mode
 from specdec.models.language_model import TransformersLM
 
@@ -45,6 +45,7 @@ def load(
     trust_remote_code: bool = False,
     extra_layers: int = 0,
     compile: Compile = None,
+    kv: KV | str | None = None,
 ) -> TransformersLM:
     """A language model that can score token trees.
 
@@ -54,19 +55,21 @@ def load(
     zero: bit for bit the same logits at the cost of a deeper model, so that the cost ratio of
     target and drafter becomes a knob. compile: True compiles passes over few tokens when a run
     first needs them, and is an error where that is impossible if "require". A draft model for which
-    it is None does as its target does.
+    it is None does as its target does. kv: how sessions keep keys and values: "int8" for 8
+    bits, "paged", or a `specdec.KV`.
 
     Raises ValueError for a folder without safetensors weights (pickles are refused), for weights
     that are missing, left over or of another shape than the config says, and for models that cannot
     score a tree.
     """
     if isinstance(name, TransformersLM):
-        return name
+        return name if kv is None else name.with_kv(KV.asked(kv))
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     integer("extra_layers", extra_layers, 0, MOST_LAYERS)
     switch("trust_remote_code", trust_remote_code)
     compile_mode(compile)
+    keeping = KV.asked(kv)
     given = {
         "device": device,
         "dtype": dtype,
@@ -105,7 +108,7 @@ def load(
         )
     if extra_layers:
         model = deepen(model, extra_layers)
-    return TransformersLM(model, tokenizer, title, extra_layers, compile)
+    return TransformersLM(model, tokenizer, title, extra_layers, compile, keeping)
 
 
 def _from_disk(

@@ -4,6 +4,7 @@ Letters: B rows, N nodes, D depth.
 """
 
 from collections.abc import Callable, Sequence
+from warnings import warn
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +23,14 @@ class PagedSession(TransformersSession):
     def __init__(
         self, model: Runnable, rows: int, slots: int, compile: Compile = None, kv: KV | None = None
     ) -> None:
-        super().__init__(model, rows, slots, compile, kv)
+        if compile == "require":
+            raise ValueError(
+                f"{model.layout.name}: passes over pages are not compiled, and compile='require' "
+                "asks for it; load it without, or with kv='contiguous'"
+            )
+        if compile:
+            warn(f"{model.layout.name}: passes over pages run uncompiled", stacklevel=3)
+        super().__init__(model, rows, slots, False, kv)
         self._texts: list[list[int]] = [[] for _ in range(rows)]
         self._later: list[Callable[[], None]] = []  # what has yet to be read from the device
         self._tree: TokenTree | None = None  # the one that was scored last

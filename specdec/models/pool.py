@@ -29,7 +29,7 @@ class Pool:
     def __init__(self, pages: int) -> None:
         self.pages = 0
         self.hands = [0]  # of each page, the scratch page included
-        self.evicted = self.adopted = 0
+        self.peak = self.evicted = self.adopted = 0
         self._free: dict[int, None] = {}  # in the order in which they became free
         self._cached: dict[int, None] = {}  # in the order in which they were let go
         self._keys: dict[int, Key] = {}  # of pages whose text is known
@@ -45,7 +45,8 @@ class Pool:
     def use(self) -> PageUse:
         shared = sum(hands > 1 for hands in self.hands)
         in_use = self.pages - self.free
-        return PageUse(self.pages, in_use, shared, len(self._cached), self.evicted, self.adopted)
+        counters = self.peak, self.evicted, self.adopted
+        return PageUse(self.pages, in_use, shared, len(self._cached), *counters)
 
     def grow(self, pages: int) -> None:
         """To so many."""
@@ -67,12 +68,14 @@ class Pool:
             self.forget(page)
             self.evicted += 1
         self.hands[page] = 1
+        self.peak = max(self.peak, self.pages - self.free)
         return page
 
     def share(self, page: int) -> None:
         """One more row holds it."""
         self._cached.pop(page, None)
         self.hands[page] += 1
+        self.peak = max(self.peak, self.pages - self.free)
 
     def let_go(self, pages: Iterable[int]) -> None:
         """A row no longer holds them. The last pages of a text come first: they are of less use."""
