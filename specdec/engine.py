@@ -25,7 +25,7 @@ from specdec.errors import integer, misspelt_arguments_are_named, switch
 from specdec.generate import Run
 from specdec.grammar import GrammarChoice
 from specdec.handles import Handle, Work
-from specdec.interfaces import LanguageModel, Paged, Session, kv_of
+from specdec.interfaces import LanguageModel, Session, kv_of
 from specdec.measuring.report import Report, Step
 from specdec.models.load import Loadable, load
 from specdec.output import Event
@@ -227,12 +227,12 @@ class Engine:
 
     def _check_size(self, request: Request, nodes: int) -> None:
         """Raises ValueError for a request that would not even fit alone."""
-        most, target = request.longest - 2 + nodes, self._seats.target
+        most, target = request.longest - 2 + nodes, self._seats.pages
         asks = (
             f"a prompt of {len(request.prompt)} tokens with max_new_tokens="
             f"{request.max_new_tokens} and a tree of {nodes} nodes takes"
         )
-        if isinstance(target, Paged) and kv_of(self._run.call.target).pages is not None:
+        if target is not None and kv_of(self._run.call.target).pages is not None:
             pages = target.pages_for(most)
             if pages > target.pages:
                 raise ValueError(
@@ -340,8 +340,8 @@ class Engine:
     @property
     def pages_in_use(self) -> int | None:
         """None: the memory has no pages."""
-        target = self._seats.target
-        return target.pages - target.free if isinstance(target, Paged) else None
+        target = self._seats.pages
+        return None if target is None else target.pages - target.free
 
     @property
     def report(self) -> Report:

@@ -36,6 +36,7 @@ class Prefill:
 
     def __init__(self, target: Session, groups: Groups, seats: int, chunk: int | None) -> None:
         self._target, self._groups, self._seats, self._chunk = target, groups, seats, chunk
+        self._pages = target if isinstance(target, Paged) else None
         self._readings: list[Reading] = []  # in the order in which they came
 
     @property
@@ -60,10 +61,10 @@ class Prefill:
 
     def shared(self, tokens: Sequence[int]) -> int:
         """Leading tokens whose pages a text will share with one that is being read."""
-        if not self.shares or not isinstance(self._target, Paged):
+        if self._pages is None or not self.shares:
             return 0
         most = max((common(one.tokens, tokens) for one in self._readings), default=0)
-        return most - most % self._target.page
+        return most - most % self._pages.page
 
     def read(self, committed: Tensor) -> list[Reading]:
         """Read on, up to `chunk` tokens in all; the texts that are done, by row. committed (B, L):
@@ -98,8 +99,8 @@ class Prefill:
 
     def _adopted(self, one: Reading, ahead: Sequence[Reading]) -> bool:
         """Let it share pages; False: not yet."""
-        target = self._target
-        if not isinstance(target, Paged) or one.read or one.asked:
+        target = self._pages
+        if target is None or one.read or one.asked:
             return True
         for other in ahead if self.shares else ():
             alike = common(other.tokens, one.tokens)
@@ -115,7 +116,7 @@ class Prefill:
         """Whether equal prefixes are read once. Not where a drafter has to see what the target says
         about every token of its prompt."""
         wants_more = self._groups.taps or self._groups.best_tokens
-        return isinstance(self._target, Paged) and not wants_more
+        return self._pages is not None and not wants_more
 
     def _read(self, parts: Sequence[Reading], counts: dict[int, int], committed: Tensor) -> None:
         rows, some = [one.row for one in parts], [counts[one.row] for one in parts]

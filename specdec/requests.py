@@ -160,9 +160,11 @@ def asked(
             "one of the two"
         )
     eos_ids = frozenset() if ignore_eos else check_eos(model)
-    alike = sampling, chance, integer("seed", seed, *INT64), max_new_tokens, stops, eos_ids
-    rank = integer("priority", priority, *INT64)
-    return [Request(*each, *alike, rank) for each in zip(ids, keys, grammars, strict=True)]
+    seed, priority = integer("seed", seed, *INT64), integer("priority", priority, *INT64)
+    return [
+        Request(*each, sampling, chance, seed, max_new_tokens, stops, eos_ids, priority)
+        for each in zip(ids, keys, grammars, strict=True)
+    ]
 
 
 def check_eos(model: LanguageModel) -> frozenset[int]:

@@ -41,7 +41,8 @@ class Seats:
         self._ids = torch.zeros(call.seats, dtype=torch.long, device=device)
         none, false = [0] * call.seats, [False] * call.seats
         self.host = OnHost(none, false, none, false, [[] for _ in none])
-        if isinstance(target, Paged):
+        self.pages = target if isinstance(target, Paged) else None
+        if self.pages is not None:
             target.release(range(call.seats))  # nobody is there yet
 
     @property
@@ -58,7 +59,8 @@ class Seats:
             with self.recorder.clock(PREFILL):
                 self._enter(self._prefill.read(self.tokens))
             self._make_room()
-        live = {id(t.group) for t, alive in zip(self.tickets, self.host.live, strict=True) if alive}
+        seated = zip(self.tickets, self.host.live, strict=True)
+        live = {id(ticket.group) for ticket, alive in seated if ticket and alive}
         self.groups.live = [group for group in self.groups.all if id(group) in live]
 
     def clear(self) -> None:
@@ -169,8 +171,8 @@ class Seats:
 
     def _has_memory(self, ticket: Ticket | None) -> bool:
         """Whether the pool has pages for a request, and for what the others are about to need."""
-        target = self.target
-        if not isinstance(target, Paged) or not self.taken or ticket is None:
+        target = self.pages
+        if target is None or not self.taken or ticket is None:
             return True
         text, nodes = ticket.text, max(self._nodes, ticket.group.drafter.max_nodes)
         shared = self._prefill.shared(text[:-1]) // target.page
@@ -193,8 +195,8 @@ class Seats:
 
     def _make_room(self) -> None:
         """Set the youngest requests aside until the others have memory for a tree."""
-        target = self.target
-        if not isinstance(target, Paged):
+        target = self.pages
+        if target is None:
             return
         while len(rows := [row for row, one in enumerate(self.tickets) if one is not None]) > 1:
             if not target.lacking(rows, self._nodes):
@@ -272,7 +274,7 @@ class Seats:
         self.ended = [self._at(row) for row in rows]
         for row in rows:
             self.tickets[row] = None
-        if rows and isinstance(self.target, Paged):
+        if rows and self.pages is not None:
             self.target.release(rows)  # others may need the pages now
 
 

@@ -54,7 +54,7 @@ class Session(TableSession):
 
     @property
     def page_use(self) -> PageUse:
-        return PageUse(self.pages, self.in_use, 0, 0, 0, self.adopted)
+        return PageUse(self.pages, self.in_use, 0, 0, self.most, 0, self.adopted)
 
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page)

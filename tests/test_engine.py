@@ -2,6 +2,7 @@
 they are alone."""
 
 import asyncio
+import copy
 from typing import Any
 
 import hypothesis.strategies as st
@@ -333,6 +334,15 @@ REMEMBERS = ("recycle",)
 MEMORYLESS = [one for one in DRAFTERS if one["name"] not in REMEMBERS and "stop" not in one]
 
 
+def pages_for(drafter: Any, target: Any, tokens: int) -> int:
+    """Of 4 tokens: for a text with a tree behind it, and a few more."""
+    begun = copy.copy(drafter)
+    begun.begin(target, 1, specdec.Sampling(1.0))
+    for memory in begun.opened:
+        memory.close()
+    return -(-(tokens + begun.max_nodes) // 4) + 4
+
+
 @pytest.mark.parametrize("drafter", MEMORYLESS, ids=title)
 def test_requests_that_are_set_aside_go_on_as_if_nothing_had_happened(drafter):
     table = PagedTable(TOY.p, prompt=len(TOY.prompt))
@@ -340,9 +350,7 @@ def test_requests_that_are_set_aside_go_on_as_if_nothing_had_happened(drafter):
     wanted = {"temperature": 1.0, "max_new_tokens": 24, "seed": 3}
     texts = [[0, 1, 2, 0, 1][: 2 + number % 4] for number in range(6)]
     expected = [alone(table, made, n, text, **wanted) for n, text in enumerate(texts)]
-    nodes = suite.make(drafter, table, TOY.draft)
-    nodes.begin(table, 1, specdec.Sampling(1.0))
-    memory = 4 * (-(-(5 + 24 + nodes.max_nodes) // 4) + 3)
+    memory = 4 * pages_for(made, table, 27)
     with specdec.Engine(table, drafter=made, seats=4, memory=memory, page=4) as engine:
         handles = [engine.submit(text, **wanted) for text in texts]
         while engine.busy:
@@ -431,3 +439,30 @@ def test_any_schedule_gives_what_each_request_is_alone(shape, actions):
         tokens = handle.result().tokens
         assert tokens == expected[: len(tokens)]
         assert handle.finish_reason == "cancelled" or tokens == expected
+
+
+WITH_PAGES = ("none", "ngram", "small_model", "eagle", "early_exit", "medusa")
+
+
+@pytest.mark.parametrize(
+    "drafter", [one for one in MEMORYLESS if one["name"] in WITH_PAGES], ids=title
+)
+def test_pages_that_are_shared_taken_away_and_given_back_change_no_token(drafter, target, draft):
+    """The same on keys and values of a transformers model."""
+    made, rows = suite.make(drafter, target, draft), [*ROWS, ROWS[0], ROWS[5]]
+    wanted = [{**OPTIONS[number % 3], "max_new_tokens": 20} for number in range(len(rows))]
+    expected = [
+        alone(target, made, number, row, **options)
+        for number, (row, options) in enumerate(zip(rows, wanted, strict=True))
+    ]
+    memory = 4 * pages_for(made, target, 38) * target.bytes_per_token()
+    with specdec.Engine(
+        target, drafter=made, seats=3, memory=memory, page=4, prefill_chunk=6
+    ) as engine:
+        handles = [engine.submit(row, **more) for row, more in zip(rows, wanted, strict=True)]
+        while engine.busy:
+            engine.step()
+            engine.memory.check_integrity()
+        assert [handle.result().tokens for handle in handles] == expected
+        assert sum(handle.set_aside for handle in handles) > 0
+        assert engine.pages_in_use == 0
