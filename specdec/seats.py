@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specdec.grammar import Grammars
 from specdec.groups import Group, Groups
-from specdec.interfaces import Paged, Scores, Session
+from specdec.interfaces import Paged, Scores, Session, kv_of
 from specdec.measuring.clock import PREFILL
 from specdec.measuring.recorder import Recorder
 from specdec.models.grammars import tokens_of
@@ -42,6 +42,7 @@ class Seats:
         none, false = [0] * call.seats, [False] * call.seats
         self.host = OnHost(none, false, none, false, [[] for _ in none])
         self.pages = target if isinstance(target, Paged) else None
+        self._bounded = None if kv_of(call.target).pages is None else self.pages
         if self.pages is not None:
             target.release(range(call.seats))  # nobody is there yet
 
@@ -171,7 +172,7 @@ class Seats:
 
     def _has_memory(self, ticket: Ticket | None) -> bool:
         """Whether the pool has pages for a request, and for what the others are about to need."""
-        target = self.pages
+        target = self._bounded
         if target is None or not self.taken or ticket is None:
             return True
         text, nodes = ticket.text, max(self._nodes, ticket.group.drafter.max_nodes)
@@ -195,7 +196,7 @@ class Seats:
 
     def _make_room(self) -> None:
         """Set the youngest requests aside until the others have memory for a tree."""
-        target = self.pages
+        target = self._bounded
         if target is None:
             return
         while len(rows := [row for row, one in enumerate(self.tickets) if one is not None]) > 1:

@@ -466,3 +466,12 @@ def test_pages_that_are_shared_taken_away_and_given_back_change_no_token(drafter
         assert [handle.result().tokens for handle in handles] == expected
         assert sum(handle.set_aside for handle in handles) > 0
         assert engine.pages_in_use == 0
+
+
+def test_a_pool_that_grows_takes_everybody_at_once():
+    table = PagedTable(TOY.p, prompt=1)
+    with specdec.Engine(table, drafter="none", seats=6, page=4, kv="paged") as engine:
+        handles = engine.submit([0, 1, 2], samples=6, max_new_tokens=3)
+        engine.step()
+        assert engine.seats_in_use == 6
+        assert [handle.result().finish_reason for handle in handles] == ["length"] * 6
