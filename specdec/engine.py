@@ -13,11 +13,10 @@ thread. Rounds are run by `step`, and by whatever waits for tokens: iterating, a
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Literal, Self, overload
+from typing import Literal, Self, Unpack, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from specdec.budget import room
 from specdec.chance import Chance
@@ -32,7 +31,9 @@ from specdec.output import Event
 from specdec.requests import (
     Call,
     DrafterChoice,
+    Prompt,
     Request,
+    RequestOptions,
     VerifierChoice,
     asked,
     make_chance,
@@ -113,52 +114,18 @@ class Engine:
 
     @overload
     def submit(
-        self,
-        prompt: str | Sequence[int] | Tensor,
-        *,
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        top_p: float | None = ...,
-        min_p: float | None = ...,
-        repetition_penalty: float = ...,
-        logits_processors: Sequence[Processor] = ...,
-        grammar: GrammarChoice = ...,
-        stop: str | Sequence[str] = ...,
-        ignore_eos: bool = ...,
-        seed: int | None = ...,
-        request_id: int | None = ...,
-        chance: Chance | None = ...,
-        priority: int = ...,
-        samples: None = ...,
+        self, prompt: Prompt, *, samples: None = None, **options: Unpack[RequestOptions]
     ) -> Handle: ...
 
     @overload
     def submit(
-        self,
-        prompt: str | Sequence[int] | Tensor,
-        *,
-        max_new_tokens: int = ...,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        top_p: float | None = ...,
-        min_p: float | None = ...,
-        repetition_penalty: float = ...,
-        logits_processors: Sequence[Processor] = ...,
-        grammar: GrammarChoice = ...,
-        stop: str | Sequence[str] = ...,
-        ignore_eos: bool = ...,
-        seed: int | None = ...,
-        request_id: int | None = ...,
-        chance: Chance | None = ...,
-        priority: int = ...,
-        samples: int,
+        self, prompt: Prompt, *, samples: int, **options: Unpack[RequestOptions]
     ) -> list[Handle]: ...
 
     @misspelt_arguments_are_named
     def submit(
         self,
-        prompt: str | Sequence[int] | Tensor,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.0,

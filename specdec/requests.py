@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,9 +18,29 @@ from specdec.models.load import Loadable, load
 from specdec.plugins import build
 from specdec.sampling import Processor, Sampling
 
+Prompt = str | Sequence[int] | Tensor
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
 VerifierChoice = str | dict[str, Any] | Verifier
+
+
+class RequestOptions(TypedDict, total=False):
+    """What may be asked for a request of an engine."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    logits_processors: Sequence[Processor]
+    grammar: GrammarChoice
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    seed: int | None
+    request_id: int | None
+    chance: Chance | None
+    priority: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ class Session(TableSession):
 
     def __init__(self, model: TableModel, rows: int, kv: KV) -> None:
         super().__init__(model, rows)
-        self.page, self.pages = kv.page, kv.pages or 1 << 20
+        self.page, self.pages, self.grows = kv.page, kv.pages or 0, kv.pages is None
         self.tables: list[list[Any]] = [[] for _ in range(rows)]
         self.away = set(range(rows))  # rows that nobody has: they need no page
         self.reads: list[int] = []  # tokens of each pass that read
@@ -73,8 +73,10 @@ class Session(TableSession):
         return max(self._missing(self._ends(rows, nodes)) - self.free, 0)
 
     def _claim(self, ends: dict[int, int]) -> None:
-        if self._missing(ends) > self.free:
+        lacking = self._missing(ends) - self.free
+        if lacking > 0 and not self.grows:
             raise OutOfPages("no pages are left")
+        self.pages += max(lacking, 0)
         for row, end in ends.items():
             while len(self.tables[row]) < self.pages_for(end):
                 self.tables[row].append(object())
