@@ -131,10 +131,10 @@ class Recording:
         from experiments.measuring.rounds import rounds, write_rounds
         from experiments.study.folder import RESULT, ROUNDS
         from experiments.system.files import write_json
-        from specdec.generate import Run
+        from specdec.measuring.recorder import Recorder
 
         began = time.perf_counter()
-        with timed(Run, "_step") as steps:
+        with timed(Recorder, "step") as steps:
             played = list(self.play(self.ways, 0))
         decoded = time.perf_counter()
         frame = rounds("overhead", "0", "overhead", played)

@@ -18,6 +18,7 @@ _HOMES = {
     "load": "models.load",
     "generate": "generate",
     "stream": "generate",
+    "Engine": "engine",
     "Output": "output",
     "Event": "output",
     "TokenTree": "tree",
@@ -26,6 +27,7 @@ _HOMES = {
     "Verifier": "interfaces",
     "Verdict": "state",
     "State": "state",
+    "KV": "interfaces",
     "LanguageModel": "interfaces",
     "Session": "interfaces",
     "TransformersLM": "models.language_model",
@@ -47,10 +49,12 @@ if TYPE_CHECKING:
     from specdec.chance import Enumerate as Enumerate
     from specdec.chance import Keyed as Keyed
     from specdec.chance import Sites as Sites
+    from specdec.engine import Engine as Engine
     from specdec.errors import Refused as Refused
     from specdec.generate import generate as generate
     from specdec.generate import stream as stream
     from specdec.grammar import Grammar as Grammar
+    from specdec.interfaces import KV as KV
     from specdec.interfaces import Drafter as Drafter
     from specdec.interfaces import LanguageModel as LanguageModel
     from specdec.interfaces import Session as Session

@@ -192,14 +192,14 @@ def show(options: argparse.Namespace) -> int:
     }
 
     def run(drafter: dict[str, Any], **changed: Any) -> Run:
-        return Run(prepare(target, options.prompt, drafter=drafter, **{**wanted, **changed}))
+        return Run(*prepare(target, options.prompt, drafter=drafter, **{**wanted, **changed}))
 
     # A warm-up, so that the numbers below are not those of a cold start.
     run(drafter, max_new_tokens=2).finish()
     speculative = run(drafter, trace=options.trace is not None)
     console.print(Text(options.prompt, style="dim"), end="")
     for step in speculative.rounds():
-        for event in speculative.texts.events(step):
+        for event in speculative.events(step):
             text = event.text or ""
             drafted = (
                 len(tokenizer.decode(event.tokens[: event.num_accepted]))

@@ -174,16 +174,32 @@ class Keyed(Chance):
         return KeyedDraws(self.seed, state.request_ids, state.lengths)
 
 
+class KeyedByRow(Chance):
+    """`Keyed`, with a seed for each row: a row's draws are those of `Keyed` with its seed."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.seeds = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def seat(self, row: int, seed: int) -> None:
+        """From now on this is the row's seed."""
+        self.seeds[row] = seed
+
+    def round(self, state: Committed) -> "KeyedDraws":
+        return KeyedDraws(self.seeds, state.request_ids, state.lengths)
+
+
 class KeyedDraws(Draws):
     by_place = True
 
-    def __init__(self, seed: int, request_ids: Tensor, lengths: Tensor) -> None:
+    def __init__(self, seed: int | Tensor, request_ids: Tensor, lengths: Tensor) -> None:
         self.seed, self.request_ids, self.lengths = seed, request_ids, lengths
 
     @cached_property
     def rows(self) -> Tensor:
         """(B,) hash of seed, request and committed length. A greedy round never asks for it."""
-        requests = _mix(self.request_ids + _signed(self.seed * 0x9E3779B97F4A7C15 + 1))
+        seed = self.seed  # of the run, or (B,) of each row; a tensor wraps as _signed does
+        key = seed * _NODE + 1 if isinstance(seed, Tensor) else _signed(seed * _NODE + 1)
+        requests = _mix(self.request_ids + key)
         return _mix(requests + self.lengths * _NODE)
 
     def uniform(self, at: Sites, k: int, purpose: str) -> Tensor:

@@ -18,6 +18,11 @@ class Refused(ValueError):
     applicable."""
 
 
+class OutOfPages(RuntimeError):
+    """A bounded memory has too few free pages for a pass. Nothing was written: release a row, or
+    read less, and ask again."""
+
+
 class Unsupported(ValueError):
     """A model that cannot score a token tree; the message says why."""
 

@@ -4,27 +4,25 @@ what each round adds.
 It names no drafter, no verifier and no model family.
 """
 
-import copy
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 
 from specdec.chance import Chance
 from specdec.errors import misspelt_arguments_are_named, switch
 from specdec.grammar import GrammarChoice
-from specdec.interfaces import LanguageModel, Session
+from specdec.groups import Groups
+from specdec.interfaces import LanguageModel
 from specdec.measuring.recorder import Recorder
 from specdec.measuring.report import Report, Step
 from specdec.models.load import Loadable
-from specdec.outcome import Inspector
-from specdec.output import Event, Output, Texts, progress_bar
-from specdec.pairing import name_of, pair
-from specdec.probs import Laws
-from specdec.requests import Call, DrafterChoice, Prompts, VerifierChoice, prepare
+from specdec.output import Event, Output, progress_bar
+from specdec.requests import Call, DrafterChoice, Prompts, Request, VerifierChoice, prepare
 from specdec.sampling import Processor
 from specdec.seats import Seats
-from specdec.trace.watch import Traced
+from specdec.tickets import Line, Ticket
 
 
 @misspelt_arguments_are_named
@@ -70,7 +68,7 @@ def generate(
     """
     options = dict(locals())
     progress = switch("progress", options.pop("progress"))
-    run = Run(prepare(**options))
+    run = Run(*prepare(**options))
     run.finish(progress)
     return run.output()
 
@@ -100,89 +98,103 @@ def stream(
 ) -> Iterator[Event]:
     """Like `generate`, but an iterator that yields one Event per live row and round, as soon as it
     is decided. Bad input is refused at the call, before the first event."""
-    return Run(prepare(**locals())).stream()
+    return Run(*prepare(**locals())).stream()
 
 
 class Run:
-    """One call of generate, from the first prompt's seat to the last one's end."""
+    """Requests on their way through the seats: those of one call, or those that an engine is given
+    meanwhile."""
 
-    def __init__(self, call: Call) -> None:
-        self.call, vocabulary = call, call.target.vocabulary
-        self.drafter = copy.copy(call.drafter)  # shares settings and weights, has its own memory
-        self.drafter.begin(call.target, call.seats, call.sampling)
-        self.verifier = pair(
-            self.drafter, call.verifier, call.sampling, call.chance, vocabulary, call.allow_lossy
-        )
-        self.names = name_of(call.drafter), name_of(self.verifier)
-        self.inspector = Inspector(self.drafter, self.verifier, self.names, vocabulary)
-        self.judge = Traced(self.verifier) if call.trace else self.verifier
-        self.texts = Texts(call)
-        self.recorder = Recorder(call.target.device, len(call.requests))
+    def __init__(
+        self, call: Call, requests: Sequence[Request] = (), keeps_steps: bool = True
+    ) -> None:
+        self.call, self.groups, self.waiting = call, Groups(call), Line()
+        self.recorder = Recorder(call.target.device, keeps_steps)
+        self.tickets = [self.ticket(request, number) for number, request in enumerate(requests)]
+        for ticket in self.tickets:
+            self.waiting.join(ticket)
+
+    def ticket(self, request: Request, number: int) -> Ticket:
+        """Raises ValueError where the drafter or the rule refuses what is asked for."""
+        return Ticket(number, request, self.groups.of(request), self.call.target.tokenizer)
+
+    def rounds(self) -> Generator[Step, None, None]:
+        with self.memory() as seats:
+            while self.waiting or seats.taken:
+                if step := self.round(seats):
+                    yield step
 
     @torch.inference_mode()
-    def rounds(self) -> Generator[Step, None, None]:
-        call, drafter, judge = self.call, self.drafter, self.judge
-        inspector, clock = self.inspector, self.recorder.clock
-        with self._memory() as target:
-            seats = Seats(call, target, drafter, self.texts, self.recorder)
-            state = seats.empty()
-            while seats.waiting or any(state.on_host.live):
-                clock.begin_round()
-                state = seats.fill(state)  # a free seat takes the next prompt
-                draws = call.chance.round(state)
-                with clock("draft"):
-                    trees = inspector.admitted(drafter.propose(state, draws), state)
-                with clock("score"):
-                    scores = target.score(trees, taps=drafter.taps)
-                with clock("verify"):
-                    p = Laws(scores.logits, trees, state)
-                    verdict = judge.verify(trees, p, draws)
-                    outcome = inspector.read(verdict, trees, p, state)
-                with clock("commit"):
-                    target.keep(outcome.verdict.path, outcome.keep)
-                    state, kept = seats.commit(state, trees, outcome, scores)
-                yield self.recorder.step(outcome, kept, seats.numbers)
+    def round(self, seats: Seats) -> Step | None:
+        """None: nobody decodes yet, because long prompts are being read."""
+        target, groups, clock = seats.target, self.groups, self.recorder.clock
+        clock.begin_round()
+        seats.fill()  # a free seat takes the next prompt; those of one sampling are a group
+        if not groups.live:
+            return None
+        with clock("draft"):
+            trees = groups.propose()
+        with clock("score"):
+            scores = target.score(trees, taps=groups.taps)
+        with clock("verify"):
+            outcome = groups.verify(scores)
+        with clock("commit"):
+            target.keep(outcome.verdict.path, outcome.keep)
+            kept = seats.commit(outcome, scores)
+        return self.recorder.step(outcome, kept, seats.numbers)
 
     @contextmanager
-    def _memory(self) -> Iterator[Session]:
-        """The target's memory of this run. It and the drafter's are freed when the run ends, fails,
+    def memory(self) -> Iterator[Seats]:
+        """Seats, with the target's memory. It and the drafters' are freed when the run ends, fails,
         or its generator is closed."""
-        call, opened = self.call, self.drafter.opened
+        call, groups, recorder = self.call, self.groups, self.recorder
         with ExitStack() as stack:
-            for one in opened:
-                stack.callback(one.close)
-            slots = call.longest + self.drafter.max_nodes
+            stack.callback(groups.close)
+            slots = call.slots + groups.max_nodes if call.slots else 0
             target = stack.enter_context(call.target.open(call.seats, slots))
-            self.recorder.watch((target, *opened))
-            stack.callback(self.recorder.end, target, opened)
-            yield target
+            groups.watch = lambda opened: recorder.watch((target, *opened))
+            groups.watch(groups.opened)
+            stack.callback(lambda: recorder.end(target, groups.opened))
+            yield Seats(call, target, groups, self.waiting, recorder)
+
+    def events(self, step: Step) -> Iterator[Event]:
+        """What a round added."""
+        for row in np.flatnonzero(step.live).tolist():
+            ticket = self.tickets[step.prompts[row]]
+            yield ticket.event(int(step.kept[row]), int(step.num_accepted[row]))
 
     def stream(self) -> Iterator[Event]:
         """What each round added."""
         for step in self.rounds():
-            yield from self.texts.events(step)
+            yield from self.events(step)
 
     def finish(self, progress: bool = False) -> None:
         """Run all rounds, or until Ctrl-C if a prompt is finished by then."""
         rounds = self.rounds()
-        most = self.call.max_new_tokens * len(self.call.requests)
+        most = sum(ticket.request.max_new_tokens for ticket in self.tickets)
         with progress_bar(most, progress) as advance:
             try:
                 for step in rounds:
                     advance(int(step.kept.sum()))
             except KeyboardInterrupt:
                 rounds.close()
-                if not self.texts.some_are_over:
+                if not any(ticket.over for ticket in self.tickets):
                     raise
 
     def output(self) -> Output:
-        texts, tokens, reasons = self.texts.all()
-        prompts = [request.prompt for request in self.call.requests]
-        tokenizer = self.call.target.tokenizer
-        steps = self.recorder.steps
-        return Output(texts, tokens, reasons, steps, self.report, prompts, tokenizer)
+        emissions = [ticket.emission for ticket in self.tickets]
+        texts = [text for one in emissions if (text := one.whole_text()) is not None]
+        return Output(
+            texts if len(texts) == len(emissions) else None,
+            [torch.tensor(one.tokens, dtype=torch.long) for one in emissions],
+            [one.finish_reason or "interrupted" for one in emissions],
+            self.recorder.steps,
+            self.report,
+            [ticket.request.prompt for ticket in self.tickets],
+            self.call.target.tokenizer,
+        )
 
     @property
     def report(self) -> Report:
-        deeper = self.call.target.extra_layers
-        return self.recorder.report(*self.names, self.verifier.lossless, deeper)
+        deeper, groups = self.call.target.extra_layers, self.groups
+        return self.recorder.report(len(self.tickets), *groups.names, groups.lossless, deeper)

@@ -7,7 +7,8 @@ T tokens, K taps, d hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from specdec.chance import Draws
-from specdec.errors import Refused
+from specdec.errors import Refused, did_you_mean, integer
 from specdec.probs import Laws
 from specdec.sampling import Sampling
 from specdec.state import State, Verdict
@@ -40,6 +41,59 @@ class Scores(NamedTuple):
 Compile = bool | Literal["require"] | None
 """Whether passes are compiled. "require": an error where they cannot be; None: not said, which is
 no, or for a draft model what its target does."""
+
+
+Layout = Literal["contiguous", "paged"]
+Kept = Literal["model", "int8"]
+
+
+@dataclass(frozen=True)
+class KV:
+    """How a session keeps keys and values.
+
+    layout  "contiguous": every row has room for the longest text; "paged": pages of a pool
+    page    tokens of a page
+    pages   of the pool; None: it grows
+    dtype   "model": as the model computes them; "int8": 8 bits, with a scale per token and head
+
+    Raises ValueError for other values, and for pages of a contiguous layout.
+    """
+
+    layout: Layout = "contiguous"
+    page: int = 16
+    pages: int | None = None
+    dtype: Kept = "model"
+
+    @classmethod
+    def asked(cls, value: "KV | str | None") -> "KV":
+        """What `specdec.load` takes: a KV, a layout or a dtype by name, or None for the default.
+
+        Raises ValueError for anything else.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, KV):
+            return value
+        names = [*get_args(Layout), *get_args(Kept)]
+        if value not in names:
+            hint = did_you_mean(value, names) if isinstance(value, str) else ""
+            raise ValueError(f"kv must be a KV or one of {names}, got {value!r}{hint}")
+        return cls(layout=value) if value in get_args(Layout) else cls(dtype=value)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        for name, value, kind in (("layout", self.layout, Layout), ("dtype", self.dtype, Kept)):
+            known = get_args(kind)
+            if value not in known:
+                hint = did_you_mean(value, known) if isinstance(value, str) else ""
+                raise ValueError(f"{name} of kv must be one of {known}, got {value!r}{hint}")
+        integer("page of kv", self.page, 1)
+        if self.pages is not None:
+            integer("pages of kv", self.pages, 1)
+            if self.layout == "contiguous":
+                raise ValueError(
+                    f"kv has pages={self.pages} and layout='contiguous'; pages are those of "
+                    "layout='paged'"
+                )
 
 
 class CompiledPass(NamedTuple):
@@ -130,6 +184,51 @@ class Rewinds(Protocol):
         tree."""
 
 
+class PageUse(NamedTuple):
+    """Of a pool of pages, at the moment."""
+
+    pages: int
+    in_use: int  # held by a row
+    shared: int  # held by several rows
+    cached: int  # held by no row, and kept for their text
+    peak: int  # held at the same time, at most so far
+    evicted: int  # so far: were cached, and were given to other texts
+    adopted: int  # tokens so far that rows took over instead of reading them
+
+
+@runtime_checkable
+class Paged(Protocol):
+    """A session whose memory is pages of a pool."""
+
+    @property
+    def page(self) -> int: ...  # tokens of a page
+
+    @property
+    def pages(self) -> int: ...  # of the pool
+
+    @property
+    def free(self) -> int: ...  # pages, those that are only kept for their text included
+
+    @property
+    def page_use(self) -> PageUse: ...
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages of a row of so many tokens."""
+
+    def lacking(self, rows: Sequence[int], nodes: int) -> int:
+        """Pages that must become free before each of these rows can score a tree of `nodes` nodes,
+        and every other row its root. Rows that were released need none, until they are read or
+        adopt pages."""
+
+    def adopt(self, row: int, tokens: Sequence[int], taps: tuple[Tap, ...] = ()) -> int:
+        """An empty row takes over what is known of the beginning of a text. Returns how many of its
+        first tokens are committed now: 0 where taps are wanted, which are not kept. From then on
+        the row has pages, also for a text of one token, of which nothing is read."""
+
+    def check_integrity(self) -> None:
+        """For tests: what must hold between passes."""
+
+
 @runtime_checkable
 class LanguageModel(Protocol):
     """Weights. The memory of a run is in a session; any number of sessions may be open at once."""
@@ -174,6 +273,23 @@ class CompilableModel(LanguageModel, Protocol):
 
     def open(self, rows: int, slots: int, compile: Compile = None) -> Session:
         """compile: instead of the model's own setting."""
+
+
+@runtime_checkable
+class KeepsKV(LanguageModel, Protocol):
+    """A model whose sessions keep keys and values as they are asked to."""
+
+    @property
+    def kv(self) -> KV: ...  # its own setting
+
+    def open(self, rows: int, slots: int, compile: Compile = None, kv: KV | None = None) -> Session:
+        """compile, kv: instead of the model's own settings."""
+
+    def with_kv(self, kv: KV) -> "KeepsKV":
+        """The same weights with another setting."""
+
+    def bytes_per_token(self, kv: KV | None = None) -> int:
+        """Of a session's memory."""
 
 
 @runtime_checkable
@@ -279,12 +395,22 @@ def compile_of(target: LanguageModel) -> Compile:
     return target.compile if isinstance(target, CompilableModel) else None
 
 
+def kv_of(target: LanguageModel) -> KV:
+    """How the target's sessions keep keys and values."""
+    return target.kv if isinstance(target, KeepsKV) else KV()
+
+
 def open_beside(target: LanguageModel, model: LanguageModel, rows: int) -> Session:
     """Memory of a draft model, which grows with the texts. Its passes are compiled if the target's
-    are, unless the draft model was loaded with a setting of its own."""
+    are, unless the draft model was loaded with a setting of its own; it is paged if the target's
+    is, and keeps numbers as the draft model was loaded."""
+    options: dict[str, Any] = {}
     if isinstance(model, CompilableModel) and model.compile is None:
-        return model.open(rows, 0, compile_of(target))
-    return model.open(rows, 0)
+        options["compile"] = compile_of(target)
+    kv = kv_of(target)
+    if kv.layout == "paged" and isinstance(model, KeepsKV):
+        options["kv"] = replace(kv, pages=None, dtype=model.kv.dtype)
+    return model.open(rows, 0, **options)
 
 
 def lends_head(target: LanguageModel, borrower: str) -> LendsHead:

@@ -96,7 +96,9 @@ class Inspector:
     # ---------------------------------------------------------------------------------- the read
 
     def read(self, verdict: Verdict, trees: TokenTree, laws: Laws, state: State) -> Outcome:
-        """Raises ValueError if a part broke its contract; the error names the part and the row."""
+        """Raises ValueError if a part broke its contract; the error names the part and the row.
+        Where `state.failures` is kept, a row without a law or with a malformed tree has failed, and
+        is not live in what is returned."""
         self._check_verdict_form(verdict, state)
         live = [row for row, alive in enumerate(state.on_host.live) if alive]
         pieces = {
@@ -130,6 +132,7 @@ class Inspector:
             self._check_state(host["written"].tolist(), state, live)
         self._check_tree(host, tokens, trees, state, live)
         self._check_laws(host["no law"].tolist(), state, live)
+        live = [row for row in live if row not in (state.failures or ())]
         self._check_verdict(path, accepted, bonus, host["parents"], live)
         out: list[list[int]] = [[] for _ in path]
         keep = [-1] * len(path)
@@ -140,7 +143,8 @@ class Inspector:
         found = {name: host[f"count {name}"] for name in verdict.counts}
         noted = {name: host[f"note {name}"] for name in verdict.notes}
         asked = host.get("aside"), host.get("runners up")
-        alive = np.array(state.on_host.live)
+        alive = np.zeros(len(path), dtype=bool)
+        alive[live] = True
         return Outcome(on_host, out, keep, alive, host["parents"], found, *asked, noted)
 
     # --------------------------------------------------------------------------------- the checks
@@ -188,9 +192,11 @@ class Inspector:
         for row in live:
             if bad[row]:
                 named = "; ".join(name for name, found in faults.items() if found[row])
-                raise ValueError(
+                fail(
+                    state,
+                    row,
                     f"malformed tree of drafter {self.drafter_name!r} in "
-                    f"{self._where(state, row)}: {named}"
+                    f"{self._where(state, row)}: {named}",
                 )
 
     def _promises(
@@ -238,10 +244,12 @@ class Inspector:
     def _check_laws(self, no_law: list[bool], state: State, live: list[int]) -> None:
         for row in live:
             if no_law[row]:
-                raise ValueError(
+                fail(
+                    state,
+                    row,
                     f"the target's logits in {self._where(state, row)}, after position "
                     f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row "
-                    "of -inf); check the model's dtype and the logits processors"
+                    "of -inf); check the model's dtype and the logits processors",
                 )
 
     def _check_verdict_form(self, verdict: Any, state: State) -> None:
@@ -290,6 +298,13 @@ class Inspector:
             else:
                 continue
             raise ValueError(f"verifier {self.verifier_name!r} returned {what} (row {row})")
+
+
+def fail(state: State, row: int, why: str) -> None:
+    """The row has failed. Raises ValueError where that ends the run."""
+    if state.failures is None:
+        raise ValueError(why)
+    state.failures.setdefault(row, ValueError(why))
 
 
 def _is_path(path: list[int], accepted: int, parents: np.ndarray) -> bool:

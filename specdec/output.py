@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from specdec.measuring.report import Report, Step
-from specdec.requests import Call
+from specdec.requests import Request
 
 if TYPE_CHECKING:
     from specdec.trace.page import TracePage
@@ -24,7 +22,7 @@ CONTEXT = 6  # prompt tokens decoded too, so that leading spaces come out as in 
 class Event:
     """What one round added to one prompt's text."""
 
-    row: int  # number of the prompt
+    row: int  # number of the prompt, or of the request of an engine
     tokens: list[int]
     text: str | None  # whole characters only; None for a target without a tokenizer
     num_accepted: int  # how many of the tokens were drafted; the one after them is the target's
@@ -198,11 +196,28 @@ class Emission:
         self.tokens += kept
         return kept
 
+    @classmethod
+    def of(cls, request: Request, tokenizer: Any) -> "Emission":
+        """Nothing yet."""
+        text = None if tokenizer is None else TextStream(tokenizer, request.prompt, request.stop)
+        return cls(request.max_new_tokens, request.eos_ids, text)
+
     def _read(self, kept: list[int]) -> bool:
         """Add the newest token to the text; True if it completes a stop string."""
         assert self.text is not None
         self._unread = len(self.tokens) + len(kept)
         return self.text.push(kept[-1:])
+
+    def event(self, number: int, added: int, accepted: int) -> Event:
+        """What the last `added` tokens brought; `accepted` of them were drafted."""
+        tokens = self.tokens[len(self.tokens) - added :]
+        accepted = min(accepted, added)
+        return Event(number, tokens, self.new_text(), accepted, self.finish_reason)
+
+    def whole_text(self) -> str | None:
+        """All text so far, without its stop string; None for a target without a tokenizer."""
+        self.new_text()
+        return None if self.text is None else self.text.text[: self.text.end]
 
     def new_text(self) -> str | None:
         """Text that became safe to show since the last call."""
@@ -211,50 +226,6 @@ class Emission:
         self.text.push(self.tokens[self._unread :])
         self._unread = len(self.tokens)
         return self.text.take(final=self.finish_reason is not None)
-
-
-class Texts:
-    """The output of every prompt of a call so far."""
-
-    def __init__(self, call: Call) -> None:
-        tokenizer = call.target.tokenizer
-        self._emissions = [
-            Emission(
-                call.max_new_tokens,
-                call.eos_ids,
-                None if tokenizer is None else TextStream(tokenizer, request.prompt, call.stop),
-            )
-            for request in call.requests
-        ]
-
-    def add(self, prompt: int, tokens: Sequence[int]) -> tuple[list[int], bool]:
-        """Append to a prompt's text. Returns what was kept, and whether the text goes on."""
-        emission = self._emissions[prompt]
-        return emission.add(tokens), emission.finish_reason is None
-
-    @property
-    def some_are_over(self) -> bool:
-        return any(emission.finish_reason for emission in self._emissions)
-
-    def events(self, step: Step) -> Iterator[Event]:
-        """What a round added to each live row's text."""
-        for row in np.flatnonzero(step.live).tolist():
-            prompt, added = int(step.prompts[row]), int(step.kept[row])
-            emission = self._emissions[prompt]
-            accepted = min(int(step.num_accepted[row]), added)
-            tokens = emission.tokens[-added:]
-            yield Event(prompt, tokens, emission.new_text(), accepted, emission.finish_reason)
-
-    def all(self) -> tuple[list[str] | None, list[Tensor], list[str]]:
-        """Texts (None without a tokenizer), tokens and finish reasons of all prompts."""
-        texts: list[str] = []
-        for emission in self._emissions:
-            emission.new_text()
-            if emission.text is not None:
-                texts.append(emission.text.text[: emission.text.end])
-        tokens = [torch.tensor(one.tokens, dtype=torch.long) for one in self._emissions]
-        reasons = [one.finish_reason or "interrupted" for one in self._emissions]
-        return texts if len(texts) == len(tokens) else None, tokens, reasons
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 Letters: B rows, N nodes, M nodes of a level, V vocabulary, n places, D depth.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from specdec.sampling import Failed
 from specdec.state import State
 from specdec.tree import TokenTree
 
@@ -46,7 +48,9 @@ class Laws:
     ) -> Float[Tensor, "n V"]:
         rows, nodes = index
         logits = self._allowed(picked(self.scores, rows, nodes), rows, nodes)
-        law = self.sampling.law(logits, lambda: self.prefixes(rows, nodes))
+        law = self.sampling.law(
+            logits, lambda: self.prefixes(rows, nodes), failing(self.state, lambda: rows)
+        )
         bad = ~self._finite(logits, law)
         none = torch.zeros(len(self.scores), device=bad.device)
         self._bad.append(none.index_add_(0, rows, bad.float()) > 0)
@@ -59,7 +63,9 @@ class Laws:
             self.scores[0].index_select(0, nodes) if one else picked(self.scores, self.rows, nodes)
         )
         logits = self._allowed(logits, self.rows, nodes)
-        law = self.sampling.law(logits, lambda: self.prefixes(self.rows, nodes))
+        law = self.sampling.law(
+            logits, lambda: self.prefixes(self.rows, nodes), failing(self.state, lambda: self.rows)
+        )
         self._bad.append(~self._finite(logits, law))
         return law
 
@@ -67,13 +73,15 @@ class Laws:
     def everywhere(self) -> Float[Tensor, "B N V"]:
         """The laws at all nodes. At a node that its row does not use, the law is arbitrary."""
         logits = self._all_allowed()
-        law = self.sampling.law(logits, self._all_prefixes).view(self.scores.shape)
+        law = self.sampling.law(logits, self._all_prefixes, self._all_failing).view(
+            self.scores.shape
+        )
         self._bad.append(self._some(~self._finite(logits.view(self.scores.shape), law)))
         return law
 
     @cached_property
     def argmax(self) -> Int[Tensor, "B N"]:
-        scores = self.sampling.logits(self._all_allowed(), self._all_prefixes)
+        scores = self.sampling.logits(self._all_allowed(), self._all_prefixes, self._all_failing)
         most, winners = scores.view(self.scores.shape).max(-1)
         # The largest score is finite if the law is valid; max of NaN is NaN.
         self._bad.append(self._some(~most.isfinite()))
@@ -103,6 +111,10 @@ class Laws:
 
     def _all_prefixes(self) -> list[Tensor]:
         return self.prefixes(*all_places(self.scores))
+
+    @property
+    def _all_failing(self) -> Failed | None:
+        return failing(self.state, lambda: all_places(self.scores)[0])
 
     def prefixes(self, rows: Tensor, nodes: Tensor) -> list[Tensor]:
         """What processors see at each place: the committed tokens and the drafted path."""
@@ -137,10 +149,24 @@ class DraftLaws:
             masked = self.state.grammars.mask(flat, self.state.text, tree, *places())
             # A drafter with few words may know none of those that are allowed.
             flat = torch.where(masked.amax(-1, keepdim=True).isfinite(), masked, flat)
+        failed = failing(self.state, lambda: places()[0])
         if self.sampling.greedy:
-            scores = self.sampling.logits(flat, paths)
+            scores = self.sampling.logits(flat, paths, failed)
             return (scores.log_softmax(-1) if across_nodes else scores).view(shape)
-        return self.sampling.law(flat, paths).view(shape)
+        return self.sampling.law(flat, paths, failed).view(shape)
+
+
+def failing(state: State, rows: Callable[[], Tensor]) -> Failed | None:
+    """Notes in the state which rows' processors fail, at places of `rows()` (n,). None: a failure
+    ends the run."""
+    failures = state.failures
+    if failures is None or not state.sampling.penalties:
+        return None
+
+    def failed(place: int, error: Exception) -> None:
+        failures.setdefault(int(rows()[place]), error)
+
+    return failed
 
 
 def all_places(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +185,8 @@ def picked(values: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
 
 
 def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> list[Tensor]:
-    """The committed tokens of each row followed by the drafted path to the node.
+    """The committed tokens of each row followed by the drafted path to the node; nothing for rows
+    that are not live, which no processor needs to see.
 
     Processors take texts of one length at a time, so the lengths are read from the device: a run
     with processors that look at the prefix reads it more than once a round.
@@ -173,7 +200,8 @@ def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> lis
     texts = torch.cat([state.tokens[rows], torch.zeros_like(drafted)], 1)
     texts.scatter_(1, lengths[:, None] + steps, drafted)
     ends = (lengths + on_path.sum(1)).tolist()
-    return [text[:end] for text, end in zip(texts, ends, strict=True)]
+    live = [state.on_host.live[row] for row in rows.tolist()]
+    return [text[: end * alive] for text, end, alive in zip(texts, ends, live, strict=True)]
 
 
 def top(values: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n k"]:

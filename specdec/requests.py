@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,41 +18,65 @@ from specdec.models.load import Loadable, load
 from specdec.plugins import build
 from specdec.sampling import Processor, Sampling
 
+Prompt = str | Sequence[int] | Tensor
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
 VerifierChoice = str | dict[str, Any] | Verifier
 
 
-@dataclass(frozen=True)
+class RequestOptions(TypedDict, total=False):
+    """What may be asked for a request of an engine."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    logits_processors: Sequence[Processor]
+    grammar: GrammarChoice
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    seed: int | None
+    request_id: int | None
+    chance: Chance | None
+    priority: int
+
+
+@dataclass(frozen=True, eq=False)
 class Request:
-    """One prompt, the number that keys its chance, and what its text has to be."""
+    """One prompt, the number that keys its chance, how its text is sampled and where it ends."""
 
     prompt: list[int]
     request_id: int
-    grammar: Grammar | None = None
+    grammar: Grammar | None  # what the text has to be
+    sampling: Sampling
+    chance: Chance | None  # None: keyed by the seed
+    seed: int
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    eos_ids: frozenset[int]
+    priority: int = 0  # the largest is served first
+
+    @property
+    def longest(self) -> int:
+        """Tokens that its text may come to hold."""
+        return len(self.prompt) + self.max_new_tokens
 
 
 @dataclass(frozen=True)
 class Call:
-    """A checked call of generate or stream."""
+    """What a run is made of: a checked call of generate, stream or Engine."""
 
     target: LanguageModel
-    requests: list[Request]
     drafter: Drafter
     verifier: VerifierChoice
-    sampling: Sampling
-    chance: Chance
-    max_new_tokens: int
     seats: int
-    stop: tuple[str, ...]
-    eos_ids: frozenset[int]
     allow_lossy: bool
-    trace: bool
-
-    @property
-    def longest(self) -> int:
-        """Tokens that a row may come to hold."""
-        return max(len(request.prompt) for request in self.requests) + self.max_new_tokens
+    trace: bool = False
+    slots: int = 0  # of every row's memory, besides the nodes of a tree; 0: it grows
+    prefill_chunk: int | None = None  # tokens of prompts that are read before a round; None: all
+    goes_on: bool = False  # a request that fails does not end the others
 
 
 def prepare(
@@ -77,9 +101,59 @@ def prepare(
     allow_lossy: bool = False,
     seats: int | None = None,
     trace: bool = False,
-) -> Call:
+) -> tuple[Call, list[Request]]:
     """Raises ValueError for anything that cannot be served; the error says what was given and what
     to do."""
+    model = target if isinstance(target, LanguageModel) else load(target)
+    requests = asked(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        logits_processors=logits_processors,
+        grammar=grammar,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        chance=make_chance(seed, chance),
+        request_ids=request_ids,
+    )
+    rows = len(requests)
+    call = Call(
+        model,
+        make_drafter(drafter),
+        verifier,
+        rows if seats is None else min(integer("seats", seats, 1), rows),
+        switch("allow_lossy", allow_lossy),
+        switch("trace", trace),
+        max(request.longest for request in requests),
+    )
+    return call, requests
+
+
+def asked(
+    model: LanguageModel,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float,
+    logits_processors: Sequence[Processor],
+    grammar: GrammarChoice | Sequence[GrammarChoice],
+    stop: str | Sequence[str],
+    ignore_eos: bool,
+    chance: Chance | None,
+    request_ids: Sequence[int] | None = None,
+    seed: int = 0,
+    priority: int = 0,
+) -> list[Request]:
+    """What is asked for each prompt. Raises ValueError for what the target cannot serve."""
     if not isinstance(logits_processors, Sequence):
         raise ValueError(
             f"logits_processors must be a list of callables, got {logits_processors!r}"
@@ -87,7 +161,6 @@ def prepare(
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, tuple(logits_processors)
     )
-    model = target if isinstance(target, LanguageModel) else load(target)
     max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
     ids = encode(model, prompts)
     check_prompts(ids, model.vocabulary, model.context, max_new_tokens)
@@ -106,20 +179,12 @@ def prepare(
             "a text that a grammar describes ends by EOS, so ignore_eos=True is not for it; drop "
             "one of the two"
         )
-    return Call(
-        model,
-        [Request(*each) for each in zip(ids, keys, grammars, strict=True)],
-        make_drafter(drafter),
-        verifier,
-        sampling,
-        make_chance(seed, chance),
-        max_new_tokens,
-        len(ids) if seats is None else min(integer("seats", seats, 1), len(ids)),
-        stops,
-        frozenset() if ignore_eos else check_eos(model),
-        switch("allow_lossy", allow_lossy),
-        switch("trace", trace),
-    )
+    eos_ids = frozenset() if ignore_eos else check_eos(model)
+    seed, priority = integer("seed", seed, *INT64), integer("priority", priority, *INT64)
+    return [
+        Request(*each, sampling, chance, seed, max_new_tokens, stops, eos_ids, priority)
+        for each in zip(ids, keys, grammars, strict=True)
+    ]
 
 
 def check_eos(model: LanguageModel) -> frozenset[int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from specdec.errors import integer
 
 Processor = Callable[..., Tensor]
+Failed = Callable[[int, Exception], None]
 COLDEST = 1e-6  # lowest temperature other than 0
 
 
@@ -92,10 +93,15 @@ class Sampling:
             chosen.append(MinPLogitsWarper(float(self.min_p)))
         return chosen
 
-    def logits(self, logits: Tensor, prefixes: Callable[[], list[Tensor]]) -> Tensor:
+    def logits(
+        self, logits: Tensor, prefixes: Callable[[], list[Tensor]], failed: Failed | None = None
+    ) -> Tensor:
         """(n, V) in float32 or wider, after penalties and the user's processors. `prefixes()` gives
         each place's tokens and is called only if a processor reads them; places with prefixes of
-        the same length share a call."""
+        the same length share a call, and those with an empty one are left as they are.
+
+        failed: is given each place at which a processor raises, and the error. None: it is raised.
+        """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.penalties:
             return logits
@@ -104,18 +110,33 @@ class Sampling:
         tokens = prefixes()
         for place, prefix in enumerate(tokens):
             by_length.setdefault(len(prefix), []).append(place)
+        by_length.pop(0, None)
         for places in by_length.values():
-            ids, scores = torch.stack([tokens[place] for place in places]), out[places]
-            for processor in self.penalties:
-                given = processor(ids, scores)
-                check_scores(processor, given, scores)
-                scores = given.to(scores.dtype)
-            out[places] = scores
+            ids = torch.stack([tokens[place] for place in places])
+            try:
+                out[places] = self._processed(ids, out[places])
+            except Exception:
+                if failed is None:
+                    raise
+                for place, one in zip(places, ids, strict=True):  # whose fault was it?
+                    try:
+                        out[place] = self._processed(one[None], out[[place]])[0]
+                    except Exception as error:
+                        failed(place, error)
         return out
 
-    def law(self, logits: Tensor, prefixes: Callable[[], list[Tensor]]) -> Tensor:
-        """(n, V) laws of logits (n, V), each row with its own prefix."""
-        scores = self.logits(logits, prefixes)
+    def _processed(self, ids: Tensor, scores: Tensor) -> Tensor:
+        for processor in self.penalties:
+            given = processor(ids, scores)
+            check_scores(processor, given, scores)
+            scores = given.to(scores.dtype)
+        return scores
+
+    def law(
+        self, logits: Tensor, prefixes: Callable[[], list[Tensor]], failed: Failed | None = None
+    ) -> Tensor:
+        """(n, V) laws of logits (n, V), each row with its own prefix. failed: see `logits`."""
+        scores = self.logits(logits, prefixes, failed)
         if self.greedy:
             return torch.zeros_like(scores).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
         if self.temperature != 1:

@@ -1,158 +1,282 @@
-"""Seats: rows of the batch that prompts take. A prompt is prefilled in its seat and leaves it when
-its text ends.
+"""Seats: rows of the batch that requests take. A prompt is prefilled in its seat and leaves it when
+its text ends, or when others need its memory.
 
 Letters: B rows (seats), b rows that are filled, N nodes, D depth, K taps, d hidden size.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from specdec.grammar import Grammars
-from specdec.interfaces import Drafter, Scores, Session
+from specdec.groups import Group, Groups
+from specdec.interfaces import Paged, Scores, Session, kv_of
 from specdec.measuring.clock import PREFILL
 from specdec.measuring.recorder import Recorder
 from specdec.models.grammars import tokens_of
 from specdec.outcome import Outcome
-from specdec.output import Texts
-from specdec.probs import top
+from specdec.prefill import Prefill, Reading, best_tokens, joined
 from specdec.requests import Call
 from specdec.state import Last, OnHost, State
-from specdec.tree import TokenTree
+from specdec.tickets import FAILED, Line, Ticket
 
 
 class Seats:
     """Who sits where, and the tokens of every row on the device."""
 
     def __init__(
-        self, call: Call, target: Session, drafter: Drafter, texts: Texts, recorder: Recorder
+        self, call: Call, target: Session, groups: Groups, line: Line, recorder: Recorder
     ) -> None:
-        self.call, self.target, self.drafter = call, target, drafter
-        self.texts, self.recorder = texts, recorder
-        has_grammar = any(request.grammar for request in call.requests)
-        self.grammars = Grammars(tokens_of(call.target)) if has_grammar else None
-        recorder.grammars = self.grammars
-        # numbers of waiting prompts, the next one last
-        self.waiting = list(reversed(range(len(call.requests))))
-        self.numbers = np.full(call.seats, -1)  # of the prompt in each seat
+        self.call, self.target, self.groups, self.recorder = call, target, groups, recorder
+        self.waiting = line
+        self.tickets: list[Ticket | None] = [None] * call.seats
+        self.ended: list[Ticket] = []  # in this round
+        self.numbers = np.full(call.seats, -1)  # of the request that each seat had last
+        self._prefill = Prefill(target, groups, call.seats, call.prefill_chunk)
+        self._grammars: Grammars | None = None
         device = call.target.device
-        self.tokens = torch.zeros(call.seats, call.longest, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(call.seats, call.slots, dtype=torch.long, device=device)
         self._ids = torch.zeros(call.seats, dtype=torch.long, device=device)
+        none, false = [0] * call.seats, [False] * call.seats
+        self.host = OnHost(none, false, none, false, [[] for _ in none])
+        self.pages = target if isinstance(target, Paged) else None
+        self._bounded = None if kv_of(call.target).pages is None else self.pages
+        if self.pages is not None:
+            target.release(range(call.seats))  # nobody is there yet
 
-    def empty(self) -> State:
-        """The state before any prompt has a seat."""
-        none = [0] * self.call.seats
-        false = [False] * len(none)
-        host = OnHost(none, false, none, false, [[] for _ in none])
-        return self._state(host, Last(None, None, none, None, None))
+    @property
+    def taken(self) -> bool:
+        return any(self.tickets)
 
-    def _state(self, host: OnHost, last: Last) -> State:
-        sampling, grammars = self.call.sampling, self.grammars
-        return State(host, self.tokens, self._ids, sampling, last, self.target, grammars)
-
-    def fill(self, state: State) -> State:
-        """Free seats take the next prompts, which are prefilled there. The memory of other rows
+    def fill(self) -> None:
+        """Free seats take the next requests, whose prompts are read there. The memory of other rows
         stays."""
-        free = [row for row, live in enumerate(state.on_host.live) if not live]
-        rows = free[: len(self.waiting)]
-        if not rows:
-            return state
-        with self.recorder.clock(PREFILL):
-            numbers = [self.waiting.pop() for _ in rows]
-            self.numbers[rows] = numbers
-            self.recorder.admit(numbers)
-            host = self._write_prompts(state.on_host, rows)
-            self.target.release(rows)
-            counts = [host.lengths[row] - 1 for row in rows]
-            taps, best = self._prefill(rows, counts)
-            self.drafter.enter(rows, self._state(host, state.last._replace(taps=taps, best=best)))
-            accepted = [
-                0 if fresh else n
-                for n, fresh in zip(state.last.num_accepted, host.fresh, strict=True)
-            ]
-            newest = newest_taps(state.last.taps, taps, rows, counts, self.call.seats)
-            return self._state(host, state.last._replace(num_accepted=accepted, taps=newest))
+        self.clear()
+        self._make_room()
+        self._seat()
+        if self._prefill.busy:
+            with self.recorder.clock(PREFILL):
+                self._enter(self._prefill.read(self.tokens))
+            self._make_room()
+        seated = zip(self.tickets, self.host.live, strict=True)
+        live = {id(ticket.group) for ticket, alive in seated if ticket and alive}
+        self.groups.live = [group for group in self.groups.all if id(group) in live]
 
-    def _write_prompts(self, host: OnHost, rows: list[int]) -> OnHost:
-        lengths, room, texts = list(host.lengths), list(host.room), list(host.texts)
-        live, fresh = list(host.live), list(host.fresh)
+    def clear(self) -> None:
+        """The seats of requests that were cancelled are free."""
+        for row, ticket in enumerate(self.tickets):
+            if ticket is not None and ticket.over:
+                self._empty(row)
+
+    # ------------------------------------------------------------------------- who gets a seat
+
+    def _seat(self) -> None:
+        """The next requests take the free rows."""
+        rows: list[int] = []
+        for row in [row for row, ticket in enumerate(self.tickets) if ticket is None]:
+            if not self.waiting or not self._has_memory(self.waiting.first):
+                break
+            ticket = self.tickets[row] = self.waiting.pop()
+            self._prefill.begin(row, ticket.text)
+            rows.append(row)
+        if rows:
+            self.numbers[rows] = [self._at(row).number for row in rows]
+            self.recorder.admit(self.numbers[rows].tolist())
+            self._write_prompts(rows)
+            self.target.release(rows)
+
+    def _at(self, row: int) -> Ticket:
+        ticket = self.tickets[row]
+        assert ticket is not None
+        return ticket
+
+    def _write_prompts(self, rows: list[int]) -> None:
+        lengths, room, texts = list(self.host.lengths), list(self.host.room), list(self.host.texts)
         for row in rows:
-            request = self.call.requests[self.numbers[row]]
-            texts[row] = list(request.prompt)
-            lengths[row], live[row], fresh[row] = len(request.prompt), True, True
-            room[row] = self.call.max_new_tokens
-            if self.grammars:
-                self.grammars.enter(row, request.prompt, request.grammar)
+            ticket = self._at(row)
+            request = ticket.request
+            texts[row] = ticket.text
+            lengths[row], room[row] = len(texts[row]), ticket.room
+            ticket.group.seat(row, request)
+            if request.grammar is not None and self._grammars is None:
+                self._grammars = self.recorder.grammars = Grammars(tokens_of(self.call.target))
+            if self._grammars:
+                self._grammars.enter(row, request.prompt, request.grammar)
+        device = self.tokens.device
+        missing = max(self._at(row).request.longest for row in rows) - self.tokens.shape[1]
+        if missing > 0:
+            self.tokens = torch.nn.functional.pad(self.tokens, (0, missing))
         widest = max(lengths[row] for row in rows)
         padded = torch.tensor([texts[row] + [0] * (widest - lengths[row]) for row in rows])
-        ids = [self.call.requests[self.numbers[row]].request_id for row in rows]
-        device = self.tokens.device
+        ids = [self._at(row).request.request_id for row in rows]
         index = torch.tensor(rows, device=device)
         self.tokens = self.tokens.index_fill(0, index, 0)
         self.tokens[index, :widest] = padded.to(device)
         self._ids = self._ids.index_put((index,), torch.tensor(ids, device=device))
-        return OnHost(lengths, live, room, fresh, texts)
+        self.host = self.host._replace(lengths=lengths, room=room, texts=texts)
 
-    def _prefill(self, rows: list[int], counts: list[int]) -> tuple[Tensor | None, Tensor | None]:
-        """Read prompt[:-1] of these rows; the taps of all of it (b, T, K, d), and the best tokens
-        (b, T, k)."""
-        if not any(counts):
-            return None, None
-        every = len(rows) == self.call.seats
-        tokens = self.tokens if every else self.tokens[rows]
-        seats = None if every else rows
-        tokens, best = tokens[:, : max(counts)], self.drafter.best_tokens
-        scores = self.target.read(tokens, counts, seats, self.drafter.taps, every=best > 0)
-        return scores.taps, best_tokens(scores.logits, best)
+    def _enter(self, done: Sequence[Reading]) -> None:
+        """These prompts have been read: their rows decode from now on."""
+        if not done:
+            return
+        live, fresh = list(self.host.live), list(self.host.fresh)
+        for one in done:
+            live[one.row] = fresh[one.row] = True
+        self.host = self.host._replace(live=live, fresh=fresh)
+        for group in self.groups.all:
+            own = [one for one in done if self._at(one.row).group is group]
+            if own:
+                self._enter_group(group, own)
+        self._renew()
 
-    def commit(
-        self, state: State, trees: TokenTree, outcome: Outcome, scores: Scores
-    ) -> tuple[State, np.ndarray]:
+    def _enter_group(self, group: Group, own: Sequence[Reading]) -> None:
+        rows, last = [one.row for one in own], group.last
+        taps, best = joined([one.taps for one in own]), joined([one.best for one in own])
+        state = self._state(group, last._replace(taps=taps, best=best))
+        group.drafter.enter(rows, state)
+        pairs = zip(last.num_accepted, self.host.fresh, strict=True)
+        accepted = [0 if fresh else n for n, fresh in pairs]
+        counts = [len(one.tokens) for one in own]
+        newest = newest_taps(last.taps, taps, rows, counts, self.call.seats)
+        group.last = last._replace(num_accepted=accepted, taps=newest)
+
+    def _state(self, group: Group, last: Last) -> State:
+        """As a group sees it: the rows of others are not live."""
+        host = self.host
+        if len(self.groups.all) > 1:
+            pairs = zip(self.tickets, host.live, strict=True)
+            live = [
+                alive and ticket is not None and ticket.group is group for ticket, alive in pairs
+            ]
+            host = host._replace(live=live)
+        failures: dict[int, Exception] | None = {} if self.call.goes_on else None
+        return State(
+            host,
+            self.tokens,
+            self._ids,
+            group.sampling,
+            last,
+            self.target,
+            self._grammars,
+            failures,
+        )
+
+    def _renew(self) -> None:
+        """Every group sees who is there now."""
+        for group in self.groups.all:
+            group.state = self._state(group, group.last)
+
+    # ---------------------------------------------------------------------------------- memory
+
+    def _has_memory(self, ticket: Ticket | None) -> bool:
+        """Whether the pool has pages for a request, and for what the others are about to need."""
+        target = self._bounded
+        if target is None or not self.taken or ticket is None:
+            return True
+        text, nodes = ticket.text, max(self._nodes, ticket.group.drafter.max_nodes)
+        shared = self._prefill.shared(text[:-1]) // target.page
+        wanted = self._pages(target, text, nodes) - shared
+        for row, other in enumerate(self.tickets):
+            if other is not None:
+                held = self._prefill.held(row)
+                held = self.host.lengths[row] - 1 if held is None else held
+                wanted += self._pages(target, other.text, nodes) - target.pages_for(held)
+        return wanted <= target.free
+
+    def _pages(self, target: Paged, text: Sequence[int], nodes: int) -> int:
+        """For the text, a tree behind it, and one page to grow by."""
+        return target.pages_for(len(text) - 1 + nodes) + 1
+
+    @property
+    def _nodes(self) -> int:
+        """Of the largest tree that may be scored."""
+        return max((one.group.drafter.max_nodes for one in self.tickets if one), default=1)
+
+    def _make_room(self) -> None:
+        """Set the youngest requests aside until the others have memory for a tree."""
+        target = self._bounded
+        if target is None:
+            return
+        while len(rows := [row for row, one in enumerate(self.tickets) if one is not None]) > 1:
+            if not target.lacking(rows, self._nodes):
+                return
+            row = max(rows, key=self._at)
+            ticket = self._at(row)
+            self._empty(row)
+            ticket.set_aside += 1
+            self.waiting.join(ticket)
+
+    def _empty(self, row: int) -> None:
+        """Nobody sits here any more."""
+        ticket = self._at(row)
+        if not self._prefill.has(row):
+            ticket.group.drafter.leave([row])
+        self._prefill.drop(row)
+        self.target.release([row])
+        self.tickets[row] = None
+        live = list(self.host.live)
+        live[row] = False
+        self.host = self.host._replace(live=live)
+        self._renew()
+
+    # ---------------------------------------------------------------------------------- commit
+
+    def commit(self, outcome: Outcome, scores: Scores) -> np.ndarray:
         """Append the accepted tokens, cut where a text ends, and free the seats of ended texts.
-        Also returns how many tokens each row kept."""
-        host = state.on_host
+        Returns how many tokens each row kept."""
+        host = self.host
         lengths, live, room = list(host.lengths), list(host.live), list(host.room)
         places: list[int] = []  # in the flat `tokens`
         values: list[int] = []
-        decoded = [row for row, alive in enumerate(host.live) if alive]
         kept = [0] * len(live)
-        for row in decoded:
-            added, live[row] = self.texts.add(int(self.numbers[row]), outcome.tokens[row])
-            first = row * self.call.longest + lengths[row]
+        self.ended = []
+        for row in np.flatnonzero(outcome.live).tolist():
+            added = self._at(row).add(outcome.tokens[row])
+            first = row * self.tokens.shape[1] + lengths[row]
             places.extend(range(first, first + len(added)))
             values.extend(added)
             host.texts[row].extend(added)  # earlier states see only as much as their lengths say
             lengths[row] += len(added)
             room[row] -= len(added)
             kept[row] = len(added)
-        index, ids = torch.tensor([places, values]).to(self.tokens.device)
-        self.tokens.put_(index, ids)
+        if places:
+            index, ids = torch.tensor([places, values]).to(self.tokens.device)
+            self.tokens.put_(index, ids)
+        for group in self.groups.live:
+            for row, error in (group.state.failures or {}).items():
+                self._at(row).end(FAILED, error)
+        over = [row for row, alive in enumerate(live) if alive and self._at(row).over]
+        for row in over:
+            live[row] = False
+        self.host = OnHost(lengths, live, room, [False] * len(live), host.texts)
+        for group in self.groups.live:
+            group.last = self._last(group, scores)
+            decoded = group.state.on_host.live
+            group.state = self._state(group, group.last)
+            group.drafter.observe(group.state)
+            gone = [row for row in over if decoded[row]]
+            if gone:
+                group.drafter.leave(gone)
+        self._free(over)
+        return np.array(kept)
+
+    def _last(self, group: Group, scores: Scores) -> Last:
+        trees, outcome = group.trees, group.outcome
         accepted = [max(count, 0) for count in outcome.keep]
-        newest = on_path(scores.taps, outcome.verdict.path)
         drafted = (outcome.parents >= 0).sum(1).tolist()
-        best = best_tokens(scores.logits, self.drafter.best_tokens)
+        newest = on_path(scores.taps, outcome.verdict.path)
+        best = best_tokens(scores.logits[:, : trees.num_nodes], group.drafter.best_tokens)
         asked = outcome.aside, outcome.runners_up, best
-        last = Last(trees, outcome.verdict, accepted, drafted, newest, *asked)
-        after = self._state(OnHost(lengths, live, room, [False] * len(live), host.texts), last)
-        self.drafter.observe(after)
-        over = [row for row in decoded if not live[row]]
-        if over:
-            self.drafter.leave(over)
-        return after, np.array(kept)
+        return Last(trees, outcome.verdict, accepted, drafted, newest, *asked)
 
-
-def best_tokens(logits: Tensor, k: int) -> Tensor | None:
-    """(B, n, k) best tokens of logits (B, n, V); None if no drafter asks. Among the best 2k, ties
-    go to the lowest index."""
-    if not k:
-        return None
-    rows, nodes, vocabulary = logits.shape
-    flat, k = logits.reshape(-1, vocabulary), min(k, vocabulary)
-    # Few candidates first: `top` over a whole vocabulary takes several times as long as topk.
-    values, index = flat.topk(min(2 * k, vocabulary))
-    index, order = index.sort(1)
-    best = index.gather(1, top(values.gather(1, order), k))
-    return best.view(rows, nodes, -1)
+    def _free(self, rows: Sequence[int]) -> None:
+        self.ended = [self._at(row) for row in rows]
+        for row in rows:
+            self.tickets[row] = None
+        if rows and self.pages is not None:
+            self.target.release(rows)  # others may need the pages now
 
 
 def on_path(taps: Tensor | None, path: np.ndarray) -> Tensor | None:

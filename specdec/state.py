@@ -82,6 +82,8 @@ class State:
     last: Last
     memory: Any = None  # the target's session of this run, for drafters that use its layers
     grammars: Grammars | None = None  # of the run's texts, if they have any
+    failures: dict[int, Exception] | None = None
+    """Rows whose own processors failed in this round, and why; None: a failure ends the run."""
 
     @classmethod
     def of(

@@ -13,6 +13,8 @@ from hypothesis import Phase, settings
 
 from experiments import run
 from specdec import registry
+from specdec.interfaces import KV
+from specdec.models.language_model import TransformersLM
 
 os.environ.pop("SPECDEC_ALLOW", None)  # other packages of this machine are no part of these tests,
 registry.announced = tuple  # nor are those that are installed
@@ -105,3 +107,12 @@ def command(usual, tmp_path, monkeypatch):
 
     yield call
     logging.getLogger().handlers = handlers
+
+
+PAGED = KV("paged", page=4)
+
+
+@pytest.fixture
+def paged(monkeypatch):
+    """Every transformers model keeps its keys and values in pages, unless it is asked otherwise."""
+    monkeypatch.setattr(TransformersLM, "kv", property(lambda self: PAGED))

@@ -119,7 +119,18 @@ def test_rooms_of_experiments_import_only_what_is_below_them():
     assert not wrong
 
 
-LOOP = {f"specdec.{name}" for name in ("generate", "requests", "seats", "outcome", "output")}
+SERVES = (
+    "engine",
+    "handles",
+    "requests",
+    "tickets",
+    "seats",
+    "prefill",
+    "groups",
+    "outcome",
+    "output",
+)
+LOOP = {f"specdec.{name}" for name in ("generate", *SERVES)}
 
 
 def test_what_the_loop_uses_does_not_know_the_loop():

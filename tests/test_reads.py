@@ -68,7 +68,7 @@ def counted(
 ) -> list[tuple[int, Counter[str]]]:
     """Per round of a run in which rows end and begin: how many rows were new in it, and what was
     read."""
-    call = prepare(
+    asked = prepare(
         specdec.load(shared("llama_gqa")),
         prompts(9, 4, 6),
         drafter=drafter,
@@ -79,7 +79,7 @@ def counted(
         seats=2,
         trace=trace,
     )
-    rounds, found, known = Run(call).rounds(), [], {-1}
+    rounds, found, known = Run(*asked).rounds(), [], {-1}
     while True:
         with Reads() as reads:
             step = next(rounds, None)

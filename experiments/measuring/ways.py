@@ -66,7 +66,7 @@ class Ours:
         self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int
     ) -> Run:
         """The same call, not begun."""
-        call = prepare(
+        asked = prepare(
             self.target,
             prompts,
             drafter=self.drafter,
@@ -74,7 +74,7 @@ class Ours:
             max_new_tokens=max_new_tokens,
             **self.options,
         )
-        return Run(call)
+        return Run(*asked)
 
 
 @cache

@@ -13,6 +13,7 @@ vocabulary.
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, Unpack
@@ -45,11 +46,12 @@ from specdec.heads.head import (
     static_tree,
     with_states,
 )
-from specdec.interfaces import LanguageModel, LendsHead, compile_of, lends_head
+from specdec.interfaces import LanguageModel, LendsHead, compile_of, kv_of, lends_head
 from specdec.models import attention
 from specdec.models.compiled import CompiledModel
 from specdec.models.masks import Masks
-from specdec.models.memory import Layout, Memory, as_it_is
+from specdec.models.memory import Layout, as_it_is
+from specdec.models.paged import opened
 from specdec.models.support import layer_kinds
 from specdec.models.whole import Passes, Piece, padded
 from specdec.sampling import Sampling
@@ -223,7 +225,10 @@ class FeatureDrafter(TreeDrafter):
         if compile:
             self._run = compiled.forward(compile == "require", self._heads)
         # It grows with the texts.
-        self._memory = Memory(compiled.layout, rows, 0, target.dtype, target.device, bool(compile))
+        kv = replace(kv_of(target), pages=None, dtype="model")
+        self._memory = opened(
+            kv, compiled.layout, rows, 0, target.dtype, target.device, bool(compile)
+        )
         self.opened = (self._memory,)
         self._model = compiled
         self._whole = whole_shape(self.shape, self.law, sampling) if compile else None
@@ -255,7 +260,7 @@ class FeatureDrafter(TreeDrafter):
             return
         every = len(rows) == state.rows
         tokens = (state.tokens if every else state.tokens[list(rows)])[:, 1 : widest + 1]
-        over = self._memory.reading(widest, None if every else rows, prompt=True)
+        over = self._memory.reading(widest, None if every else rows, prompt=True, counts=counts)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
         self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, None if every else rows)
@@ -292,7 +297,7 @@ class FeatureDrafter(TreeDrafter):
     def _read(self, new: New) -> Tensor:
         """(B, 1, V) logits after the roots."""
         counts, tokens, taps = new
-        over = self._memory.reading(tokens.shape[1])
+        over = self._memory.reading(tokens.shape[1], counts=counts)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
         out = self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, root=True)

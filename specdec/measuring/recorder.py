@@ -12,15 +12,18 @@ from specdec.measuring.clock import Clock
 from specdec.measuring.report import Nodes, Report, Served, Step
 from specdec.outcome import Outcome
 
+NEVER = Served(0.0, 0.0, 0.0)  # of a prompt that had no seat
+
 
 class Recorder:
-    """Of one run over `prompts` prompts."""
+    """Of one run. keeps: steps are kept for the report."""
 
-    def __init__(self, device: torch.device, prompts: int) -> None:
+    def __init__(self, device: torch.device, keeps: bool = True) -> None:
+        self.keeps, self.rounds = keeps, 0
         self.clock = Clock(device, self.compiling)
         self._opened: list[OpenedCompiled] = []
         self.steps: list[Step] = []
-        self.served = [Served(0.0, 0.0, 0.0)] * prompts
+        self.served: dict[int, Served] = {}  # by the prompt's number
         self.cache_bytes: dict[str, int] = {}
         self.grammars: Grammars | None = None  # of the run's texts
         self.forward_seconds: dict[str, float] = {}
@@ -38,19 +41,19 @@ class Recorder:
         """Seconds so far. All other times leave them out."""
         return sum(each.seconds for one in self._opened for each in one.compiled)
 
-    def _now(self) -> float:
+    def now(self) -> float:
         """Seconds since the run began."""
         return time.perf_counter() - self._began - self.compiling()
 
     def admit(self, prompts: Sequence[int]) -> None:
-        """These prompts get their seats now."""
-        now = self._now()
+        """These prompts get their seats now. Those that have lost one were admitted then."""
+        now = self.now()
         for prompt in prompts:
-            self.served[prompt] = Served(now, now, now)
+            self.served.setdefault(prompt, Served(now, now, now))
 
     def step(self, outcome: Outcome, kept: np.ndarray, prompts: np.ndarray) -> Step:
         """A round is over. prompts (B,): whose text each row is."""
-        now = self._now()
+        now = self.now()
         prompts = np.where(outcome.live, prompts, -1)
         for prompt in prompts[outcome.live].tolist():
             one = self.served[prompt]
@@ -58,7 +61,7 @@ class Recorder:
             self.served[prompt] = Served(one.admitted, first, now)
         verdict = outcome.verdict
         step = Step(
-            len(self.steps),
+            self.rounds,
             outcome.live,
             outcome.parents.astype(np.int16),
             verdict.path.astype(np.int16),
@@ -69,22 +72,26 @@ class Recorder:
             prompts,
             Nodes(**outcome.notes) if outcome.notes else None,
         )
-        self.steps.append(step)
+        self.rounds += 1
+        if self.keeps:
+            self.steps.append(step)
         return step
 
     def end(self, target: Session, opened: Sequence[Opened]) -> None:
         """The run is over; its memory is about to be freed."""
-        self._ended = self._now()
+        self._ended = self.now()
         self.cache_bytes = {"target": target.nbytes, "drafter": sum(one.nbytes for one in opened)}
         drafting = sum(one.forward_seconds for one in opened) + target.part_seconds
         self.forward_seconds = {"target": target.forward_seconds, "drafter": drafting}
 
-    def report(self, drafter: str, verifier: str, lossless: bool, extra_layers: int) -> Report:
-        """Of the rounds so far."""
+    def report(
+        self, prompts: int, drafter: str, verifier: str, lossless: bool, extra_layers: int
+    ) -> Report:
+        """Of the rounds so far; prompts: how many there are."""
         return Report(
             list(self.steps),
-            list(self.served),
-            self._ended or self._now(),
+            [self.served.get(prompt, NEVER) for prompt in range(prompts)],
+            self._ended or self.now(),
             self.cache_bytes,
             self.forward_seconds,
             drafter,

@@ -29,6 +29,7 @@ from transformers.cache_utils import Cache
 
 from specdec.errors import did_you_mean
 from specdec.interfaces import Compile, CompiledPass
+from specdec.models import eight_bits
 from specdec.models.capture import Captured
 from specdec.models.masks import WIDEST, masks_at, tree_of
 from specdec.models.memory import Few, Forward, Layout, Memory, Pass, as_it_is
@@ -344,7 +345,11 @@ class FixedSlots(Cache):
         """Write this pass's K and V (b, H, n, D); return all slots (b, H, T, D)."""
         keys, values = self._views[layer_idx]
         for place, states in ((keys, key_states), (values, value_states)):
-            place.transpose(1, 2)[self._rows, self._slots] = states.transpose(1, 2)
+            stored = eight_bits.encode(states) if place.dtype == torch.int8 else states
+            place.transpose(1, 2)[self._rows, self._slots] = stored.transpose(1, 2)
+        if keys.dtype == torch.int8:
+            keys = eight_bits.decode(keys, key_states.shape[-1], key_states.dtype)
+            values = eight_bits.decode(values, value_states.shape[-1], value_states.dtype)
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -7,21 +7,24 @@ draft model. The user's model is never written to.
 Letters: B rows, N nodes, V vocabulary, K taps, d hidden size.
 """
 
+import copy
 import inspect
 import threading
 from collections.abc import Collection
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specdec.interfaces import Compile, PartScores, Tap
+from specdec.interfaces import KV, Compile, PartScores, Tap
 from specdec.models import attention, proof, quantized
 from specdec.models.compiled import CompiledModel, compile_mode
 from specdec.models.excerpt import MemoryExcerpt
 from specdec.models.layers import final_norm, lower_layers, num_layers, without_sublayers
-from specdec.models.memory import Layout
+from specdec.models.memory import Layout, bytes_per_token
+from specdec.models.paged_session import PagedSession
 from specdec.models.session import TransformersSession
 from specdec.models.support import layer_kinds, refuse_unsupported, usable_context
 from specdec.tree import TokenTree
@@ -43,11 +46,13 @@ class TransformersLM:
         name: str = "model",
         extra_layers: int = 0,
         compile: Compile = None,
+        kv: KV | None = None,
     ) -> None:
         refuse_unsupported(model, name)
         quantized.refuse_unfit(model, name)
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.extra_layers, self.compile = extra_layers, compile_mode(compile)
+        self._kv = kv or KV()
         self.config = model.config.get_text_config()
         self.context = usable_context(self.config)
         implementation = attention.choose(model)
@@ -91,6 +96,11 @@ class TransformersLM:
         return self.model.dtype
 
     @property
+    def kv(self) -> KV:
+        """How its sessions keep keys and values, unless `open` says otherwise; see `with_kv`."""
+        return self._kv
+
+    @property
     def _first_weight(self) -> Tensor:
         return next(self.model.parameters())
 
@@ -109,11 +119,25 @@ class TransformersLM:
 
     # --------------------------------------------------------------------------------- contract
 
-    def open(self, rows: int, slots: int, compile: Compile = None) -> TransformersSession:
+    def open(
+        self, rows: int, slots: int, compile: Compile = None, kv: KV | None = None
+    ) -> TransformersSession:
         if self.compiled.dtype != self.dtype:  # the user has cast the model meanwhile
             quantized.check_dtype(self.model, self.name)
             self.compiled = CompiledModel(self.runner, self.layout, self.dtype)
-        return TransformersSession(self, rows, slots, self.compile if compile is None else compile)
+        kv = kv or self.kv
+        kind = TransformersSession if kv.layout == "contiguous" else PagedSession
+        return kind(self, rows, slots, self.compile if compile is None else compile, kv)
+
+    def with_kv(self, kv: KV) -> Self:
+        """The same weights; sessions keep keys and values in another way."""
+        other = copy.copy(self)
+        other._kv = kv
+        return other
+
+    def bytes_per_token(self, kv: KV | None = None) -> int:
+        """Of a session's memory."""
+        return bytes_per_token(self.layout, self.dtype, (kv or self.kv).dtype)
 
     # ---------------------------------------------------------------- what it lends to its heads
 

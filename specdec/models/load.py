@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from specdec.errors import integer, misspelt_arguments_are_named, some, switch
-from specdec.interfaces import Compile
+from specdec.interfaces import KV, Compile
 from specdec.models.compiled import compile_mode
 from specdec.models.kept import kept
 from specdec.models.language_model import TransformersLM
@@ -52,6 +52,7 @@ def load(
     quantization_config: Any = None,
     device_map: Any = None,
     tp_plan: Any = None,
+    kv: KV | str | None = None,
 ) -> TransformersLM:
     """A language model that can score token trees.
 
@@ -65,7 +66,8 @@ def load(
     draft model for which it is None does as its target does. quantize: "int8" (weights, and
     activations per token), "int4" (weights) or a torchao configuration packs the linear layers of a
     copy. quantization_config, device_map and tp_plan go to transformers, whose loader then places
-    the weights. A model that was saved quantised is loaded as it is.
+    the weights. A model that was saved quantised is loaded as it is. kv: how sessions keep keys and
+    values: "int8" for 8 bits, "paged", or a `specdec.KV`.
 
     Raises ValueError for a folder without safetensors weights (pickles are refused), for weights
     that are missing, left over or of another shape than the config says, and for models that cannot
@@ -73,16 +75,19 @@ def load(
     """
     check_scheme(quantize)
     if isinstance(name, TransformersLM):
+        keeping = name.kv if kv is None else KV.asked(kv)
         if quantize is None:
-            return name
+            return name if kv is None else name.with_kv(keeping)
         packed = quantized(name.model, quantize, name.name)
         title = f"{name.name} ({quantize if isinstance(quantize, str) else 'quantised'})"
-        return TransformersLM(packed, name.tokenizer, title, name.extra_layers, name.compile)
+        layers = name.extra_layers
+        return TransformersLM(packed, name.tokenizer, title, layers, name.compile, keeping)
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     integer("extra_layers", extra_layers, 0, MOST_LAYERS)
     switch("trust_remote_code", trust_remote_code)
     compile_mode(compile)
+    keeping = KV.asked(kv)
     given = {
         "device": device,
         "dtype": dtype,
@@ -138,7 +143,7 @@ def load(
         model = deepen(model, extra_layers)
     if quantize is not None:
         model = quantized(model, quantize, title)
-    return TransformersLM(model, tokenizer, title, extra_layers, compile)
+    return TransformersLM(model, tokenizer, title, extra_layers, compile, keeping)
 
 
 def _sharding(tp_plan: Any) -> dict[str, Any]:

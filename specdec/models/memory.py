@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import Module
 from transformers.cache_utils import Cache
 
-from specdec.interfaces import CompiledPass
-from specdec.models import attention
+from specdec.interfaces import CompiledPass, Kept
+from specdec.models import attention, eight_bits
 from specdec.models.masks import Masks, masks, masks_again
+from specdec.models.slots import Reader, Slots
 from specdec.models.support import LayerKind
 from specdec.tree import Structure, TokenTree
 
@@ -80,7 +81,7 @@ def as_it_is(module: Module) -> Forward:
     return forward
 
 
-def _arguments(positions: Tensor, seen: Masks, slots: "Slots") -> dict[str, Any]:
+def _arguments(positions: Tensor, seen: Masks, slots: Reader) -> dict[str, Any]:
     """Of a transformers model; positions (b, n)."""
     return {
         "position_ids": positions,
@@ -88,6 +89,25 @@ def _arguments(positions: Tensor, seen: Masks, slots: "Slots") -> dict[str, Any]
         "past_key_values": slots,
         "use_cache": True,
     }
+
+
+def alike(shapes: Sequence[LayerShape]) -> Iterator[tuple[list[int], int, int]]:
+    """Layers of one shape, with the heads and head size of their K, then of their V."""
+    members = defaultdict(list)
+    for layer, shape in enumerate(shapes):
+        members[shape].append(layer)
+    for shape, layers in members.items():
+        yield layers, shape.heads, shape.key_size
+        yield layers, shape.value_heads, shape.value_size
+
+
+def bytes_per_token(layout: Layout, dtype: torch.dtype, kept: Kept) -> int:
+    """Of a memory."""
+    packed = kept == "int8"
+    return sum(
+        len(members) * heads * (eight_bits.width(size) if packed else size * dtype.itemsize)
+        for members, heads, size in alike(layout.shapes)
+    )
 
 
 class Memory:
@@ -102,29 +122,34 @@ class Memory:
         dtype: torch.dtype,
         device: torch.device,
         compiled: bool = False,
+        kept: Kept = "model",
     ) -> None:
         self.layout, self.rows = layout, rows
         self.by_powers = compiled
-        self.slots = slots = self._capacity(slots) if slots else 0
+        self.slots = self._capacity(slots) if slots else 0
         self.dtype, self.device = dtype, device
+        self.packed = kept == "int8"
         self.lengths = [0] * rows  # committed tokens per row
         self.roots = [0] * rows  # the slot of the coming tree's root
         self.calls, self.forward_seconds = 0, 0.0  # passes, and the time inside them
         self.blocks: list[Tensor] = []  # (G, B, H, S, D), K and V of each kind of layer in turn
         self._members: list[list[int]] = []  # the layers of each block
-        alike = defaultdict(list)
-        for layer, shape in enumerate(layout.shapes):
-            alike[shape].append(layer)
-        for shape, members in alike.items():
-            for heads, size in (shape[:2], shape[2:]):
-                block = (len(members), rows, heads, slots, size)
-                self.blocks.append(torch.zeros(block, dtype=dtype, device=device))
-                self._members.append(members)
+        stored = torch.int8 if self.packed else dtype
+        for members, heads, size in alike(layout.shapes):
+            if self.packed:
+                size = eight_bits.width(size)
+            block = self._block(len(members), heads, size)
+            self.blocks.append(torch.zeros(block, dtype=stored, device=device))
+            self._members.append(members)
         self._every_row = torch.arange(rows, device=device)
         self.compiled: list[CompiledPass] = []  # what was compiled for this memory's passes
         self.uses: Counter[Any] = Counter()  # how often a shape was needed
         self.graphs: dict[Any, Any] = {}  # captured passes over this memory, where it lies now
         self._views: list[list[Tensor]] | None = None
+
+    def _block(self, layers: int, heads: int, size: int) -> tuple[int, ...]:
+        """The shape of what is kept for some layers."""
+        return layers, self.rows, heads, self.slots, size
 
     @property
     def nbytes(self) -> int:
@@ -162,9 +187,16 @@ class Memory:
 
     # ---------------------------------------------------------------------------------- passes
 
-    def reading(self, length: int, rows: Sequence[int] | None = None, prompt: bool = False) -> Pass:
+    def reading(
+        self,
+        length: int,
+        rows: Sequence[int] | None = None,
+        prompt: bool = False,
+        counts: Sequence[int] | None = None,
+    ) -> Pass:
         """For `length` more tokens of some rows, each seeing all before it. Commit them afterwards.
-        prompt: no two such passes are alike, so that none is compiled."""
+        prompt: no two such passes are alike, so that none is compiled. counts: what will be
+        committed of each row (None: everything); the rest is padding."""
         first = [self.lengths[row] for row in (range(self.rows) if rows is None else rows)]
 
         def options() -> dict[str, Any]:
@@ -243,9 +275,7 @@ class Memory:
             positions = positions.clamp(max=self.layout.context - 1)
         return positions
 
-    def _aim(
-        self, first: list[int], count: int, rows: Sequence[int] | None, empty: bool
-    ) -> "Slots":
+    def _aim(self, first: list[int], count: int, rows: Sequence[int] | None, empty: bool) -> Reader:
         """Where a pass writes `count` tokens per row, from slot first[i] on, and what it reads."""
         self.make_room(max(first) + count)
         return Slots(self, first, count, rows, empty)
@@ -256,11 +286,7 @@ class Memory:
 
     def make_room(self, needed: int) -> None:
         """At least `needed` slots per row."""
-        if not self.blocks:
-            raise ValueError(
-                f"{self.layout.name}: this session is closed; open another one with open(rows, "
-                "slots)"
-            )
+        self._check_open()
         if needed + self.by_powers <= self.slots:  # compiled passes have a slot that nobody reads
             return
         slots = max(self._capacity(needed), 2 * self.slots, 64)
@@ -270,6 +296,13 @@ class Memory:
             larger[:, :, :, : self.slots] = block
             self.blocks[number] = larger  # one block at a time, so that little exists twice
         self.slots = slots
+
+    def _check_open(self) -> None:
+        if not self.blocks:
+            raise ValueError(
+                f"{self.layout.name}: this session is closed; open another one with open(rows, "
+                "slots)"
+            )
 
     def _capacity(self, needed: int) -> int:
         """Slots per row. Compiled passes are made for powers of two, one slot of which is
@@ -330,10 +363,10 @@ class Memory:
 
     def check_integrity(self) -> None:
         """For tests: what must hold between passes."""
-        assert all(0 <= length <= self.slots for length in self.lengths)
         assert all(
             0 <= length - root <= 1 for length, root in zip(self.lengths, self.roots, strict=True)
         )
+        assert all(0 <= length <= self.slots for length in self.lengths)
         assert all(block.shape[1] == self.rows for block in self.blocks)
         assert all(block.shape[3] == self.slots for block in self.blocks)
 
@@ -344,65 +377,6 @@ def each_of(block: Tensor, rows: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
     layers = torch.arange(block.shape[0], device=block.device)[:, None, None]
     heads = torch.arange(block.shape[2], device=block.device)[:, None]
     return layers, rows, heads, slots
-
-
-class Slots(Cache):
-    """The memory as a transformers cache, for one pass: where each layer writes and what it
-    reads."""
-
-    def __init__(
-        self, memory: Memory, first: list[int], count: int, rows: Sequence[int] | None, empty: bool
-    ) -> None:
-        self.layers: list[Any] = []  # transformers' own layer objects; there are none
-        self.first = max(first)
-        self.end = self.first + count  # slots that the pass looks at
-        uniform = min(first) == max(first)
-        self._fresh = empty  # nothing but the pass itself is there to be seen
-        every = rows is None or list(rows) == list(range(memory.rows))
-        device = memory.device
-        self._rows = memory._every_row if every else torch.tensor(list(rows or ()), device=device)
-        self._whole = every
-        # Where rows differ in length, or are but some of all: the slots (b, n) written to.
-        self._slots: Tensor | None = None
-        if not uniform or not every:
-            self._slots = torch.tensor(first, device=device)[:, None] + torch.arange(
-                count, device=device
-            )
-        # Per layer, what the pass reads (b, H, T, D) and writes: views, cut for all layers at once.
-        layers = len(memory.layout.shapes)
-        self._reads: list[list[Tensor]] = [[] for _ in range(layers)]
-        self._writes: list[list[Tensor]] = [[] for _ in range(layers)]
-        for block, members in zip(memory.blocks, memory._members, strict=True):
-            reads = block[:, :, :, : self.end].unbind(0)
-            writes = reads
-            if self._slots is None:
-                writes = block[:, :, :, first[0] : self.end].unbind(0)
-            for index, layer in enumerate(members):
-                self._reads[layer].append(reads[index])
-                self._writes[layer].append(writes[index])
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write this pass's K and V (b, H, n, D); return all (b, H, T, D) that it may look at."""
-        fresh = (key_states, value_states)
-        for place, states in zip(self._writes[layer_idx], fresh, strict=True):
-            if self._slots is None:
-                place.copy_(states)
-            else:
-                place.transpose(1, 2)[self._rows[:, None], self._slots] = states.transpose(1, 2)
-        if self._fresh:
-            return fresh
-        keys, values = self._reads[layer_idx]
-        if self._whole:
-            return keys, values
-        return keys[self._rows], values[self._rows]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.first
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.end, 0
 
 
 class ShapeProbe(Cache):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.errors import Unsupported, some
-from specdec.interfaces import Compile, Part
+from specdec.interfaces import KV, Compile, Part
 from specdec.models import attention
 from specdec.models.layers import lower_layers, num_layers, upper_layers, watched
 from specdec.models.masks import masks
@@ -44,14 +44,21 @@ class Tried(Runnable, Protocol):
 
     compile: Compile
 
-    def open(self, rows: int, slots: int, compile: Compile = None) -> TransformersSession: ...
+    @property
+    def kv(self) -> KV: ...
+
+    def open(
+        self, rows: int, slots: int, compile: Compile = None, kv: KV | None = None
+    ) -> TransformersSession: ...
 
     def head(self, states: Tensor) -> Tensor: ...
 
 
 def _uncompiled(lm: Tried, rows: int, slots: int) -> TransformersSession:
-    """A class of one's own may have an `open` that knows nothing of compiling."""
-    return lm.open(rows, slots, False) if lm.compile else lm.open(rows, slots)
+    """And with numbers as the model computes them. A class of one's own may have an `open` that
+    knows nothing of either."""
+    plain = not lm.compile and lm.kv == KV()
+    return lm.open(rows, slots) if plain else lm.open(rows, slots, False, KV())
 
 
 @contextmanager

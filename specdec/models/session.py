@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specdec.interfaces import Compile, CompiledPass, PartScores, Scores, Tap
+from specdec.interfaces import KV, Compile, CompiledPass, PartScores, Scores, Tap
 from specdec.models.compiled import CompiledModel
 from specdec.models.layers import watched
 from specdec.models.memory import Layout, Memory, Pass, as_it_is
+from specdec.models.paged import opened
 from specdec.models.whole import Piece
 from specdec.tree import Structure, TokenTree
 
@@ -47,10 +48,12 @@ class HandedOver(NamedTuple):
 class TransformersSession:
     """The KV memory of one run, and the passes over it."""
 
-    def __init__(self, model: Runnable, rows: int, slots: int, compile: Compile = None) -> None:
-        self.model, self.compile = model, compile
+    def __init__(
+        self, model: Runnable, rows: int, slots: int, compile: Compile = None, kv: KV | None = None
+    ) -> None:
+        self.model, self.compile, self.kv = model, compile, kv or KV()
         device, dtype = model.device, model.dtype
-        self._memory = Memory(model.layout, rows, slots, dtype, device, bool(compile))
+        self._memory = opened(self.kv, model.layout, rows, slots, dtype, device, bool(compile))
         self._run = as_it_is(model.runner)
         if compile:
             self._run = model.compiled.forward(required=compile == "require")
@@ -105,7 +108,7 @@ class TransformersSession:
         every: bool = False,
     ) -> Scores:
         b, length = tokens.shape
-        over = self._memory.reading(length, rows, prompt=not root)
+        over = self._memory.reading(length, rows, prompt=not root, counts=counts)
         last = sorted({max(count - 1, 0) for count in counts})
         all_wanted = every or length == 1
         wanted = None if all_wanted else torch.tensor(last, device=tokens.device)

@@ -167,8 +167,6 @@ class TableSession:
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
         self._tree = tree
-        if start == 0:
-            self._roots = [[token] for token in tree.tokens[:, 0].tolist()]
         nodes = range(start, tree.num_nodes)
         paths = [[self._path(tree, row, node) for node in nodes] for row in range(tree.rows)]
         logits = torch.stack(
@@ -185,11 +183,11 @@ class TableSession:
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         for row, count in enumerate(counts):
-            if count >= 0:
-                nodes = path[row, :count].tolist()
-                drafted = self._tree.tokens[row, nodes].tolist() if self._tree and nodes else []
-                self._texts[row] = self._texts[row] + self._roots[row] + drafted
-                self._roots[row] = []
+            kept = list(self._roots[row])  # a root that was read is committed already
+            if count >= 0 and self._tree is not None:
+                nodes = [0, *path[row, :count].tolist()]
+                kept = [*kept, *self._tree.tokens[row, nodes[len(kept) :]].tolist()]
+            self._texts[row], self._roots[row] = self._texts[row] + kept, []
 
     def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         for row, length in zip(rows, lengths, strict=True):

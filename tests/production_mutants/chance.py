@@ -67,8 +67,8 @@ MUTANTS = (
     Mutant(
         "keys without the seed",
         FILE,
-        "_signed(self.seed * 0x9E3779B97F4A7C15 + 1)",
-        "1",
+        "else _signed(seed * _NODE + 1)",
+        "else 1",
         "all seeds draw alike",
         EACH_PLACE,
     ),

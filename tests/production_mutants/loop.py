@@ -3,36 +3,39 @@
 from tests.production_mutants.mutant import Mutant
 
 GENERATE, SEATS, REQUESTS = "specdec/generate.py", "specdec/seats.py", "specdec/requests.py"
+PREFILL, TICKETS, GROUPS = "specdec/prefill.py", "specdec/tickets.py", "specdec/groups.py"
 STATE, OUTCOME, OUTPUT = "specdec/state.py", "specdec/outcome.py", "specdec/output.py"
 SESSIONS, TEXTS = "tests/test_sessions.py", "tests/test_generate.py"
 ERRORS = "tests/test_errors.py"
 NEITHER = f"{SESSIONS} -k 'neither_on_seats and Keyed and (ngram or eagle-3)'"
 IN_STEP = "tests/test_heads.py -k 'whatever_was_accepted and llama_gqa'"
 BAD_TREES = f"{ERRORS} -k 'malformed_tree or breaks_its_contract'"
+ENGINE = "tests/test_engine.py"
+UNLIKE = f"{ENGINE} -k 'unlike_sampling"
 STREAMED = f"{TEXTS} -k 'streamed_text or stop_strings_inside'"
 
 MUTANTS = (
     Mutant(
         "seats are not released",
         SEATS,
-        "self.target.release(rows)",
-        "self.target.release([])",
+        "self._write_prompts(rows)\n            self.target.release(rows)",
+        "self._write_prompts(rows)",
         "a new request goes on behind the last one's text",
         NEITHER,
     ),
     Mutant(
         "what the seat's last request accepted",
         SEATS,
-        "0 if fresh else n\n",
-        "n\n",
+        "[0 if fresh else n for n, fresh in pairs]",
+        "[n for n, fresh in pairs]",
         "a new row starts with another request's acceptance",
         f"{SESSIONS} -k what_is_left",
     ),
     Mutant(
         "the prefill reads the root",
-        SEATS,
-        "counts = [host.lengths[row] - 1 for row in rows]",
-        "counts = [host.lengths[row] for row in rows]",
+        PREFILL,
+        "Reading(row, list(text[:-1])",
+        "Reading(row, list(text)",
         "the root is in memory twice",
         f"{TEXTS} -k 'greedy_tokens_are_those and gpt2'",
     ),
@@ -48,8 +51,8 @@ MUTANTS = (
     Mutant(
         "nobody is told who leaves",
         SEATS,
-        "self.drafter.leave(over)",
-        "self.drafter.leave([])",
+        "group.drafter.leave(gone)",
+        "group.drafter.leave([])",
         "drafters keep what belonged to a request",
         f"{SESSIONS} -k comes_and_goes",
     ),
@@ -87,16 +90,16 @@ MUTANTS = (
     ),
     Mutant(
         "prompts are served from the last",
-        SEATS,
-        "list(reversed(range(len(call.requests))))",
-        "list(range(len(call.requests)))",
+        TICKETS,
+        "(-mine, self.number) < (-theirs, other.number)",
+        "(-mine, -self.number) < (-theirs, -other.number)",
         "who comes first is served last",
         f"{SESSIONS} -k 'seat_is_taken or comes_and_goes'",
     ),
     Mutant(
         "a seat keeps its last request's number",
         SEATS,
-        "self.numbers[rows] = numbers",
+        "self.numbers[rows] = [self._at(row).number for row in rows]",
         "self.numbers[rows] = rows",
         "texts of later requests go to the first ones",
         NEITHER,
@@ -111,16 +114,16 @@ MUTANTS = (
     ),
     Mutant(
         "the run ends with its first text",
-        GENERATE,
-        "while seats.waiting or any(state.on_host.live):",
-        "while seats.waiting or all(state.on_host.live):",
+        SEATS,
+        "return any(self.tickets)",
+        "return all(self.tickets)",
         "rows that are not done are cut off",
         f"{TEXTS} -k end_early",
     ),
     Mutant(
         "memory is not given back",
         GENERATE,
-        "stack.callback(one.close)",
+        "stack.callback(groups.close)",
         "stack.callback(list)",
         "a draft model's memory outlives its run",
         f"{SESSIONS} -k whoever_still_holds",
@@ -128,7 +131,7 @@ MUTANTS = (
     Mutant(
         "Ctrl-C loses what is finished",
         GENERATE,
-        "if not self.texts.some_are_over:",
+        "if not any(ticket.over for ticket in self.tickets):",
         "if True:",
         "an interrupted run returns nothing",
         f"{SESSIONS} -k ctrl_c",
@@ -177,7 +180,7 @@ MUTANTS = (
     Mutant(
         "more seats than prompts",
         REQUESTS,
-        'min(integer("seats", seats, 1), len(ids))',
+        'min(integer("seats", seats, 1), rows)',
         'integer("seats", seats, 1)',
         "rows that nobody sits in are computed",
         f"{SESSIONS} -k 'more_seats'",
@@ -380,16 +383,16 @@ MUTANTS = (
     Mutant(
         "texts with their stop strings",
         OUTPUT,
-        "emission.text.text[: emission.text.end]",
-        "emission.text.text",
+        "self.text.text[: self.text.end]",
+        "self.text.text",
         "a text does not end before the stop string",
         STREAMED,
     ),
     Mutant(
         "accepted tokens that were cut",
         OUTPUT,
-        "accepted = min(int(step.num_accepted[row]), added)",
-        "accepted = int(step.num_accepted[row])",
+        "accepted = min(accepted, added)",
+        "accepted = int(accepted)",
         "an event has more accepted tokens than tokens",
         f"{TEXTS} -k 'events_come or streamed_text'",
     ),
@@ -400,5 +403,94 @@ MUTANTS = (
         "list(prompt[:0])",
         "the first word loses its space",
         f"{TEXTS} -k first_word",
+    ),
+    # ---------------------------------------------------------------------------------- engine
+    Mutant(
+        "runs share one drafter's memory",
+        GROUPS,
+        "copy.copy(call.drafter)",
+        "call.drafter",
+        "a stream inside a stream goes on in the other's memory (fault 21)",
+        f"{SESSIONS} -k 'runs_on_one_target and small_model'",
+    ),
+    Mutant(
+        "every request has the seed 0",
+        "specdec/chance.py",
+        "self.seeds[row] = seed",
+        "self.seeds[row] = 0",
+        "requests of unlike seeds draw alike",
+        f"{UNLIKE} and ngram'",
+    ),
+    Mutant(
+        "all groups are one",
+        GROUPS,
+        "return self._asked is chance and self.sampling == sampling",
+        "return True",
+        "a request is sampled as the first one is",
+        f"{UNLIKE} and ngram'",
+    ),
+    Mutant(
+        "rows of others are live",
+        SEATS,
+        "alive and ticket is not None and ticket.group is group",
+        "alive and ticket is not None",
+        "a group drafts for rows that it knows nothing of",
+        f"{UNLIKE} and small_model'",
+    ),
+    Mutant(
+        "everybody gets the first group's trees",
+        GROUPS,
+        "torch.where(mine, padded(tree.tokens, nodes, 0), tokens)",
+        "torch.where(mine, tokens, padded(tree.tokens, nodes, 0))",
+        "the target scores trees that other rows were drafted",
+        f"{UNLIKE} and small_model'",
+    ),
+    Mutant(
+        "states of another group's tree",
+        GROUPS,
+        "TokenTree(tokens, replace(first))",
+        "TokenTree(tokens, first)",
+        "the target goes on from states that were computed for other tokens",
+        f"{UNLIKE} and early_exit'",
+    ),
+    Mutant(
+        "parts of prompts from the beginning",
+        PREFILL,
+        "torch.tensor(firsts, device=tokens.device)[:, None] + steps",
+        "torch.zeros_like(tokens[:, :1]) + steps",
+        "a long prompt is read as its first part again and again",
+        f"{UNLIKE} and ngram'",
+    ),
+    Mutant(
+        "the oldest is set aside",
+        SEATS,
+        "max(rows, key=self._at)",
+        "min(rows, key=self._at)",
+        "nobody is sure to get to the end",
+        f"{ENGINE} -k 'set_aside and ngram'",
+    ),
+    Mutant(
+        "a text that was set aside begins anew",
+        TICKETS,
+        "return self.request.prompt + self.emission.tokens",
+        "return list(self.request.prompt)",
+        "tokens are emitted twice",
+        f"{ENGINE} -k 'set_aside and ngram'",
+    ),
+    Mutant(
+        "processors see the texts of others",
+        "specdec/probs.py",
+        "text[: end * alive]",
+        "text[:end]",
+        "a processor fails at a text that is not its own",
+        f"{ENGINE} -k processor_that_raises",
+    ),
+    Mutant(
+        "whoever failed goes on",
+        OUTCOME,
+        "live = [row for row in live if row not in (state.failures or ())]",
+        "live = list(live)",
+        "tokens of a law without its processors are kept",
+        f"{ENGINE} -k processor_that_raises",
     ),
 )

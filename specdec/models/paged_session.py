@@ -1,0 +1,146 @@
+"""A session whose memory is pages, which rows with the same beginning share.
+
+Letters: B rows, N nodes, D depth.
+"""
+
+from collections.abc import Callable, Sequence
+from warnings import warn
+
+import numpy as np
+from torch import Tensor
+
+from specdec.interfaces import KV, Compile, PageUse, Scores, Tap
+from specdec.models.paged import PagedMemory
+from specdec.models.session import Runnable, TransformersSession
+from specdec.tree import TokenTree
+
+
+class PagedSession(TransformersSession):
+    """`Paged`. It remembers the text of every row, for others that begin in the same way."""
+
+    _memory: PagedMemory
+
+    def __init__(
+        self, model: Runnable, rows: int, slots: int, compile: Compile = None, kv: KV | None = None
+    ) -> None:
+        if compile == "require":
+            raise ValueError(
+                f"{model.layout.name}: passes over pages are not compiled, and compile='require' "
+                "asks for it; load it without, or with kv='contiguous'"
+            )
+        if compile:
+            warn(f"{model.layout.name}: passes over pages run uncompiled", stacklevel=3)
+        super().__init__(model, rows, slots, False, kv)
+        self._texts: list[list[int]] = [[] for _ in range(rows)]
+        self._later: list[Callable[[], None]] = []  # what has yet to be read from the device
+        self._tree: TokenTree | None = None  # the one that was scored last
+
+    # ------------------------------------------------------------------------------ its pages
+
+    @property
+    def page(self) -> int:
+        return self._memory.page
+
+    @property
+    def pages(self) -> int:
+        return self._memory.pool.pages
+
+    @property
+    def free(self) -> int:
+        return self._memory.pool.free
+
+    @property
+    def page_use(self) -> PageUse:
+        return self._memory.pool.use
+
+    def pages_for(self, tokens: int) -> int:
+        return self._memory.pages_for(tokens)
+
+    def lacking(self, rows: Sequence[int], nodes: int) -> int:
+        chosen = set(rows)
+        return self._memory.lacking(
+            [
+                (row, root, root + (nodes if row in chosen else 1))
+                for row, root in enumerate(self._memory.roots)
+                if row not in self._memory.away
+            ]
+        )
+
+    def adopt(self, row: int, tokens: Sequence[int], taps: tuple[Tap, ...] = ()) -> int:
+        self._catch_up()
+        text = [] if taps else list(tokens)
+        alike = (
+            other
+            for other, known in enumerate(self._texts)
+            if len(known) >= len(text) and known[: len(text)] == text
+        )
+        length = self._memory.adopt(row, text, next(alike, None))
+        self._texts[row] = text[:length]
+        return length
+
+    def check_integrity(self) -> None:
+        self._memory.check_integrity()
+
+    # --------------------------------------------------------------------------- the contract
+
+    def read(
+        self,
+        tokens: Tensor,
+        counts: Sequence[int],
+        rows: Sequence[int] | None = None,
+        taps: tuple[Tap, ...] = (),
+        root: bool = False,
+        every: bool = False,
+    ) -> Scores:
+        scores = super().read(tokens, counts, rows, taps, root, every)
+        chosen = list(range(len(self._texts)) if rows is None else rows)
+
+        def note() -> None:
+            for row, new, count in zip(chosen, tokens.tolist(), counts, strict=True):
+                self._texts[row] += new[:count]
+
+        self._later.append(note)
+        return scores
+
+    def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
+        self._tree = tree
+        return super().score(tree, start, taps)
+
+    def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
+        tree, roots = self._tree, list(self._memory.roots)
+        super().keep(path, counts)
+        if tree is None:
+            return
+
+        def note() -> None:
+            tokens = tree.tokens.tolist()
+            for row, (new, count) in enumerate(zip(tokens, counts, strict=True)):
+                if count >= 0:  # a root that was read is there already
+                    kept = [new[node] for node in (0, *path[row, :count].tolist())]
+                    self._texts[row][roots[row] :] = kept
+
+        self._later.append(note)
+
+    def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        self._catch_up()
+        super().rewind(rows, lengths)
+        for row, length in zip(rows, lengths, strict=True):
+            del self._texts[row][length:]
+
+    def release(self, rows: Sequence[int]) -> None:
+        self._catch_up()
+        super().release(rows)
+        for row in rows:
+            self._texts[row] = []
+
+    def close(self) -> None:
+        self._later = []
+        super().close()
+
+    def _catch_up(self) -> None:
+        """Texts are read from the device only where rows come and go, not in every round."""
+        for note in self._later:
+            note()
+        self._later = []
+        for row, text in enumerate(self._texts):
+            self._memory.publish(row, text)

@@ -1,0 +1,171 @@
+"""Reading prompts into the target's memory: whole, or part by part beside rows that decode.
+
+Letters: B rows (seats), b rows that are read, T tokens, K taps, d hidden size, k best tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specdec.groups import Groups
+from specdec.interfaces import Paged, Session
+from specdec.probs import top
+
+
+@dataclass
+class Reading:
+    """A text that is being read: all but its last token, which is the root."""
+
+    row: int
+    tokens: list[int]
+    shared: int = 0  # so many of them a text that is ahead has too
+    read: int = 0  # so many of them are in memory
+    asked: bool = False  # whether it has been given the pages that it can share
+    taps: list[Tensor] = field(default_factory=list)  # (T, K, d) of each part
+    best: list[Tensor] = field(default_factory=list)  # (T, k)
+
+    @property
+    def left(self) -> int:
+        return len(self.tokens) - self.read
+
+
+class Prefill:
+    """The texts that are being read, and those that were read in this round."""
+
+    def __init__(self, target: Session, groups: Groups, seats: int, chunk: int | None) -> None:
+        self._target, self._groups, self._seats, self._chunk = target, groups, seats, chunk
+        self._pages = target if isinstance(target, Paged) else None
+        self._readings: list[Reading] = []  # in the order in which they came
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._readings)
+
+    def begin(self, row: int, text: Sequence[int]) -> None:
+        self._readings.append(Reading(row, list(text[:-1]), self.shared(text[:-1])))
+
+    def drop(self, row: int) -> None:
+        """Its request has lost the seat."""
+        self._readings = [one for one in self._readings if one.row != row]
+
+    def has(self, row: int) -> bool:
+        """Whether the row is being read."""
+        return any(one.row == row for one in self._readings)
+
+    def held(self, row: int) -> int | None:
+        """Tokens of a row that is being read for which it needs no more memory; None: it is not
+        being read."""
+        return next((max(one.read, one.shared) for one in self._readings if one.row == row), None)
+
+    def shared(self, tokens: Sequence[int]) -> int:
+        """Leading tokens whose pages a text will share with one that is being read."""
+        if self._pages is None or not self.shares:
+            return 0
+        most = max((common(one.tokens, tokens) for one in self._readings), default=0)
+        return most - most % self._pages.page
+
+    def read(self, committed: Tensor) -> list[Reading]:
+        """Read on, up to `chunk` tokens in all; the texts that are done, by row. committed (B, L):
+        the tokens of every seat."""
+        done: list[Reading] = []
+        left = self._chunk
+        while self._readings:
+            counts = self._chosen(left)
+            if not counts:
+                break
+            parts = [one for one in self._readings if one.row in counts]
+            self._read(sorted(parts, key=lambda one: one.row), counts, committed)
+            done += [one for one in parts if not one.left]
+            self._readings = [one for one in self._readings if one.left or one.row not in counts]
+            if left is not None:
+                left -= sum(counts.values())
+        return sorted(done, key=lambda one: one.row)
+
+    def _chosen(self, left: int | None) -> dict[int, int]:
+        """How many tokens are read of which rows in the next pass. A text waits while another is
+        read whose pages it can share."""
+        counts: dict[int, int] = {}
+        ahead: list[Reading] = []
+        for one in self._readings:
+            if not self._adopted(one, ahead):
+                continue
+            ahead.append(one)
+            count = one.left if left is None else min(one.left, left - sum(counts.values()))
+            if count or not one.left:
+                counts[one.row] = count
+        return counts
+
+    def _adopted(self, one: Reading, ahead: Sequence[Reading]) -> bool:
+        """Let it share pages; False: not yet."""
+        target = self._pages
+        if target is None or one.read or one.asked:
+            return True
+        for other in ahead if self.shares else ():
+            alike = common(other.tokens, one.tokens)
+            whole = alike == len(one.tokens)  # the page that is not full is copied
+            if alike - (0 if whole else alike % target.page) > other.read:
+                return False
+        one.asked = True
+        one.read = target.adopt(one.row, one.tokens if self.shares else [])
+        return True
+
+    @property
+    def shares(self) -> bool:
+        """Whether equal prefixes are read once. Not where a drafter has to see what the target says
+        about every token of its prompt."""
+        wants_more = self._groups.taps or self._groups.best_tokens
+        return self._pages is not None and not wants_more
+
+    def _read(self, parts: Sequence[Reading], counts: dict[int, int], committed: Tensor) -> None:
+        rows, some = [one.row for one in parts], [counts[one.row] for one in parts]
+        if not any(some):
+            return
+        every, firsts = len(rows) == self._seats, [one.read for one in parts]
+        tokens = committed if every else committed[rows]
+        if max(firsts) == 0:
+            tokens = tokens[:, : max(some)]
+        else:
+            steps = torch.arange(max(some), device=tokens.device)
+            index = torch.tensor(firsts, device=tokens.device)[:, None] + steps
+            tokens = tokens.gather(1, index.clamp(max=tokens.shape[1] - 1))
+        k, seats = self._groups.best_tokens, None if every else rows
+        scores = self._target.read(tokens, some, seats, self._groups.taps, every=k > 0)
+        best = best_tokens(scores.logits, k)
+        for place, (one, count) in enumerate(zip(parts, some, strict=True)):
+            one.read += count
+            if count and scores.taps is not None:
+                one.taps.append(scores.taps[place, :count])
+            if count and best is not None:
+                one.best.append(best[place, :count])
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Leading tokens that two texts have in common."""
+    most = min(len(one), len(other))
+    return next((at for at in range(most) if one[at] != other[at]), most)
+
+
+def joined(parts: Sequence[Sequence[Tensor]]) -> Tensor | None:
+    """(b, T, ...) of the parts of each row, padded with zeros; None where nothing was noted."""
+    if not any(parts):
+        return None
+    shape = next(each[0].shape[1:] for each in parts if each)
+    like = next(each[0] for each in parts if each)
+    whole = [torch.cat(list(each)) if each else like.new_zeros(0, *shape) for each in parts]
+    return torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
+
+
+def best_tokens(logits: Tensor, k: int) -> Tensor | None:
+    """(B, n, k) best tokens of logits (B, n, V); None if no drafter asks. Among the best 2k, ties
+    go to the lowest index."""
+    if not k:
+        return None
+    rows, nodes, vocabulary = logits.shape
+    flat, k = logits.reshape(-1, vocabulary), min(k, vocabulary)
+    # Few candidates first: `top` over a whole vocabulary takes several times as long as topk.
+    values, index = flat.topk(min(2 * k, vocabulary))
+    index, order = index.sort(1)
+    best = index.gather(1, top(values.gather(1, order), k))
+    return best.view(rows, nodes, -1)
