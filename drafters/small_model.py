@@ -152,6 +152,7 @@ class SmallModel(TreeDrafter):
     def observe(self, state: State) -> None:
         """Keep the accepted nodes that are in memory. The leaf of a full path was never scored."""
         grown, last = self._grown, state.last
+        self._grown = None
         if grown is None or last.verdict is None:
             return
         path = last.verdict.path
@@ -192,7 +193,14 @@ class SmallModel(TreeDrafter):
             length - seen if alive else 0
             for length, seen, alive in zip(lengths, self._seen, live, strict=True)
         ]
+        older = [max(count - 1, 0) for count in counts]
+        if max(older) > self.shape.depth:  # it was left out of rounds: read as a prompt is read
+            self._read(state, older)
+            counts = [count - past for count, past in zip(counts, older, strict=True)]
+        return self._read(state, counts, root=True)
+
+    def _read(self, state: State, counts: list[int], root: bool = False) -> Tensor:
+        """Read the next `counts` tokens of each row; logits (B, 1, V) after them."""
         tokens = state.tokens_from(self._seen, max(counts))
-        logits = self._session.read(tokens, counts, root=True).logits
         self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]
-        return logits
+        return self._session.read(tokens, counts, root=root).logits

@@ -21,7 +21,7 @@ from specdec.outcome import Inspector
 from specdec.output import Event, Output, Texts, progress_bar
 from specdec.pairing import name_of, pair
 from specdec.probs import Laws
-from specdec.requests import Call, DrafterChoice, Prompts, VerifierChoice, prepare
+from specdec.requests import Call, DrafterChoice, NoHarmChoice, Prompts, VerifierChoice, prepare
 from specdec.sampling import Processor
 from specdec.seats import Seats
 from specdec.trace.watch import Traced
@@ -34,6 +34,7 @@ def generate(
     *,
     drafter: DrafterChoice = "ngram",
     verifier: VerifierChoice = "auto",
+    no_harm: NoHarmChoice = False,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -57,13 +58,15 @@ def generate(
 
     target: whatever `load` takes or returns. prompts: str, list of str, token ids, list of token
     ids (ragged is fine). drafter, verifier: a name, {"name": ..., argument: value}, or an object.
-    seats: how many prompts decode at the same time (None: all); when a row ends, its seat takes the
-    next prompt. grammar: what the text has to be, a JSON schema or a `Grammar`, or one of them or
-    None per prompt. seed (None: 0) and request_ids (None: 0, 1, ...) key each prompt's chance: its
-    tokens depend on neither its neighbours nor its seat. chance: another kind of chance, with its
-    own seed. `tokens` end with EOS or with the token that completes a stop string; `texts` end
-    before it. trace: keep every node's token, p, q and coin for `Output.trace`, which takes time in
-    every round. Ctrl-C ends the run and returns what is finished.
+    no_harm: leave the drafter out of rounds where it makes decoding slower; True, or settings such
+    as {"slack": 0.02, "debt": 0.2}, see `specdec.drafting.bank`. seats: how many prompts decode at
+    the same time (None: all); when a row ends, its seat takes the next prompt. grammar: what the
+    text has to be, a JSON schema or a `Grammar`, or one of them or None per prompt. seed (None: 0)
+    and request_ids (None: 0, 1, ...) key each prompt's chance: its tokens depend on neither its
+    neighbours nor its seat. chance: another kind of chance, with its own seed. `tokens` end with
+    EOS or with the token that completes a stop string; `texts` end before it. trace: keep every
+    node's token, p, q and coin for `Output.trace`, which takes time in every round. Ctrl-C ends the
+    run and returns what is finished.
 
     Raises ValueError for bad input before anything is computed, and later if a drafter, verifier or
     model breaks its contract.
@@ -82,6 +85,7 @@ def stream(
     *,
     drafter: DrafterChoice = "ngram",
     verifier: VerifierChoice = "auto",
+    no_harm: NoHarmChoice = False,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -141,7 +145,7 @@ class Run:
                 with clock("commit"):
                     target.keep(outcome.verdict.path, outcome.keep)
                     state, kept = seats.commit(state, trees, outcome, scores)
-                yield self.recorder.step(outcome, kept, seats.numbers)
+                yield self.recorder.step(outcome, kept, seats.numbers, drafter.decision)
 
     @contextmanager
     def _memory(self) -> Iterator[Session]:
@@ -185,4 +189,5 @@ class Run:
     @property
     def report(self) -> Report:
         deeper = self.call.target.extra_layers
-        return self.recorder.report(*self.names, self.verifier.lossless, deeper)
+        account = self.drafter.account()
+        return self.recorder.report(*self.names, self.verifier.lossless, deeper, account)

@@ -17,6 +17,7 @@ from torch.nn import Module
 
 from specdec.chance import Draws
 from specdec.errors import Refused
+from specdec.measuring.decision import Decision
 from specdec.probs import Laws
 from specdec.sampling import Sampling
 from specdec.state import State, Verdict
@@ -321,6 +322,10 @@ class Drafter(ABC):
     """Set in `propose`, if the drafter knows it: how many accepted tokens it expects from each
     row's tree. Used by a drafter that chooses between others."""
 
+    decision: Decision | None = None
+    """Set in `propose`, if the drafter decides whether or by what rounds have drafts: kept with the
+    round's step."""
+
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":
         """A drafter for a target of a few tokens, with the YAML's `arguments`, except that those
@@ -348,13 +353,21 @@ class Drafter(ABC):
         `state`; take all randomness from `chance`."""
 
     def observe(self, state: State) -> None:
-        """Called after every commit, including a row's last. A drafter that learns does it here."""
+        """Called after every commit, including a row's last. A drafter that learns does it here.
+
+        A drafter inside another one may be left out of rounds: then `propose` was not called since
+        the last commit, and `state.last.drafted` is 0 everywhere."""
 
     def leave(self, rows: Sequence[int]) -> None:
         """The requests in these seats have ended."""
 
     def forget(self) -> None:
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""
+
+    def account(self) -> dict[str, dict[str, Any]]:
+        """For the report of a run: what was decided in it, by the name of what decides; plain
+        numbers, and under "says" a sentence. Called on the run's own copy."""
+        return {}
 
     def settings_in_effect(self) -> dict[str, Any]:
         """For the record of a run: the effective values of constructor arguments whose default or

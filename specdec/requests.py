@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from specdec.chance import INT64, Chance, Keyed
+from specdec.drafting.bank import NoHarm
+from specdec.drafting.banked import under_bank
 from specdec.errors import integer, switch
 from specdec.grammar import Grammar, GrammarChoice
 from specdec.interfaces import Drafter, LanguageModel, Verifier
@@ -21,6 +23,7 @@ from specdec.sampling import Processor, Sampling
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
 VerifierChoice = str | dict[str, Any] | Verifier
+NoHarmChoice = bool | dict[str, Any] | NoHarm
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def prepare(
     *,
     drafter: DrafterChoice = "ngram",
     verifier: VerifierChoice = "auto",
+    no_harm: NoHarmChoice = False,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -109,7 +113,7 @@ def prepare(
     return Call(
         model,
         [Request(*each) for each in zip(ids, keys, grammars, strict=True)],
-        make_drafter(drafter),
+        under_bank(make_drafter(drafter), no_harm),
         verifier,
         sampling,
         make_chance(seed, chance),

@@ -262,7 +262,8 @@ class FeatureDrafter(TreeDrafter):
             return None
         first = [length - count for length, count in zip(host.lengths, counts, strict=True)]
         tokens = state.tokens_from(first, widest)
-        over = self._memory.reading(widest)
+        # More than a round brings: it was left out of rounds, and reads as a prompt is read.
+        over = self._memory.reading(widest, prompt=widest > self.shape.depth + 1)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
         out = self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, root=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from specdec.grammar import Grammars
 from specdec.interfaces import CompiledPass, Opened, OpenedCompiled, Session
 from specdec.measuring.clock import Clock
+from specdec.measuring.decision import Decision
 from specdec.measuring.report import Nodes, Report, Served, Step
 from specdec.outcome import Outcome
 
@@ -48,8 +50,14 @@ class Recorder:
         for prompt in prompts:
             self.served[prompt] = Served(now, now, now)
 
-    def step(self, outcome: Outcome, kept: np.ndarray, prompts: np.ndarray) -> Step:
-        """A round is over. prompts (B,): whose text each row is."""
+    def step(
+        self,
+        outcome: Outcome,
+        kept: np.ndarray,
+        prompts: np.ndarray,
+        decision: Decision | None = None,
+    ) -> Step:
+        """A round is over. prompts (B,): whose text each row is; decision: what it began with."""
         now = self._now()
         prompts = np.where(outcome.live, prompts, -1)
         for prompt in prompts[outcome.live].tolist():
@@ -68,6 +76,7 @@ class Recorder:
             outcome.counts,
             prompts,
             Nodes(**outcome.notes) if outcome.notes else None,
+            decision,
         )
         self.steps.append(step)
         return step
@@ -79,7 +88,14 @@ class Recorder:
         drafting = sum(one.forward_seconds for one in opened) + target.part_seconds
         self.forward_seconds = {"target": target.forward_seconds, "drafter": drafting}
 
-    def report(self, drafter: str, verifier: str, lossless: bool, extra_layers: int) -> Report:
+    def report(
+        self,
+        drafter: str,
+        verifier: str,
+        lossless: bool,
+        extra_layers: int,
+        account: dict[str, dict[str, Any]],
+    ) -> Report:
         """Of the rounds so far."""
         return Report(
             list(self.steps),
@@ -93,4 +109,5 @@ class Recorder:
             extra_layers,
             self.compiled,
             self.grammars.seconds if self.grammars else 0.0,
+            account,
         )

@@ -8,13 +8,14 @@ offered at nodes that were reached. Rows that are not live count nowhere.
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from specdec.interfaces import CompiledPass
 from specdec.measuring.acceptance import Acceptance, Drafted, stacked
 from specdec.measuring.clock import PHASES, PREFILL, Times
+from specdec.measuring.decision import Decision
 
 
 class Nodes(NamedTuple):
@@ -43,6 +44,7 @@ class Step:
     counts: dict[str, np.ndarray]  # the verifier's diagnostics, (B,) each
     prompts: np.ndarray  # (B,) number of the prompt whose text each row is; -1: not live
     nodes: Nodes | None = None  # where a trace was asked for
+    decision: Decision | None = None  # where something decides whether a round has drafts
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -94,6 +96,8 @@ class Report:
     extra_layers: int = 0
     compiled: list[CompiledPass] = field(default_factory=list)  # in this run, not before
     grammar_seconds: float = 0.0  # on the host, for masks; inside drafting and verifying
+    # what was decided in the run, by the name of what decides (`Drafter.account`)
+    account: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> Rows:
@@ -297,6 +301,7 @@ class Report:
             ],
             "counts": self.counts,
             "deviation": self.deviation,
+            "account": self.account,
         }
 
     def __repr__(self) -> str:
@@ -308,7 +313,9 @@ class Report:
             f"{self.drafter} + {self.verifier}: tau {self.tau:.2f}, "
             + (f"acceptance rate {rate:.2f}, " if rate is not None else "")
             + f"{self.tokens_per_second:.0f} tokens/s, {self.num_tokens} tokens in "
-            f"{self.target_calls} target calls" + ("" if self.lossless else ", lossy")
+            f"{self.target_calls} target calls"
+            + ("" if self.lossless else ", lossy")
+            + "".join(f"; {part['says']}" for part in self.account.values())
         )
 
 
