@@ -141,7 +141,7 @@ class Run:
                 with clock("commit"):
                     target.keep(outcome.verdict.path, outcome.keep)
                     state, kept = seats.commit(state, trees, outcome, scores)
-                yield self.recorder.step(outcome, kept, seats.numbers)
+                yield self.recorder.step(outcome, kept, seats.numbers, drafter.decision)
 
     @contextmanager
     def _memory(self) -> Iterator[Session]:

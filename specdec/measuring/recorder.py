@@ -11,6 +11,7 @@ from specdec.interfaces import CompiledPass, Opened, OpenedCompiled, Session
 from specdec.measuring.clock import Clock
 from specdec.measuring.report import Nodes, Report, Served, Step
 from specdec.outcome import Outcome
+from specdec.pricing.decision import Decision
 
 
 class Recorder:
@@ -48,7 +49,13 @@ class Recorder:
         for prompt in prompts:
             self.served[prompt] = Served(now, now, now)
 
-    def step(self, outcome: Outcome, kept: np.ndarray, prompts: np.ndarray) -> Step:
+    def step(
+        self,
+        outcome: Outcome,
+        kept: np.ndarray,
+        prompts: np.ndarray,
+        decision: Decision | None = None,
+    ) -> Step:
         """A round is over. prompts (B,): whose text each row is."""
         now = self._now()
         prompts = np.where(outcome.live, prompts, -1)
@@ -68,6 +75,7 @@ class Recorder:
             outcome.counts,
             prompts,
             Nodes(**outcome.notes) if outcome.notes else None,
+            decision,
         )
         self.steps.append(step)
         return step

@@ -15,8 +15,8 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,18 +85,21 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Curves:
-    """Costs of rounds at one context and number of rows, in seconds. A drafter's passes cost
-    first + level x levels + node x nodes."""
+    """Costs of rounds at one context and number of rows, in seconds. Drafting costs first + level x
+    levels + node x nodes, and `idle` where a round drafts nothing."""
 
     score: np.ndarray  # (MOST + 1,) of the target's pass over 0, 1, 2 ... nodes; [0] means nothing
     host: np.ndarray  # (MOST + 1,)
     first: float = 0.0
     level: float = 0.0
     node: float = 0.0
+    idle: float = 0.0
 
     def draft(self, levels: float, nodes: float = 0) -> float:
         """Of drafting nodes (without the root) in so many levels."""
-        return self.first + self.level * levels + self.node * nodes if levels > 0 else 0.0
+        if levels <= 0:
+            return self.idle
+        return self.first + self.level * levels + self.node * nodes
 
     @property
     def plain(self) -> float:
@@ -108,7 +111,7 @@ class Curves:
         at = min(nodes, MOST)
         return float(self.score[at] + self.host[at]) + self.draft(levels, nodes - 1)
 
-    @property
+    @cached_property
     def steps(self) -> np.ndarray:
         """(MOST,) what the node after n = 0 .. MOST - 1 nodes costs: the slope of the largest
         convex curve below score + host, so that a jag does not stop a tree before a cheap step."""
@@ -236,6 +239,29 @@ class Costs:
         return cls(about, rounds, source)
 
     @classmethod
+    def written(
+        cls,
+        measuring: Measuring,
+        drafter: str,
+        plain: float = 1.0,
+        node: float = 0.1,
+        level: float = 0.2,
+    ) -> "Costs":
+        """A table that is written down, of straight lines: a round of n drafted nodes on l levels
+        takes plain + n x node + l x level seconds."""
+        rounds = [
+            Measured(
+                name, False, False, levels, 1 + n, 0, 1, levels * level, plain + n * node, 0, 0
+            )
+            for name, levels, n in (
+                (None, 0, 0),
+                (None, 0, 9),
+                *((drafter, levels, n) for levels in (0, 1, 4) for n in (levels, 4 * levels)),
+            )
+        ]
+        return cls(measuring, tuple(rounds), "written")
+
+    @classmethod
     def measure(cls, target: Any, drafter: Any = None, **options: Any) -> "Costs":
         """See `specdec.pricing.measure.measure`."""
         from specdec.pricing.measure import measure
@@ -284,20 +310,33 @@ def _between(known: Sequence[int], at: float, curves: Sequence[Curves]) -> Curve
     if known[right] <= at or left == right:
         return curves[right]
     share = float(np.clip((at - known[left]) / (known[right] - known[left]), 0, 1))
-    pairs = zip(vars(curves[left]).values(), vars(curves[right]).values(), strict=True)
-    return Curves(*((1 - share) * one + share * other for one, other in pairs))
+    names = [one.name for one in fields(Curves)]
+    return Curves(
+        *(
+            (1 - share) * getattr(curves[left], name) + share * getattr(curves[right], name)
+            for name in names
+        )
+    )
 
 
 def _curves_of(part: Sequence[Measured]) -> Curves:
+    sizes = np.arange(MOST + 1)
+    if part[0].compiled:  # the nodes of a pass are padded to the next size that is compiled
+        from specdec.models.compiled import NODES
+
+        at = np.searchsorted(NODES, sizes).clip(max=len(NODES) - 1)
+        sizes = np.maximum(np.array(NODES)[at], sizes)
     by_nodes: dict[int, list[Measured]] = {}
     for one in part:
-        by_nodes.setdefault(one.nodes, []).append(one)
+        by_nodes.setdefault(int(sizes[one.nodes]), []).append(one)
     nodes = sorted(by_nodes)
     score, host = (
         _line(nodes, [float(np.mean([getattr(one, what) for one in by_nodes[n]])) for n in nodes])
         for what in ("score", "host")
     )
-    return Curves(score, host, *_drafting(part))
+    still = [one.draft for one in part if one.levels == 0]
+    idle = float(np.mean(still)) if still else 0.0
+    return Curves(score[sizes], host[sizes], *_drafting(part), idle)
 
 
 def _line(nodes: Sequence[int], seconds: Sequence[float]) -> np.ndarray:

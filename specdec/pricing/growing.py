@@ -55,7 +55,7 @@ class Noted:
 
     parents: np.ndarray
     survivals: np.ndarray  # 1 at the root, 0 at unused nodes
-    features: np.ndarray  # log q of the token, or of the law's best token left
+    q: np.ndarray  # of the token or, if it was drawn, of its law's best token; 1 at the root
     depths: np.ndarray
     levels: int  # passes of the drafter
     drawn: bool = False
@@ -63,7 +63,7 @@ class Noted:
     @classmethod
     def empty(cls, rows: int, levels: int = 0) -> "Noted":
         root, one = np.full((rows, 1), -1), np.ones((rows, 1))
-        return cls(root, one, 0 * one, 0 * root, levels)
+        return cls(root, one, one, 0 * root, levels)
 
 
 @dataclass
@@ -80,6 +80,11 @@ class Governed:
     law: SiblingLaw
     chain: bool
     noted: Noted | None = field(default=None, init=False)
+    pausing: bool = field(default=False, init=False)  # draft nothing in this round
+
+    @property
+    def levels(self) -> int:
+        return 0 if self.pausing else self.depth
 
     def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
         if self.law is SiblingLaw.DET:
@@ -94,7 +99,7 @@ class Candidates(NamedTuple):
 
     tokens: np.ndarray
     values: np.ndarray  # survival
-    features: np.ndarray
+    q: np.ndarray
     above: np.ndarray  # the candidate that is the parent, -1: the root
     scored: np.ndarray  # number in the drafter's memory, -1: not scored
 
@@ -103,7 +108,7 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
     """Expand the best nodes of each level while that pays, and keep the best of all: DET."""
     device, rows = logits.device, len(logits)
     laws, tree = DraftLaws(state), TokenTree.root(state.roots)
-    depth, greedy = min(plan.depth, state.deepest), state.sampling.greedy
+    depth, greedy = min(plan.levels, state.deepest), state.sampling.greedy
     survival, origin = np.ones((rows, 1)), np.full((rows, 1), -1)
     first, count, levels = 0, 0, list[Candidates]()
     for level in range(depth):
@@ -115,22 +120,25 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
         value = survival[:, :, None] * plan.policy.conditional(probable, level + 1, drawn=False)
         value[probable <= 0] = 0  # processors rule these out
         value = (value * _open(state, level)[:, None, None]).reshape(rows, -1)
-        feature = np.log(probable.clip(1e-30)).reshape(rows, -1)
         k = best.shape[2]
         unscored = np.full((rows, size * k), -1)
         above = np.repeat(origin, k, 1)
-        levels.append(Candidates(tokens.reshape(rows, -1), value, feature, above, unscored))
+        own = probable.reshape(rows, -1)
+        levels.append(Candidates(tokens.reshape(rows, -1), value, own, above, unscored))
         count += size * k
         chosen = np.sort(_best(value, plan.width), 1)
         frontier = np.take_along_axis(value, chosen, 1)
-        most = min(count, plan.nodes)
-        if level + 1 == depth or not plan.policy.goes_on(level + 1, most, frontier):
+        if level + 1 == depth:
+            break
+        so_far = np.concatenate([one.values for one in levels], 1)
+        kept = plan.policy.keep(ordered(so_far)[1][:, : plan.nodes])
+        if not plan.policy.goes_on(level + 1, kept, frontier):
             break
         parents, first, numbers = chosen // k + first, tree.num_nodes, np.arange(chosen.shape[1])
         np.put_along_axis(unscored, chosen, numbers[None] + first, 1)
         survival, origin = frontier, chosen + count - size * k
-        drawn = np.take_along_axis(levels[-1].tokens, chosen, 1)
-        tree = tree.grow(_put(drawn, device), _put(parents, device))
+        expanded = np.take_along_axis(levels[-1].tokens, chosen, 1)
+        tree = tree.grow(_put(expanded, device), _put(parents, device))
         logits = score(tree, first)
     if not levels:
         return Grown(tree, 1), Noted.empty(rows)
@@ -151,14 +159,14 @@ def _kept(
         inner = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
         return Grown(TokenTree.root(state.roots), scored, inner), root
     chosen = np.sort(order[:, :nodes], 1)
-    tokens, value, feature, above, numbers = (np.take_along_axis(part, chosen, 1) for part in whole)
+    tokens, value, q, above, numbers = (np.take_along_axis(part, chosen, 1) for part in whole)
     number = np.zeros_like(whole.tokens)
     np.put_along_axis(number, chosen, np.arange(1, nodes + 1)[None], 1)
     parent = np.where(above >= 0, np.take_along_axis(number, above.clip(0), 1), 0)
     parents = np.concatenate([np.full((rows, 1), -1), np.where(value > 0, parent, -1)], 1)
-    tree = tree_of(state.roots, tokens, parents)
+    tree = tree_of(state.roots, _put(tokens, state.device), parents)
     inner = np.concatenate([np.zeros((rows, 1), dtype=np.int64), numbers], 1)
-    noted = noted_of(parents, value, feature, levels)
+    noted = noted_of(parents, value, q, levels)
     return Grown(tree, scored, _put(inner, state.device)), noted
 
 
@@ -168,16 +176,16 @@ def sampled(
     """Children are drawn at the sites that pay, without replacement (WOR) or independently (WR)."""
     device, rows, law = logits.device, len(logits), plan.law
     laws, tree = DraftLaws(state), TokenTree.root(state.roots)
-    depth = min(plan.depth, state.deepest)
+    depth = min(plan.levels, state.deepest)
     survival, used = np.ones((rows, 1)), np.array(state.on_host.live)[:, None]
     first, levels, scored = 0, 0, 1
     recorded = list[Tensor]()
-    above, values, features = (list[np.ndarray]() for _ in range(3))
+    above, values, best_left = (list[np.ndarray]() for _ in range(3))
     for level in range(depth):
         q = laws(logits, tree, first)
         recorded.append(q)
         levels, scored = level + 1, tree.num_nodes
-        size, width = q.shape[1], 1 if plan.chain else min(plan.width, q.shape[2])
+        width = 1 if plan.chain else min(plan.width, q.shape[2])
         best = q.topk(width, dim=-1, sorted=True).values
         probable = _read(best)[0]
         left = np.ones_like(probable)  # of the law, before each child is drawn
@@ -203,9 +211,7 @@ def sampled(
         tokens = _drawn(q, parents - first, there, level, first, law, chance)
         above.append(parents)
         values.append(value)
-        features.append(
-            np.log(np.take_along_axis(relative.reshape(rows, -1), chosen, 1).clip(1e-30))
-        )
+        best_left.append(np.take_along_axis(relative.reshape(rows, -1), chosen, 1))
         survival, used, first = value, there, tree.num_nodes
         if plan.chain:
             lengths = (np.concatenate(above, 1) >= 0).sum(1)
@@ -225,8 +231,8 @@ def sampled(
         recorded.append(recorded[0].new_zeros(rows, missing, recorded[0].shape[-1]))
     grown = Grown(tree.drawn_from(law, torch.cat(recorded, 1)), scored)
     whole = np.concatenate([np.full((rows, 1), -1), *above], 1)
-    noted = noted_of(whole, np.concatenate(values, 1), np.concatenate(features, 1), levels, True)
-    return grown, noted
+    of_nodes = np.concatenate(values, 1), np.concatenate(best_left, 1)
+    return grown, noted_of(whole, *of_nodes, levels, drawn=True)
 
 
 def _first_hits(policy: Policy, relative: np.ndarray, depth: int) -> np.ndarray:
@@ -266,10 +272,10 @@ def _drawn(
     return tokens
 
 
-def tree_of(roots: Tensor, tokens: np.ndarray, parents: np.ndarray) -> TokenTree:
-    """A DET tree from numbers on the host: tokens (B, n) without the roots, parents (B, n + 1)."""
+def tree_of(roots: Tensor, tokens: Tensor, parents: np.ndarray) -> TokenTree:
+    """A DET tree: tokens (B, n) without the roots, parents (B, n + 1) on the host."""
     device, rows = roots.device, len(tokens)
-    whole = torch.cat([roots[:, None], _put(tokens, device)], 1)
+    whole = torch.cat([roots[:, None], tokens], 1)
     if (parents == parents[:1]).all() and (parents[0, 1:] >= 0).all():
         structure = Structure.shared(parents[0].tolist(), rows, device)
     else:
@@ -299,6 +305,12 @@ def noted_of(
     survivals = np.concatenate([one, values], 1)
     features = np.concatenate([0 * one, features], 1)
     return Noted(parents, survivals, features, depths_of(parents), levels, drawn)
+
+
+def ordered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of values (B, C) and the values, largest first; ties go to the lowest place."""
+    order = _best(values, values.shape[1])
+    return order, np.take_along_axis(values, order, 1)
 
 
 def _best(values: np.ndarray, count: int) -> np.ndarray:

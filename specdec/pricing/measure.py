@@ -191,7 +191,7 @@ def _medians(
                 nodes,
                 context,
                 rows,
-                draft if name and levels else 0.0,
+                draft if name else 0.0,
                 score,
                 host,
                 float(high - low),
@@ -256,7 +256,8 @@ class Sized(Drafter):
         if not nodes or state.shallowest < deepest:
             return TokenTree.root(state.roots)
         every = (state.rows, 1)
-        return tree_of(state.roots, np.tile(tokens, every), np.tile(parents, every))
+        drafted = torch.from_numpy(np.tile(tokens, every)).to(state.device)
+        return tree_of(state.roots, drafted, np.tile(parents, every))
 
     def observe(self, state: State) -> None:
         if self.inner is not None and (self._governed is not None or self.inner.taps):
