@@ -3,6 +3,12 @@ a draft model. Saved as JSON, which `experiments.report` predicts speed-ups from
 
 python -m experiments.profile
 python -m experiments.profile target=MODEL draft=null "nodes=[1,8,64]" "contexts=[128,2048]"
+
+With a drafter, or an output that ends in .json, it writes a cost table instead: rounds of the real
+loop by size, which `priced` decides by (`specdec.Costs`).
+
+python -m experiments.profile drafter=small_model output=costs.json
+python -m experiments.profile "drafter=[eagle,suffix]" "batches=[1,4]" compiled=true output=costs.json
 """
 
 import itertools
@@ -22,6 +28,9 @@ class Profile:
 
     target: str = "demo"
     draft: str | None = "demo-draft"  # null: none
+    # of a cost table: a drafter, or a list of drafters, by name or as {name: ..., argument: value}
+    drafter: Any = None
+    compiled: bool = False  # of a cost table: also rounds with compiled passes
     extra_layers: list[int] = field(default_factory=lambda: [0])  # of the target, each profiled
     # scored in a pass, the root included
     nodes: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 32, 64])
@@ -74,6 +83,29 @@ def measure(wanted: Profile) -> list[dict[str, Any]]:
     return rows
 
 
+def write_cost_table(wanted: Profile) -> None:
+    """What rounds cost, as a file of `specdec.Costs` and on the screen."""
+    from experiments.measuring.cost_table import cost_table, shown
+    from experiments.terminal.tables import markdown
+
+    given = wanted.drafter
+    drafters = given if isinstance(given, list) else [] if given is None else [given]
+    path = Path(wanted.output if wanted.output.endswith(".json") else "outputs/costs.json")
+    usual = Profile()
+    costs = cost_table(
+        wanted.target,
+        drafters,
+        [1] if wanted.batches == usual.batches else wanted.batches,
+        None if wanted.contexts == usual.contexts else wanted.contexts,
+        wanted.repeats,
+        wanted.compiled,
+        dtype=wanted.dtype,
+        **({"extra_layers": wanted.extra_layers[0]} if any(wanted.extra_layers) else {}),
+    )
+    costs.save(path)
+    print(markdown(shown(costs)), path, sep="\n")
+
+
 def draw(times: pd.DataFrame, machine: str) -> Any:
     """A panel per model: milliseconds against nodes, a line per batch and context."""
     from experiments.report.looks import Drawn, entitle, legend, line_styles, panels
@@ -112,6 +144,9 @@ def main(wanted: Profile) -> None:
 
     quiet_transformers()
     set_threads(wanted.threads)
+    if wanted.drafter is not None or wanted.output.endswith(".json"):
+        write_cost_table(wanted)
+        return
     times, where = measure(wanted), surroundings()
     dtype = str(load(wanted.target, dtype=wanted.dtype).dtype).removeprefix("torch.")
     folder = Path(wanted.output)

@@ -145,7 +145,8 @@ class Run:
                 with clock("commit"):
                     target.keep(outcome.verdict.path, outcome.keep)
                     state, kept = seats.commit(state, trees, outcome, scores)
-                yield self.recorder.step(outcome, kept, seats.numbers, drafter.decision)
+                decided = drafter.decision, drafter.chosen
+                yield self.recorder.step(outcome, kept, seats.numbers, *decided)
 
     @contextmanager
     def _memory(self) -> Iterator[Session]:

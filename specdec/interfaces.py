@@ -17,7 +17,9 @@ from torch.nn import Module
 
 from specdec.chance import Draws
 from specdec.errors import Refused
-from specdec.measuring.decision import Decision
+from specdec.measuring.chosen import Chosen
+from specdec.pricing.costs import Costs
+from specdec.pricing.decision import Decision
 from specdec.probs import Laws
 from specdec.sampling import Sampling
 from specdec.state import State, Verdict
@@ -322,9 +324,21 @@ class Drafter(ABC):
     """Set in `propose`, if the drafter knows it: how many accepted tokens it expects from each
     row's tree. Used by a drafter that chooses between others."""
 
-    decision: Decision | None = None
-    """Set in `propose`, if the drafter decides whether or by what rounds have drafts: kept with the
+    chosen: Chosen | None = None
+    """Set in `propose`, by what chooses whether rounds have drafts, and whose: recorded with the
     round's step."""
+
+    shares: Sequence[Sequence[float]] | None = None
+    """Set in `propose`, if the drafter knows it: for each row and drafted node, how often the node
+    followed its parent before. Used by a drafter that prunes others' trees."""
+
+    decision: Decision | None = None
+    """Set in `propose`, by a drafter that decides by costs: what it expects of the round. Recorded
+    with the round's step."""
+
+    costs: Costs | None = None
+    """Set in `begin`, by a drafter that decides by costs: the table. The report then says what
+    would pay."""
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":

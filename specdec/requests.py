@@ -113,7 +113,7 @@ def prepare(
     return Call(
         model,
         [Request(*each) for each in zip(ids, keys, grammars, strict=True)],
-        under_bank(make_drafter(drafter), no_harm),
+        under_bank(make_drafter(drafter), no_harm, drafter),
         verifier,
         sampling,
         make_chance(seed, chance),

@@ -9,16 +9,19 @@ tokens: that a row added, the mean over rows; plain: seconds of a plain round; t
 Plain rounds neither gain nor lose. `plain` is a lower confidence bound of the median of plain
 rounds of the same run, which are interleaved as long as the time that they give away is small.
 
-A run begins with one plain round, then the drafter is tried. It is left out again when the balance
-is below what may be lost, or when recent rounds lose and together have lost as much as a trial may.
-Then it is tried again, after twice as many plain rounds as before if the last trial gained nothing.
+The first run begins with one plain round, then the drafter is tried. It is left out again when the
+balance is below what may be lost, or when recent rounds lose and together have lost as much as a
+trial may. Then it is tried again, after twice as many plain rounds as before if the last trial
+gained nothing. Every run keeps
 
     time <= (1 + slack) x T + debt + one round        T: what plain decoding would have taken
 
-What may be lost is at most `slack` x the plain time of the whole text, so a short text loses little
-of its own time. Nothing here knows drafters or models.
+and all runs of one drafter on one target together lose at most `slack` x T and a round, a text that
+is under way counted as a whole: so a short text loses little of its own time. What a run has
+learned of the drafter is where the next one begins. Nothing here knows drafters or models.
 """
 
+import copy
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -26,12 +29,13 @@ from math import sqrt
 from statistics import median
 from typing import Any, NamedTuple
 
-from specdec.errors import did_you_mean, number
+from specdec.errors import did_you_mean, number, switch
 
 WINDOW = 15  # rounds of either kind that estimates look back on
 TREND = 16  # rounds of the running mean of gains
 STAKE = 3.0  # plain rounds' time that a trial may lose
-FIRST_WAIT = 8  # plain rounds after a trial that failed; twice as many after each further one
+FIRST_WAIT = 8  # plain rounds after a trial that failed; twice as many after each further one,
+LONGEST_WAIT = 256  # up to so many
 OUTLIER = 2.0  # times any recent round but one: what is beyond is the machine's doing
 BETWEEN = (4, 16)  # rounds with drafts between plain ones: for the first few, then
 FEW = 4
@@ -42,17 +46,21 @@ FIRST_ROUNDS = 0.1  # by so much they may be slower than others
 class NoHarm:
     """slack  share of plain decoding's time that trying may cost
     debt   seconds that drafts may be behind plain decoding, besides
-    costs  a `specdec.Costs` or its file: rounds take what it says, so that a run repeats; None: the
-           clock
+    costs  "auto", a `specdec.Costs` or its file: rounds take what it says, so that a run repeats;
+           None: the clock
+    remember  begin with what earlier runs of this process have learned of this drafter, target and
+           temperature; by a cost table every run begins anew
     """
 
     slack: float = 0.02
     debt: float = 0.2
     costs: Any = None
+    remember: bool = True
 
     def __post_init__(self) -> None:
         number("no_harm: slack (a share of the time)", self.slack, 0, 1)
         number("no_harm: debt (seconds)", self.debt, 0)
+        switch("no_harm: remember", self.remember)
         if self.slack == 0 and self.costs is None:
             raise ValueError(
                 "no_harm: slack=0 leaves no time for plain rounds, and without them nobody knows "
@@ -88,19 +96,19 @@ class Trial(NamedTuple):
     peak: float
 
 
+class Earlier(NamedTuple):
+    """Sums of earlier runs."""
+
+    balance: float = 0.0
+    would_take: float = 0.0  # plain decoding
+
+
 class Bank:
-    """Of one run."""
+    """Of one run, and what it knows from earlier ones."""
 
     def __init__(self, settings: NoHarm) -> None:
-        self.settings = settings
-        self.balance = 0.0  # seconds that rounds with drafts have gained
-        self.lowest = 0.0  # that it has been
-        self.seconds = 0.0  # of all rounds
-        self.outliers = 0.0  # of those, seconds that were not counted
-        self.longest = 0.0  # round with drafts
-        self.rounds = self.plain_rounds = 0
-        self.tokens = self.drafted_seconds = 0.0  # of rounds with drafts
-        self.trials = 0
+        self.settings, self.earlier = settings, Earlier()
+        self._begin()
         self.by_table: float | None = None  # `plain`, where a cost table says it
         self._plain: deque[float] = deque(maxlen=WINDOW)
         self._drafted: deque[float] = deque(maxlen=WINDOW)
@@ -109,6 +117,31 @@ class Bank:
         self._since = 0  # rounds since the drafter was left out, or since the last plain one
         self._wait = 0
         self._left = 0
+
+    def _begin(self) -> None:
+        self.balance = 0.0  # seconds that rounds with drafts have gained
+        self.lowest = 0.0  # that it has been
+        self.seconds = 0.0  # of all rounds
+        self.outliers = 0.0  # of those, seconds that were not counted
+        self.longest = 0.0  # round with drafts
+        self.rounds = self.plain_rounds = self.trials = 0
+        self.tokens = self.drafted_seconds = 0.0  # of rounds with drafts
+
+    def next_run(self, settings: NoHarm) -> "Bank":
+        """Of a run that begins with what this one has learned."""
+        bank = copy.copy(self)
+        bank.settings = settings
+        bank.earlier = Earlier(
+            self.earlier.balance + self.balance, self.earlier.would_take + self.would_take
+        )
+        bank._plain, bank._drafted = self._plain.copy(), self._drafted.copy()
+        bank._begin()
+        return bank
+
+    @property
+    def would_take(self) -> float:
+        """Seconds that plain decoding would have taken for what this run has added."""
+        return self.seconds - self.outliers + self.balance
 
     @property
     def plain(self) -> float | None:
@@ -122,17 +155,18 @@ class Bank:
         return sorted(self._plain)[max(0, int((count - 1.65 * sqrt(count)) / 2))]
 
     @property
-    def may_lose(self) -> float:
-        """Seconds, of the balance."""
-        slack, plain = self.settings.slack, self.plain or 0.0
-        so_far = self.seconds - self.outliers + self.balance  # plain decoding would have taken it
-        return min(slack * (so_far + plain * self._left), self.settings.debt + slack * so_far)
+    def is_in_debt(self) -> bool:
+        """Whether more is lost than may be: in this run, or in all."""
+        slack, to_come = self.settings.slack, (self.plain or 0.0) * self._left
+        whole = self.earlier.would_take + self.would_take + to_come
+        lost = -self.balance, -self.balance - self.earlier.balance
+        return lost[0] > self.settings.debt + slack * self.would_take or lost[1] > slack * whole
 
     @property
     def bound(self) -> float:
         """Seconds that the run may take at most, by the promise."""
         slack, debt = self.settings.slack, self.settings.debt
-        return (1 + slack) * (self.seconds + self.balance) + debt + self.longest
+        return (1 + slack) * (self.would_take + self.outliers) + debt + self.longest
 
     @property
     def usual(self) -> float | None:
@@ -142,8 +176,8 @@ class Bank:
     @property
     def pays_from(self) -> float | None:
         """Tokens a round from which drafts pay. None before there are rounds of both kinds."""
-        would_take, tau = self.balance + self.drafted_seconds, self.tau
-        return tau * self.drafted_seconds / would_take if tau and would_take > 0 else None
+        plain, tau = self.balance + self.drafted_seconds, self.tau  # what it would have taken
+        return tau * self.drafted_seconds / plain if tau and plain > 0 else None
 
     @property
     def tau(self) -> float | None:
@@ -160,8 +194,7 @@ class Bank:
             return False
         if self._trial is not None:
             return not self._plain_is_due(plain)
-        waited = self._since >= self._wait or not self.trials
-        if not waited or -self.balance > self.may_lose:
+        if self._since < self._wait or self.is_in_debt:
             return False
         self._trial, self._trend = Trial(self.balance, self.balance), 0.0
         self._since, self.trials = 0, self.trials + 1
@@ -207,10 +240,11 @@ class Bank:
         trial = self._trial = trial._replace(peak=max(trial.peak, self.balance))
         stake = STAKE * (self.plain or 0.0)
         loses = self._trend < 0 and trial.peak - self.balance >= stake
-        if not loses and -self.balance <= self.may_lose:
+        if not loses and not self.is_in_debt:
             return
         gained = self.balance > trial.began
-        self._wait = FIRST_WAIT if gained else max(FIRST_WAIT, 2 * self._wait)
+        longer = min(max(FIRST_WAIT, 2 * self._wait), LONGEST_WAIT)
+        self._wait = FIRST_WAIT if gained else longer
         self._trial, self._since = None, 0
 
     def _gives_away(self, plain: float | None) -> float:

@@ -8,27 +8,36 @@ in it. So the siblings' law is the drafter's own. One decision holds for all row
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from specdec.chance import Draws
 from specdec.drafting.bank import Bank, NoHarm
 from specdec.drafting.occasional import Occasional
 from specdec.interfaces import Drafter, LanguageModel, OpenedCompiled
-from specdec.measuring.decision import Decision
+from specdec.measuring.chosen import Chosen
 from specdec.pairing import name_of
+from specdec.pricing.known import costs_for
+from specdec.pricing.measure import label
 from specdec.sampling import Sampling
 from specdec.state import State
 from specdec.tree import TokenTree
 
 
 class Banked(Drafter):
-    """drafter under a bank; clock: seconds, for tests."""
+    """drafter under a bank. owner: what remembers the bank from run to run; None: the drafter's
+    object. clock: seconds, for tests."""
 
     def __init__(
-        self, drafter: Drafter, settings: NoHarm, clock: Callable[[], float] = time.perf_counter
+        self,
+        drafter: Drafter,
+        settings: NoHarm,
+        owner: Any = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.inner, self.settings, self._clock = drafter, settings, clock
+        self._owner = drafter if owner is None else owner
         self.yaml_name, self.learns = name_of(drafter), drafter.learns
         self._declare(drafter)
 
@@ -37,48 +46,75 @@ class Banked(Drafter):
         self.law, self.chain, self.fixed_width = drafter.law, drafter.chain, drafter.fixed_width
         self.max_nodes, self.taps = drafter.max_nodes, drafter.taps
         self.runners_up, self.best_tokens = drafter.runners_up, drafter.best_tokens
-        self.opened = drafter.opened
+        self.opened, self.costs = drafter.opened, drafter.costs
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         self._drafter = Occasional(self.inner, target, rows, sampling)
         self._declare(self._drafter.drafter)
-        self.bank = Bank(self.settings)
         self._memories: list[OpenedCompiled] | None = None
+        self._table, self._sampled = self._table_for(target, rows), not sampling.greedy
+        self._kept: dict[str, Bank] = {}
+        if self.settings.remember and self._table is None:
+            self._kept = remembered(self._owner, target, rows, sampling)
+        before = self._kept.get("bank")
+        self.bank = Bank(self.settings) if before is None else before.next_run(self.settings)
+
+    def _table_for(self, target: LanguageModel, rows: int) -> Any:
+        if self.settings.costs is None:
+            return None
+        return costs_for(self.settings.costs, target, self.inner, rows)
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         self._drafter.enter(rows, state)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        host = state.on_host
+        host, drafter = state.on_host, self._drafter.drafter
         self._began, self._compiled = self._clock(), self._compiling(state)
+        self._before = sum(host.lengths), sum(host.live)
+        if self._table is not None:
+            self.bank.by_table = self._curves(state, None).plain
         left = max(room for room, live in zip(host.room, host.live, strict=True) if live)
         self._drafted = self.bank.speculates(left)
-        self.decision = self._decided()
-        self._before = sum(host.lengths), sum(host.live)
+        self.chosen = self._chosen()
         if self._drafted:
             trees = self._drafter.propose(state, chance)
-            self.aside = self._drafter.drafter.aside
+            self.aside, self.decision = drafter.aside, drafter.decision
         else:
             self._drafter.skip(state)
-            trees, self.aside = TokenTree.root(state.roots, self.law), None
+            trees = TokenTree.root(state.roots, self.law)
+            self.aside = self.decision = None
         self._drafting = self._clock() - self._began
-        self._offers = trees.num_nodes > 1
+        self._nodes, self._levels = trees.num_nodes, trees.depth
         return trees
 
     def observe(self, state: State) -> None:
         self._drafter.observe(state)
-        seconds = self._clock() - self._began - (self._compiling(state) - self._compiled)
         lengths, live = self._before
         added = (sum(state.on_host.lengths) - lengths) / live
+        if self._table is not None:
+            self.bank.note(self._drafted, added, self._by_table(state))
+            return
+        seconds = self._clock() - self._began - (self._compiling(state) - self._compiled)
         self.bank.note(self._drafted, added, seconds)
-        if self._drafted and not self._offers:
+        if self._drafted and self._nodes == 1:
             self.bank.note_undrafted(seconds - self._drafting)
 
-    def _decided(self) -> Decision:
+    def _curves(self, state: State, drafter: str | None) -> Any:
+        return self._table.curves(
+            drafter, max(state.on_host.lengths), state.rows, self._sampled, bool(self._memories)
+        )
+
+    def _by_table(self, state: State) -> float:
+        """Seconds of this round."""
+        if not self._drafted:
+            return float(self._curves(state, None).plain)
+        return float(self._curves(state, label(self.inner)).round(self._nodes, self._levels))
+
+    def _chosen(self) -> Chosen:
         bank = self.bank
         if not self._drafted:
-            return Decision(None, 1.0, bank.plain, bank.balance)
-        return Decision(self.yaml_name, bank.tau, bank.usual, bank.balance)
+            return Chosen(None, 1.0, bank.plain, bank.balance)
+        return Chosen(self.yaml_name, bank.tau, bank.usual, bank.balance)
 
     def _compiling(self, state: State) -> float:
         """Seconds of this run so far, of the target and of the drafter."""
@@ -89,9 +125,11 @@ class Banked(Drafter):
 
     def leave(self, rows: Sequence[int]) -> None:
         self._drafter.leave(rows)
+        self._kept["bank"] = self.bank
 
     def forget(self) -> None:
         self.inner.forget()
+        _KEPT.pop(self._owner, None)
 
     def account(self) -> dict[str, dict[str, Any]]:
         return {"no_harm": self.bank.as_dict(), **self._drafter.drafter.account()}
@@ -100,7 +138,30 @@ class Banked(Drafter):
         return self.inner.settings_in_effect()
 
 
-def under_bank(drafter: Drafter, no_harm: Any) -> Drafter:
-    """The drafter, under a bank if `no_harm` asks for one (see `NoHarm.asked`)."""
+class Owner:
+    """Of what is remembered of a drafter that is made anew for each run, from the same choice."""
+
+
+_OWNERS: dict[str, Owner] = {}
+_KEPT: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, dict[str, Bank]]]]
+_KEPT = WeakKeyDictionary()
+
+
+def remembered(owner: Any, target: LanguageModel, rows: int, sampling: Sampling) -> dict[str, Bank]:
+    """Where the bank of runs under the same conditions is kept, in this process."""
+    conditions = rows, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+    try:
+        targets = _KEPT.setdefault(owner, WeakKeyDictionary())
+        return targets.setdefault(target, {}).setdefault(conditions, {})
+    except TypeError:  # something that cannot be a key
+        return {}
+
+
+def under_bank(drafter: Drafter, no_harm: Any, choice: Any = None) -> Drafter:
+    """The drafter, under a bank if `no_harm` asks for one (see `NoHarm.asked`). choice: what it was
+    made from."""
     settings = NoHarm.asked(no_harm)
-    return drafter if settings is None else Banked(drafter, settings)
+    if settings is None:
+        return drafter
+    named = isinstance(choice, (str, Mapping))
+    return Banked(drafter, settings, _OWNERS.setdefault(repr(choice), Owner()) if named else None)

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, Protocol, Self, TypedDict
 
 from torch import Tensor
 
@@ -235,17 +235,41 @@ class Shape:
         return LAWS.get(self.draw, SiblingLaw.WOR)
 
 
+class Grower(Protocol):
+    """Grows one tree per row instead of a drafter's own shape; see `TreeDrafter.grow`."""
+
+    @property
+    def law(self) -> SiblingLaw: ...
+
+    @property
+    def chain(self) -> bool: ...
+
+    def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown: ...
+
+
 class TreeDrafter(Drafter):
     """A drafter that grows a `Shape` from its own laws."""
+
+    deepest: int | None = None  # levels that it can draft, if its weights limit them
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.chain, self.fixed_width = shape.chain, shape.fixed_width
         self.max_nodes = shape.max_nodes
+        self.grower: Grower | None = None
         self._stop: StopRule | None = None
 
+    def grown_by(self, grower: Grower, shape: Shape) -> Self:
+        """A copy whose trees `grower` grows; `shape` bounds their depth and size."""
+        governed = copy.copy(self)
+        governed.shape, governed.grower = shape, grower
+        governed.chain, governed.fixed_width = grower.chain, False
+        # A tree by value may score more nodes than it keeps, some in the target's own memory.
+        governed.max_nodes = shape.max_nodes + (shape.slots if shape.by_value else 0)
+        return governed
+
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
-        self.law = self.shape.law(sampling.greedy)
+        self.law = self.grower.law if self.grower else self.shape.law(sampling.greedy)
         self._stop = copy.copy(self.shape.stop_rule)
         if self._stop is not None:
             self._stop.begin(rows)
@@ -254,6 +278,8 @@ class TreeDrafter(Drafter):
         """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each
         further level."""
         shape, greedy = self.shape, state.sampling.greedy
+        if self.grower is not None:
+            return self.grower(logits, score, state, chance)
         if shape.tree is not None:
             return static(logits, score, state, shape.tree)
         if shape.draw == "ranked" or (shape.draw == "adaptive" and greedy):

@@ -9,10 +9,11 @@ import torch
 
 from specdec.grammar import Grammars
 from specdec.interfaces import CompiledPass, Opened, OpenedCompiled, Session
+from specdec.measuring.chosen import Chosen
 from specdec.measuring.clock import Clock
-from specdec.measuring.decision import Decision
 from specdec.measuring.report import Nodes, Report, Served, Step
 from specdec.outcome import Outcome
+from specdec.pricing.decision import Decision
 
 
 class Recorder:
@@ -56,8 +57,9 @@ class Recorder:
         kept: np.ndarray,
         prompts: np.ndarray,
         decision: Decision | None = None,
+        chosen: Chosen | None = None,
     ) -> Step:
-        """A round is over. prompts (B,): whose text each row is; decision: what it began with."""
+        """A round is over. prompts (B,): whose text each row is."""
         now = self._now()
         prompts = np.where(outcome.live, prompts, -1)
         for prompt in prompts[outcome.live].tolist():
@@ -77,6 +79,7 @@ class Recorder:
             prompts,
             Nodes(**outcome.notes) if outcome.notes else None,
             decision,
+            chosen,
         )
         self.steps.append(step)
         return step

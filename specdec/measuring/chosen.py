@@ -1,9 +1,9 @@
-"""What was decided about a round before it began."""
+"""Whose drafts a round has, and why."""
 
 from typing import NamedTuple
 
 
-class Decision(NamedTuple):
+class Chosen(NamedTuple):
     """What came of it is in the round's step. None: not known, or nobody has asked."""
 
     drafter: str | None  # whose drafts the round has; None: nobody's, it is a plain round
