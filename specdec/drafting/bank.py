@@ -101,6 +101,7 @@ class Earlier(NamedTuple):
 
     balance: float = 0.0
     would_take: float = 0.0  # plain decoding
+    seconds: float = 0.0
 
 
 class Bank:
@@ -132,8 +133,12 @@ class Bank:
         bank = copy.copy(self)
         bank.settings = settings
         bank.earlier = Earlier(
-            self.earlier.balance + self.balance, self.earlier.would_take + self.would_take
+            self.earlier.balance + self.balance,
+            self.earlier.would_take + self.would_take,
+            self.earlier.seconds + self.seconds,
         )
+        if self._trial is not None:
+            bank._trial = Trial(*(before - self.balance for before in self._trial))
         bank._plain, bank._drafted = self._plain.copy(), self._drafted.copy()
         bank._begin()
         return bank
@@ -258,7 +263,8 @@ class Bank:
         if self.by_table is not None or self._since < BETWEEN[len(self._plain) >= FEW]:
             return False
         gives_away = self._gives_away(plain)
-        whole = self.seconds + self._left * (plain - gives_away)
+        to_come = self._left * (plain - gives_away)
+        whole = self.earlier.seconds + self.seconds + to_come
         # twice: what the run's first round gave away was not known then
         return self._given_away + 2 * gives_away <= self.settings.slack / 2 * whole
 

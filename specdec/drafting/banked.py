@@ -75,7 +75,6 @@ class Banked(Drafter):
             self.bank.by_table = self._curves(state, None).plain
         left = max(room for room, live in zip(host.room, host.live, strict=True) if live)
         self._drafted = self.bank.speculates(left)
-        self.chosen = self._chosen()
         if self._drafted:
             trees = self._drafter.propose(state, chance)
             self.aside, self.decision = drafter.aside, drafter.decision
@@ -83,6 +82,7 @@ class Banked(Drafter):
             self._drafter.skip(state)
             trees = TokenTree.root(state.roots, self.law)
             self.aside = self.decision = None
+        self.chosen = self._chosen()
         self._drafting = self._clock() - self._began
         self._nodes, self._levels = trees.num_nodes, trees.depth
         return trees
@@ -114,6 +114,9 @@ class Banked(Drafter):
         bank = self.bank
         if not self._drafted:
             return Chosen(None, 1.0, bank.plain, bank.balance)
+        inner = self._drafter.drafter.chosen
+        if inner is not None:
+            return inner._replace(balance=bank.balance)
         return Chosen(self.yaml_name, bank.tau, bank.usual, bank.balance)
 
     def _compiling(self, state: State) -> float:
