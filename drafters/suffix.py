@@ -41,6 +41,7 @@ class Suffix(Drafter):
     """
 
     law = SiblingLaw.DET
+    looks_up = True
     expected: Sequence[float] = ()
     variants = (
         {"nodes": 2, "tree": False},

@@ -306,6 +306,8 @@ class Drafter(ABC):
     learns: bool = False
 
     law: SiblingLaw = SiblingLaw.DET
+    looks_up: bool = False  # its drafts are looked up: asking takes next to nothing
+    careful: bool = False  # runs under a bank (`no_harm`), unless the call says False
     chain: bool = False  # every tree is a chain
     fixed_width: bool = False  # a node's number of children is known before the first is drawn
     max_nodes: int = 1  # root included; sizes memory and masks

@@ -23,7 +23,7 @@ from specdec.sampling import Processor, Sampling
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
 VerifierChoice = str | dict[str, Any] | Verifier
-NoHarmChoice = bool | dict[str, Any] | NoHarm
+NoHarmChoice = bool | dict[str, Any] | NoHarm | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def prepare(
     *,
     drafter: DrafterChoice = "ngram",
     verifier: VerifierChoice = "auto",
-    no_harm: NoHarmChoice = False,
+    no_harm: NoHarmChoice = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,

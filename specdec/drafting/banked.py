@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from specdec.chance import Draws
 from specdec.drafting.bank import Bank, NoHarm
 from specdec.drafting.occasional import Occasional
-from specdec.interfaces import Drafter, LanguageModel, OpenedCompiled
+from specdec.drafting.stopwatch import Stopwatch
+from specdec.interfaces import Drafter, LanguageModel, compile_of
 from specdec.measuring.chosen import Chosen
 from specdec.pairing import name_of
 from specdec.pricing.known import costs_for
@@ -51,7 +52,8 @@ class Banked(Drafter):
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         self._drafter = Occasional(self.inner, target, rows, sampling)
         self._declare(self._drafter.drafter)
-        self._memories: list[OpenedCompiled] | None = None
+        self._watch = Stopwatch(self.opened, self._clock)
+        self._compiled = bool(compile_of(target))
         self._table, self._sampled = self._table_for(target, rows), not sampling.greedy
         self._kept: dict[str, Bank] = {}
         if self.settings.remember and self._table is None:
@@ -69,7 +71,7 @@ class Banked(Drafter):
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         host, drafter = state.on_host, self._drafter.drafter
-        self._began, self._compiled = self._clock(), self._compiling(state)
+        self._watch.start(state)
         self._before = sum(host.lengths), sum(host.live)
         if self._table is not None:
             self.bank.by_table = self._curves(state, None).plain
@@ -83,7 +85,7 @@ class Banked(Drafter):
             trees = TokenTree.root(state.roots, self.law)
             self.aside = self.decision = None
         self.chosen = self._chosen()
-        self._drafting = self._clock() - self._began
+        self._drafting = self._watch.so_far()
         self._nodes, self._levels = trees.num_nodes, trees.depth
         return trees
 
@@ -94,14 +96,14 @@ class Banked(Drafter):
         if self._table is not None:
             self.bank.note(self._drafted, added, self._by_table(state))
             return
-        seconds = self._clock() - self._began - (self._compiling(state) - self._compiled)
+        seconds = self._watch.stop()
         self.bank.note(self._drafted, added, seconds)
         if self._drafted and self._nodes == 1:
             self.bank.note_undrafted(seconds - self._drafting)
 
     def _curves(self, state: State, drafter: str | None) -> Any:
         return self._table.curves(
-            drafter, max(state.on_host.lengths), state.rows, self._sampled, bool(self._memories)
+            drafter, max(state.on_host.lengths), state.rows, self._sampled, self._compiled
         )
 
     def _by_table(self, state: State) -> float:
@@ -118,13 +120,6 @@ class Banked(Drafter):
         if inner is not None:
             return inner._replace(balance=bank.balance)
         return Chosen(self.yaml_name, bank.tau, bank.usual, bank.balance)
-
-    def _compiling(self, state: State) -> float:
-        """Seconds of this run so far, of the target and of the drafter."""
-        if self._memories is None:
-            memories = (state.memory, *self.opened)
-            self._memories = [one for one in memories if isinstance(one, OpenedCompiled)]
-        return sum(each.seconds for one in self._memories for each in one.compiled)
 
     def leave(self, rows: Sequence[int]) -> None:
         self._drafter.leave(rows)
@@ -161,9 +156,9 @@ def remembered(owner: Any, target: LanguageModel, rows: int, sampling: Sampling)
 
 
 def under_bank(drafter: Drafter, no_harm: Any, choice: Any = None) -> Drafter:
-    """The drafter, under a bank if `no_harm` asks for one (see `NoHarm.asked`). choice: what it was
-    made from."""
-    settings = NoHarm.asked(no_harm)
+    """The drafter, under a bank if `no_harm` asks for one (see `NoHarm.asked`) or, if nothing is
+    said (None), if the drafter wants one. choice: what it was made from."""
+    settings = NoHarm.asked(drafter.careful if no_harm is None else no_harm)
     if settings is None:
         return drafter
     named = isinstance(choice, (str, Mapping))
