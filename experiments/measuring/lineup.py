@@ -28,10 +28,13 @@ def make_drafter(settings: Mapping[str, Any], target: Target) -> specdec.Drafter
 
 def _with_models(settings: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """The same with draft models loaded, also those of drafters inside it."""
-    found = {
-        name: _with_models(value, target) if isinstance(value, Mapping) else value
-        for name, value in settings.items()
-    }
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [inside(each) for each in value]
+        return _with_models(value, target) if isinstance(value, Mapping) else value
+
+    found = {name: inside(value) for name, value in settings.items()}
     if isinstance(found.get("model"), str):
         found["model"] = draft_model(found["model"], target)
     return found
@@ -50,7 +53,9 @@ def make(settings: Settings) -> dict[str, Way]:
     }
     verifier = build("verifier", settings.verifier) if "_target_" in settings.verifier else "auto"
     method = Ours(
-        target, make_drafter(settings.drafter, settings.target), {**options, "verifier": verifier}
+        target,
+        make_drafter(settings.drafter, settings.target),
+        {**options, "verifier": verifier, "no_harm": settings.no_harm},
     )
     theirs = Theirs(target, sampling, settings.seed, settings.ignore_eos)
     ways: dict[str, Way] = {METHOD: method}
