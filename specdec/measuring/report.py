@@ -1,4 +1,5 @@
-"""What was measured. A Step holds integers and times, and what was expected; a Report computes the rest from steps.
+"""What was measured. A Step holds integers, times, and what was expected; a Report computes the
+rest from steps.
 
 Words: tau = tokens that a row kept / rounds in which it was live (block efficiency, bonus
 included). Tokens cut at EOS, a stop string or the length do not count. Acceptance rate = accepted /
@@ -15,8 +16,8 @@ import numpy as np
 from specdec.interfaces import CompiledPass
 from specdec.measuring.acceptance import Acceptance, Drafted, stacked
 from specdec.measuring.clock import PHASES, PREFILL, Times
-from specdec.pricing.decision import Decision
 from specdec.measuring.promises import Promises, Reliability, promises, reliability, why
+from specdec.pricing.decision import Decision
 
 
 class Nodes(NamedTuple):
