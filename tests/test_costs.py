@@ -140,9 +140,9 @@ def test_files_that_are_no_tables(text, words, tmp_path):
 
 
 def test_a_file_or_a_drafter_that_is_not_there():
-    with pytest.raises(ValueError, match="costs names no file: nowhere.json; measure a table"):
+    with pytest.raises(ValueError, match=r"costs names no file: nowhere\.json; measure a table"):
         Costs.load("nowhere.json")
-    with pytest.raises(ValueError, match="has no rounds of eagle; it has suffix. Measure it"):
+    with pytest.raises(ValueError, match=r"has no rounds of eagle; it has suffix\. Measure it"):
         TABLE.curves("eagle")
     for wrong in (3, "", None):
         with pytest.raises(ValueError, match="costs must be 'auto', a file"):

@@ -8,12 +8,14 @@ import specdec
 from drafters.priced import Priced
 from drafters.small_model import SmallModel
 from experiments.certificates.suite import make as made
-from specdec import Costs, Drafter, Sampling, SiblingLaw, TokenTree
+from specdec import Costs, Drafter, Keyed, Sampling, SiblingLaw, TokenTree
 from specdec.measuring.promises import reliability
 from specdec.models.table import TableModel
+from specdec.pricing.growing import noted_of
 from specdec.pricing.measure import here, label
 from tests.exact import KNOWN, TOY, Toy, exact
 from tests.models import prompts, shared, similar
+from tests.test_chance import recording
 
 TREE = {"name": "small_model", "depth": 2, "branching": 2}
 
@@ -289,7 +291,43 @@ def test_a_table_of_another_machine_names_both():
     drafter = made(TREE, KNOWN.target, KNOWN.draft)
     elsewhere = Costs.written(here(TOY.target), label(drafter))
     other = specdec.load(shared("llama_gqa"))
-    with pytest.raises(ValueError, match="was measured elsewhere: .*here "):
+    with pytest.raises(ValueError, match=r"was measured elsewhere: .*here "):
         specdec.generate(
             other, [[1, 2]], drafter=Priced(drafter, elsewhere, strict=True), max_new_tokens=2
         )
+
+
+@pytest.mark.parametrize("inner", [TREE, {"name": "small_model", "depth": 3}, {"name": "suffix"}])
+def test_many_rooms(inner):
+    """Rows of one batch may go on for different lengths; no tree is deeper than its row's room."""
+    given = [list(KNOWN.prompt), [1, 0, 2, 0], [2]]
+    for tokens in (1, 2, 3, 5):
+        out = specdec.generate(
+            KNOWN.target,
+            given,
+            drafter=priced(inner, costs=(1.0, 0.0, 0.0)),
+            temperature=1.0,
+            max_new_tokens=tokens,
+            ignore_eos=True,
+            seats=2,
+        )
+        assert [len(row) for row in out.tokens] == [tokens] * 3
+
+
+def test_no_key_is_used_twice():
+    chance, seen = recording(Keyed(3))
+    decoded(priced(costs=(1.0, 0.0, 0.0), nodes=6), chance=chance, tokens=30)
+    assert len(seen) > 50
+    assert len(seen) == len(set(seen))
+
+
+def test_outcomes_of_siblings():
+    """Of drawn siblings, those behind the accepted one were not tried."""
+    drafter = priced()
+    drafter.begin(KNOWN.target, 1, Sampling(1.0))
+    parents = np.array([[-1, 0, 0, 0, 2, 2]])
+    noted = noted_of(parents, np.full((1, 5), 0.5), np.full((1, 5), 0.5), 2, drawn=True)
+    drafter._policy._outcomes(noted, 0, np.array([2]))
+    learnt = drafter.learnt
+    assert learnt.first._y.tolist() == [False, False]  # nodes 1 and 4
+    assert learnt.later._y.tolist() == [True, False]  # nodes 2 and 5, not 3
