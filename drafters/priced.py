@@ -1,5 +1,5 @@
-"""A drafter whose trees are as large as pays on this machine: which sites, how many nodes, how deep,
-whether at all.
+"""A drafter whose trees are as large as pays on this machine: which sites, how many nodes, how
+deep, whether at all.
 
 A node is worth the chance that it is accepted, and costs lambda, the tokens that a second brings in
 the long run, times the seconds that it adds to the round (`specdec.pricing`). Drafters that grow
@@ -49,8 +49,8 @@ class Priced(Drafter):
     learns = True
     variants = (
         _variant({}),
-        _variant({"branching": 2}, nodes=3, width=2),
-        _variant({"branching": 2, "draw": "wr"}, nodes=3, width=2),
+        _variant({"branching": 2}, nodes=2, width=2),
+        {"drafter": {"name": "small_model", "depth": 1, "branching": 2, "draw": "wr"}, "nodes": 2},
         _variant({"branching": 2, "draw": "ranked", "nodes": 3}, nodes=3, width=2),
         {"drafter": {"name": "suffix", "nodes": 3}},
     )

@@ -8,7 +8,7 @@ With a drafter, or an output that ends in .json, it writes a cost table instead:
 loop by size, which `priced` decides by (`specdec.Costs`).
 
 python -m experiments.profile drafter=small_model output=costs.json
-python -m experiments.profile "drafter=[eagle,suffix]" "batches=[1,4]" compiled=true output=costs.json
+python -m experiments.profile "drafter=[eagle,suffix]" compiled=true output=costs.json
 """
 
 import itertools

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,7 @@ def cores() -> int:
     return len(allowed) if allowed else psutil.cpu_count() or 1
 
 
+@cache
 def _cpu() -> str:
     """The processor's name: on Linux from /proc/cpuinfo, for which neither Python nor psutil has a
     function."""

@@ -5,7 +5,7 @@ Letters: R rounds, B rows, N nodes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Promises:
         """The median round, measured / expected."""
         return float(np.median(self.seconds / self.expected_seconds))
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         return {
             "rounds": len(self.tokens),
             "expected_tokens": float(self.expected_tokens.mean()),
@@ -117,8 +117,6 @@ def why(steps: Sequence["Step"]) -> str | None:
     nodes = np.mean([float(step.num_nodes.max(initial=0)) for step in steps])
     if nodes < 0.05:
         return f"nothing was drafted: on this machine drafts would not pay (tau {tau:.2f})"
-    verdict = "pays" if tau >= needed else "does not pay"
-    return (
-        f"it {verdict}: tau {tau:.2f} at {nodes:.1f} nodes, and {needed:.2f} is what it needs to "
-        "pay on this machine"
-    )
+    if tau >= needed:
+        return f"tau {tau:.2f} at {nodes:.1f} nodes pays: {needed:.2f} is enough on this machine"
+    return f"tau {tau:.2f} at {nodes:.1f} nodes would need {needed:.2f} to pay on this machine"

@@ -1,4 +1,5 @@
-"""What was measured. A Step holds integers and times, and what was expected; a Report computes the rest from steps.
+"""What was measured. A Step holds integers, times, and what was expected; a Report computes the
+rest from steps.
 
 Words: tau = tokens that a row kept / rounds in which it was live (block efficiency, bonus
 included). Tokens cut at EOS, a stop string or the length do not count. Acceptance rate = accepted /

@@ -1,5 +1,5 @@
-"""The policy that `priced` drafts by: a node, a level or a round is drafted where the tokens that it
-is expected to bring exceed lambda x the seconds that it is expected to take.
+"""The policy that `priced` drafts by: a node, a level or a round is drafted where the tokens that
+it is expected to bring exceed lambda x the seconds that it is expected to take.
 
 What it learns (`Learnt`) is kept between the runs of a drafter. Times are those of the cost table,
 which does not change during a run, so the same table and seed give the same decisions.

@@ -25,7 +25,7 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, "numpy") as file:
             layout = (file.metadata() or {}).get("layout")
-            found = {name: file.get_tensor(name) for name in file.keys()}
+            found = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except SafetensorError as error:
         raise ValueError(f"learnt: {path} is no safetensors file: {error}") from error
     if layout != LAYOUT:

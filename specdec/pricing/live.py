@@ -1,4 +1,4 @@
-"""Correcting a cost table while decoding. What is decided then depends on the moment, so runs do not
+"""Correcting a cost table while decoding. What is decided then depends on the moment: runs do not
 repeat."""
 
 import time

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
@@ -293,6 +294,7 @@ def idle(state: State) -> State:
     return replace(state, on_host=host._replace(live=[False] * state.rows))
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
