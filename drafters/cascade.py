@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 
 from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
+from specdec.drafting.mixture import common_law, point_masses
 from specdec.errors import number
 from specdec.plugins import build, find
 from specdec.tree import Structure
 
 Choice = str | Mapping[str, Any] | Drafter
-SAMPLED = (SiblingLaw.WOR, SiblingLaw.WR)
 
 
 class Cascade(Drafter):
@@ -89,7 +89,7 @@ class Cascade(Drafter):
                 f"{type(self.first).__name__} samples ({self.first.law.name}): put it second"
             )
         self.chain = self.first.chain and self.then.chain
-        self.law = self.then.law if self.chain and self.then.law in SAMPLED else SiblingLaw.DET
+        self.law = common_law(parts)
         self.max_nodes = max(each.max_nodes for each in parts)
         self.runners_up = max(each.runners_up for each in parts)
         self.opened = (*self.first.opened, *self.then.opened)
@@ -156,9 +156,8 @@ class Cascade(Drafter):
 
     def _laws(self, tokens: Tensor, q: Tensor | None, by_then: Tensor) -> Tensor:
         """(B, N, V): the point mass on the next node's token, or what the second drew from."""
-        certain = one_hot(tokens.roll(-1, 1), self._vocabulary).to(
-            self._exact if q is None else q.dtype
-        )
+        dtype = self._exact if q is None else q.dtype
+        certain = point_masses(tokens, self._vocabulary, dtype)
         if q is None:
             return certain
         wide = pad(q, (0, 0, 0, tokens.shape[1] - q.shape[1]))

@@ -136,6 +136,8 @@ class EarlyExit(TreeDrafter):
     def _renumbered(self, tree: TokenTree, inner: Tensor) -> Tensor:
         """Score the nodes that a ranked tree has kept but never scored, after all scored ones.
         Returns where each node is now, (B, N)."""
+        if tree.num_nodes == 1:
+            return inner
         scored = self._scored
         missing = tree.used & (inner < 0)
         missing[:, 0] = False

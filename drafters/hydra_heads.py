@@ -86,6 +86,7 @@ class Hydra(TreeDrafter):
             )
         self.heads = heads if isinstance(heads, HydraHeads) else HydraHeads.load(heads)
         super().__init__(shape_for(self.heads, shape, depth=4, draw="static"))
+        self.deepest = self.heads.heads
         if self.shape.depth > self.heads.heads:
             raise ValueError(
                 f"depth is {self.shape.depth}, and there are {self.heads.heads} heads; each "

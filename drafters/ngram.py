@@ -32,6 +32,7 @@ class NGram(Drafter):
     """
 
     law = SiblingLaw.DET
+    looks_up = True
     variants = (
         {"max_ngram": 1, "length": 2},
         {"max_ngram": 1, "length": 3, "tree": True},

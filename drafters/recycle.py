@@ -60,11 +60,12 @@ class Recycle(Drafter):
         ranks = min(self.best_tokens, target.vocabulary)
         self._own = empty_matrix(rows, target, ranks)
         self._shared = self._kept.matrix_for(target, ranks) if self.learns else None
-        self._alive: list[bool] = []
+        self._alive = [False] * rows  # in the round that is under way
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         for row in rows:
             self._own[row * self._vocabulary : (row + 1) * self._vocabulary] = -1
+            self._alive[row] = True
         best = state.last.best
         if best is None:
             return
@@ -74,7 +75,6 @@ class Recycle(Drafter):
         self._write(chosen, tokens, best, read, torch.zeros_like(read))
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
-        self._alive = state.on_host.live
         if state.deepest < 1:
             return TokenTree.root(state.roots)
         plan, rows = self._plan, state.rows
@@ -93,7 +93,8 @@ class Recycle(Drafter):
         return TokenTree(tokens, structure)
 
     def observe(self, state: State) -> None:
-        last = state.last
+        last, alive = state.last, self._alive
+        self._alive = list(state.on_host.live)
         if last.best is None or last.trees is None or last.verdict is None:
             return
         trees, device = last.trees, last.best.device
@@ -101,7 +102,7 @@ class Recycle(Drafter):
         on_path = torch.zeros(trees.rows, trees.num_nodes + 1, dtype=torch.bool, device=device)
         on_path.scatter_(1, torch.where(path > 0, path, trees.num_nodes), True)
         on_path[:, 0] = True
-        scored = trees.used & torch.tensor(self._alive, device=device)[:, None]
+        scored = trees.used & torch.tensor(alive, device=device)[:, None]
         rows = torch.arange(trees.rows, device=device)
         self._write(rows, trees.tokens, last.best, scored, on_path[:, :-1])
 

@@ -103,8 +103,9 @@ class SmallModel(TreeDrafter):
         self.opened = (self._session,)
         self._seen = [0] * rows  # tokens in memory
         self._grown: Grown | None = None
-        plain = self.vocabulary == translation.SAME and not self.lookup
-        self._whole = whole_shape(self.shape, self.law, sampling) if plain else None
+        same = self.vocabulary == translation.SAME
+        fixed = same and not self.lookup and self.grower is None
+        self._whole = whole_shape(self.shape, self.law, sampling) if fixed else None
         self._guesses = Guesses(rows, self.shape.depth) if self.lookup else None
 
     def _reading(self, target: LanguageModel) -> LanguageModel:
@@ -166,6 +167,7 @@ class SmallModel(TreeDrafter):
     def observe(self, state: State) -> None:
         """Keep the accepted nodes that are in memory. The leaf of a full path was never scored."""
         grown, last = self._grown, state.last
+        self._grown = None
         if grown is None or last.verdict is None:
             return
         path = last.verdict.path
@@ -235,7 +237,14 @@ class SmallModel(TreeDrafter):
     def _read_new(self, state: State) -> Tensor:
         """Read what was committed since; (B, 1, V) logits after the root."""
         counts = self._new(state)
+        older = [max(count - 1, 0) for count in counts]
+        if max(older) > self.shape.depth:  # it was left out of rounds: read as a prompt is read
+            self._read(state, older)
+            counts = [count - past for count, past in zip(counts, older, strict=True)]
+        return self._read(state, counts, root=True)
+
+    def _read(self, state: State, counts: list[int], root: bool = False) -> Tensor:
+        """Read the next `counts` tokens of each row; logits (B, 1, V) after them."""
         tokens = state.tokens_from(self._seen, max(counts))
-        logits = self._session.read(tokens, counts, root=True).logits
         self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]
-        return logits
+        return self._session.read(tokens, counts, root=root).logits

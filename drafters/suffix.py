@@ -41,6 +41,7 @@ class Suffix(Drafter):
     """
 
     law = SiblingLaw.DET
+    looks_up = True
     expected: Sequence[float] = ()
     variants = (
         {"nodes": 2, "tree": False},
@@ -127,6 +128,7 @@ class Suffix(Drafter):
             others = lookup.runners_up(state, row, self.fanout)
             drafts.append(self._draft(found, host.room[row] - 1, others))
         self.expected = [draft.expected for draft in drafts]
+        self.shares = [draft.shares for draft in drafts]
         return lookup.tree_of(drafts, state, self.chain)
 
     def _draft(self, row: "_Row", depth: int, others: Sequence[tuple[int, float]]) -> Draft:

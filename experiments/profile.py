@@ -8,6 +8,12 @@ python -m experiments.profile compile=true "nodes=[1,8,32]" "batches=[1]" "conte
 With compile=true each pass is also timed compiled. What compiling takes off is dispatch, and
 packing weights at every product; the printed share is that part of the uncompiled pass.
 Every size is compiled anew, which takes 10 to 30 seconds for a small model.
+
+With a drafter, or an output that ends in .json, it writes a cost table instead: rounds of the real
+loop by size, which `priced` decides by (`specdec.Costs`).
+
+python -m experiments.profile drafter=small_model output=costs.json
+python -m experiments.profile "drafter=[eagle,suffix]" compile=true output=costs.json
 """
 
 import itertools
@@ -30,6 +36,8 @@ class Profile:
 
     target: str = "demo"
     draft: str | None = "demo-draft"  # null: none
+    # of a cost table: a drafter, or a list of drafters, by name or as {name: ..., argument: value}
+    drafter: Any = None
     extra_layers: list[int] = field(default_factory=lambda: [0])  # of the target, each profiled
     # scored in a pass, the root included
     nodes: list[int] = field(default_factory=lambda: [1, 4, 8, 16, 32, 64])
@@ -37,7 +45,7 @@ class Profile:
     # committed tokens before the pass
     contexts: list[int] = field(default_factory=lambda: [64, 192, 384])
     dtype: str | None = None  # null: the checkpoint's
-    compile: bool = False  # time compiled passes too
+    compile: bool = False  # time compiled passes too; of a cost table: rounds with compiled passes
     repeats: int = 20
     threads: int | None = None
     output: str = "outputs/profile"
@@ -106,6 +114,29 @@ def dispatch(times: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def write_cost_table(wanted: Profile) -> None:
+    """What rounds cost, as a file of `specdec.Costs` and on the screen."""
+    from experiments.measuring.cost_table import cost_table, shown
+    from experiments.terminal.tables import markdown
+
+    given = wanted.drafter
+    drafters = given if isinstance(given, list) else [] if given is None else [given]
+    path = Path(wanted.output if wanted.output.endswith(".json") else "outputs/costs.json")
+    usual = Profile()
+    costs = cost_table(
+        wanted.target,
+        drafters,
+        [1] if wanted.batches == usual.batches else wanted.batches,
+        None if wanted.contexts == usual.contexts else wanted.contexts,
+        wanted.repeats,
+        wanted.compile,
+        dtype=wanted.dtype,
+        **({"extra_layers": wanted.extra_layers[0]} if any(wanted.extra_layers) else {}),
+    )
+    costs.save(path)
+    print(markdown(shown(costs)), path, sep="\n")
+
+
 def draw(times: pd.DataFrame, machine: str) -> Any:
     """A panel per model: milliseconds against nodes, a line per batch and context, and for compiled
     passes."""
@@ -150,6 +181,9 @@ def main(wanted: Profile) -> None:
 
     quiet_transformers()
     set_threads(wanted.threads, wanted.target)
+    if wanted.drafter is not None or wanted.output.endswith(".json"):
+        write_cost_table(wanted)
+        return
     times, where = measure(wanted), surroundings()
     dtype = str(load(wanted.target, dtype=wanted.dtype).dtype).removeprefix("torch.")
     folder = Path(wanted.output)

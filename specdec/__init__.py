@@ -40,6 +40,7 @@ _HOMES = {
     "Sites": "chance",
     "Report": "measuring.report",
     "Step": "measuring.report",
+    "Costs": "pricing.costs",
     "Refused": "errors",
 }
 __all__ = [*_HOMES, "__version__"]
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from specdec.models.load import load as load
     from specdec.output import Event as Event
     from specdec.output import Output as Output
+    from specdec.pricing.costs import Costs as Costs
     from specdec.probs import Laws as Laws
     from specdec.sampling import Sampling as Sampling
     from specdec.state import State as State

@@ -20,6 +20,7 @@ import torch
 
 from specdec.budget import room
 from specdec.chance import Chance
+from specdec.drafting.banked import under_bank
 from specdec.errors import integer, misspelt_arguments_are_named, switch
 from specdec.generate import Run
 from specdec.grammar import GrammarChoice
@@ -31,6 +32,7 @@ from specdec.output import Event
 from specdec.requests import (
     Call,
     DrafterChoice,
+    NoHarmChoice,
     Prompt,
     Request,
     RequestOptions,
@@ -48,7 +50,7 @@ class Engine:
     """Decodes requests as they come. A context manager; closing it cancels what is not over and
     frees the memory.
 
-    target, drafter, verifier, allow_lossy: as in `generate`. seats: how many requests decode at the
+    target, drafter, verifier, no_harm, allow_lossy: as in `generate`. seats: how many requests decode at the
     same time. memory: of the target, in bytes or as "2GiB"; None: it grows. kv: "paged", where
     requests of different lengths share the memory and equal prefixes are kept once, or
     "contiguous"; None: paged if `memory` is given. page: tokens of a page. prefill_chunk: how many
@@ -62,6 +64,7 @@ class Engine:
         *,
         drafter: DrafterChoice = "ngram",
         verifier: VerifierChoice = "auto",
+        no_harm: NoHarmChoice = None,
         seats: int = 16,
         memory: int | str | None = None,
         page: int = 16,
@@ -77,7 +80,7 @@ class Engine:
         model, self._slots = room(model, kv, page, memory, seats)
         call = Call(
             model,
-            make_drafter(drafter),
+            under_bank(make_drafter(drafter), no_harm, drafter),
             verifier,
             seats,
             switch("allow_lossy", allow_lossy),

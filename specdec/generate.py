@@ -19,7 +19,15 @@ from specdec.measuring.recorder import Recorder
 from specdec.measuring.report import Report, Step
 from specdec.models.load import Loadable
 from specdec.output import Event, Output, progress_bar
-from specdec.requests import Call, DrafterChoice, Prompts, Request, VerifierChoice, prepare
+from specdec.requests import (
+    Call,
+    DrafterChoice,
+    NoHarmChoice,
+    Prompts,
+    Request,
+    VerifierChoice,
+    prepare,
+)
 from specdec.sampling import Processor
 from specdec.seats import Seats
 from specdec.tickets import Line, Ticket
@@ -32,6 +40,7 @@ def generate(
     *,
     drafter: DrafterChoice = "ngram",
     verifier: VerifierChoice = "auto",
+    no_harm: NoHarmChoice = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -55,13 +64,15 @@ def generate(
 
     target: whatever `load` takes or returns. prompts: str, list of str, token ids, list of token
     ids (ragged is fine). drafter, verifier: a name, {"name": ..., argument: value}, or an object.
-    seats: how many prompts decode at the same time (None: all); when a row ends, its seat takes the
-    next prompt. grammar: what the text has to be, a JSON schema or a `Grammar`, or one of them or
-    None per prompt. seed (None: 0) and request_ids (None: 0, 1, ...) key each prompt's chance: its
-    tokens depend on neither its neighbours nor its seat. chance: another kind of chance, with its
-    own seed. `tokens` end with EOS or with the token that completes a stop string; `texts` end
-    before it. trace: keep every node's token, p, q and coin for `Output.trace`, which takes time in
-    every round. Ctrl-C ends the run and returns what is finished.
+    no_harm: leave the drafter out of rounds where it makes decoding slower; True, or settings such
+    as {"slack": 0.02, "debt": 0.2}, see `specdec.drafting.bank`. seats: how many prompts decode at
+    the same time (None: all); when a row ends, its seat takes the next prompt. grammar: what the
+    text has to be, a JSON schema or a `Grammar`, or one of them or None per prompt. seed (None: 0)
+    and request_ids (None: 0, 1, ...) key each prompt's chance: its tokens depend on neither its
+    neighbours nor its seat. chance: another kind of chance, with its own seed. `tokens` end with
+    EOS or with the token that completes a stop string; `texts` end before it. trace: keep every
+    node's token, p, q and coin for `Output.trace`, which takes time in every round. Ctrl-C ends the
+    run and returns what is finished.
 
     Raises ValueError for bad input before anything is computed, and later if a drafter, verifier or
     model breaks its contract.
@@ -80,6 +91,7 @@ def stream(
     *,
     drafter: DrafterChoice = "ngram",
     verifier: VerifierChoice = "auto",
+    no_harm: NoHarmChoice = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -141,7 +153,7 @@ class Run:
         with clock("commit"):
             target.keep(outcome.verdict.path, outcome.keep)
             kept = seats.commit(outcome, scores)
-        return self.recorder.step(outcome, kept, seats.numbers)
+        return self.recorder.step(outcome, kept, seats.numbers, *groups.decided)
 
     @contextmanager
     def memory(self) -> Iterator[Seats]:
@@ -197,4 +209,5 @@ class Run:
     @property
     def report(self) -> Report:
         deeper, groups = self.call.target.extra_layers, self.groups
-        return self.recorder.report(len(self.tickets), *groups.names, groups.lossless, deeper)
+        said = groups.lossless, deeper, groups.account
+        return self.recorder.report(len(self.tickets), *groups.names, *said)

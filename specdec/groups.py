@@ -10,6 +10,7 @@ Letters: B rows (seats), N nodes, V vocabulary, D depth.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from specdec.chance import Chance, Draws, KeyedByRow
 from specdec.interfaces import Drafter, Opened, Scores, Tap, Verifier
+from specdec.measuring.chosen import Chosen
 from specdec.outcome import Inspector, Outcome
 from specdec.pairing import name_of, pair
+from specdec.pricing.decision import Decision
 from specdec.probs import Laws
 from specdec.requests import Call, Request
 from specdec.sampling import Sampling
@@ -83,6 +86,7 @@ class Groups:
     def __init__(self, call: Call) -> None:
         self._call = call
         self.all: list[Group] = []
+        self._account: dict[str, dict[str, Any]] = {}
         self.rules: dict[str, bool] = {}  # names of all rules so far; whether they are lossless
         self.live: list[Group] = []  # with a live row in this round; set by the seats
         self.watch: Callable[[Sequence[Opened]], None] = lambda opened: None
@@ -128,6 +132,21 @@ class Groups:
     def max_nodes(self) -> int:
         return max((group.drafter.max_nodes for group in self.all), default=1)
 
+    @property
+    def decided(self) -> tuple[Decision | None, Chosen | None]:
+        """What a drafter that decides by costs has decided in this round, where one drafts for
+        all."""
+        if len(self.live) > 1:
+            return None, None
+        return self.live[0].drafter.decision, self.live[0].drafter.chosen
+
+    @property
+    def account(self) -> dict[str, dict[str, Any]]:
+        """What the drafters have to say at the end (`Drafter.account`)."""
+        return self._account | {
+            name: said for group in self.all for name, said in group.drafter.account().items()
+        }
+
     def propose(self) -> TokenTree:
         """A tree per row, each from its own group."""
         trees = [group.propose() for group in self.live]
@@ -145,6 +164,7 @@ class Groups:
         return [group.state.on_host.live for group in self.live]
 
     def close(self) -> None:
+        self._account = self.account
         for group in self.all:
             group.close()
         self.all = []

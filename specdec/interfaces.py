@@ -18,6 +18,9 @@ from torch.nn import Module
 
 from specdec.chance import Draws
 from specdec.errors import Refused, did_you_mean, integer
+from specdec.measuring.chosen import Chosen
+from specdec.pricing.costs import Costs
+from specdec.pricing.decision import Decision
 from specdec.probs import Laws
 from specdec.sampling import Sampling
 from specdec.state import State, Verdict
@@ -480,6 +483,8 @@ class Drafter(ABC):
     learns: bool = False
 
     law: SiblingLaw = SiblingLaw.DET
+    looks_up: bool = False  # its drafts are looked up: asking takes next to nothing
+    careful: bool = False  # runs under a bank (`no_harm`), unless the call says False
     chain: bool = False  # every tree is a chain
     fixed_width: bool = False  # a node's number of children is known before the first is drawn
     max_nodes: int = 1  # root included; sizes memory and masks
@@ -497,6 +502,22 @@ class Drafter(ABC):
     expected: Sequence[float] | None = None
     """Set in `propose`, if the drafter knows it: how many accepted tokens it expects from each
     row's tree. Used by a drafter that chooses between others."""
+
+    chosen: Chosen | None = None
+    """Set in `propose`, by what chooses whether rounds have drafts, and whose: recorded with the
+    round's step."""
+
+    shares: Sequence[Sequence[float]] | None = None
+    """Set in `propose`, if the drafter knows it: for each row and drafted node, how often the node
+    followed its parent before. Used by a drafter that prunes others' trees."""
+
+    decision: Decision | None = None
+    """Set in `propose`, by a drafter that decides by costs: what it expects of the round. Recorded
+    with the round's step."""
+
+    costs: Costs | None = None
+    """Set in `begin`, by a drafter that decides by costs: the table. The report then says what
+    would pay."""
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Drafter":
@@ -525,13 +546,21 @@ class Drafter(ABC):
         `state`; take all randomness from `chance`."""
 
     def observe(self, state: State) -> None:
-        """Called after every commit, including a row's last. A drafter that learns does it here."""
+        """Called after every commit, including a row's last. A drafter that learns does it here.
+
+        A drafter inside another one may be left out of rounds: then `propose` was not called since
+        the last commit, and `state.last.drafted` is 0 everywhere."""
 
     def leave(self, rows: Sequence[int]) -> None:
         """The requests in these seats have ended."""
 
     def forget(self) -> None:
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""
+
+    def account(self) -> dict[str, dict[str, Any]]:
+        """For the report of a run: what was decided in it, by the name of what decides; plain
+        numbers, and under "says" a sentence. Called on the run's own copy."""
+        return {}
 
     def settings_in_effect(self) -> dict[str, Any]:
         """For the record of a run: the effective values of constructor arguments whose default or

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack, get_args, get_origin, get_type_hints
 
 from specdec.registry import CONF as CONF
-from specdec.registry import allowed, described, names, nearest
+from specdec.registry import allowed, described, names, nearest, read_file
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,15 @@ def arguments_of(make: Callable[..., Any], first: int = 0) -> dict[str, Any] | N
 def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:
     """The plug-in that a choice names.
 
-    `choice`: a name, or {"name": ..., argument: value, ...} overriding the YAML's arguments, or
-    {"_target_": ..., argument: value, ...}. Raises ValueError for what `described` refuses and for
+    `choice`: a name, or a YAML file such as "tuned.yaml" that says what those of conf/ say, or
+    {"name": ..., argument: value, ...} overriding the YAML's arguments, or {"_target_": ...,
+    argument: value, ...}. Raises ValueError for what `described` refuses and for
     what `callable_named` refuses.
     """
     if not isinstance(choice, (str, Mapping)):
         raise ValueError(f"a {group} is a name or {{'name': ..., ...}}, got {choice!r}")
+    if isinstance(choice, str) and choice.endswith((".yaml", ".yml")):
+        choice = read_file(group, choice)
     settings = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = settings.pop("name", None)
     if name is not None:

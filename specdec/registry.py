@@ -107,6 +107,18 @@ def described(group: str, name: str) -> Mapping[str, Any]:
     return _read(path)
 
 
+def read_file(group: str, path: str) -> Mapping[str, Any]:
+    """What a YAML outside of conf/ says. Raises ValueError if it is not there or holds no
+    settings."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(
+            f"{group} {path!r} names a file that is not there (from {Path.cwd()}); python -m "
+            "experiments.tune output=FILE writes one"
+        )
+    return _parsed(file)
+
+
 def nearest(name: Any, known: Iterable[str]) -> str | None:
     """The known name closest to a misspelt one."""
     near = difflib.get_close_matches(str(name), list(known), 1)
@@ -124,6 +136,10 @@ def lost() -> str:
 
 @cache
 def _read(path: Path) -> Mapping[str, Any]:
+    return _parsed(path)
+
+
+def _parsed(path: Path) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

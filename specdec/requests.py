@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from specdec.chance import INT64, Chance, Keyed
+from specdec.drafting.bank import NoHarm
+from specdec.drafting.banked import under_bank
 from specdec.errors import integer, switch
 from specdec.grammar import Grammar, GrammarChoice
 from specdec.interfaces import Drafter, LanguageModel, Verifier
@@ -22,6 +24,7 @@ Prompt = str | Sequence[int] | Tensor
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 DrafterChoice = str | dict[str, Any] | Drafter | Callable[[], Drafter]
 VerifierChoice = str | dict[str, Any] | Verifier
+NoHarmChoice = bool | dict[str, Any] | NoHarm | None
 
 
 class RequestOptions(TypedDict, total=False):
@@ -85,6 +88,7 @@ def prepare(
     *,
     drafter: DrafterChoice = "ngram",
     verifier: VerifierChoice = "auto",
+    no_harm: NoHarmChoice = None,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -124,7 +128,7 @@ def prepare(
     rows = len(requests)
     call = Call(
         model,
-        make_drafter(drafter),
+        under_bank(make_drafter(drafter), no_harm, drafter),
         verifier,
         rows if seats is None else min(integer("seats", seats, 1), rows),
         switch("allow_lossy", allow_lossy),

@@ -30,12 +30,15 @@ def make_drafter(settings: Mapping[str, Any], target: Target) -> specdec.Drafter
 
 def _with_models(settings: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """The same with draft models loaded, also those of drafters inside it."""
-    found = {}
-    for name, value in settings.items():
+
+    def inside(name: str, value: Any) -> Any:
         if name == "model" and isinstance(value, (str, Mapping)):
-            found[name] = draft_model(value, target)
-        else:
-            found[name] = _with_models(value, target) if isinstance(value, Mapping) else value
+            return draft_model(value, target)
+        if isinstance(value, (list, tuple)):
+            return [inside("", each) for each in value]
+        return _with_models(value, target) if isinstance(value, Mapping) else value
+
+    found = {name: inside(name, value) for name, value in settings.items()}
     return found
 
 
@@ -52,7 +55,9 @@ def make(settings: Settings) -> dict[str, Way]:
     }
     verifier = build("verifier", settings.verifier) if "_target_" in settings.verifier else "auto"
     method = Ours(
-        target, make_drafter(settings.drafter, settings.target), {**options, "verifier": verifier}
+        target,
+        make_drafter(settings.drafter, settings.target),
+        {**options, "verifier": verifier, "no_harm": settings.no_harm},
     )
     theirs = Theirs(target, sampling, settings.seed, settings.ignore_eos)
     ways: dict[str, Way] = {METHOD: method}

@@ -19,6 +19,7 @@ from experiments.measuring.ways import AGAIN, COLD, METHOD, Ours, Sample, Way
 from experiments.study.outcome import (
     BIN,
     Cell,
+    Expected,
     Gaps,
     Groups,
     Interval,
@@ -36,6 +37,7 @@ from experiments.study.outcome import (
     tau,
 )
 from experiments.study.schema import Sampling
+from specdec.measuring.promises import promises, reliability
 from specdec.measuring.report import Report, distinct_ngrams
 
 PERCENTILES = (50, 95, 99)
@@ -91,6 +93,20 @@ def way_result(played: Sequence[Played], name: str, way: Way) -> WayResult:
     return OurResult(**shared, **pooled(reports), tau_interval=tau_interval(played, name))
 
 
+def expected(reports: Sequence[Report]) -> Expected | None:
+    steps = [step for report in reports for step in report.steps]
+    kept, trust = promises(steps), reliability(steps)
+    if kept is None or trust is None:
+        return None
+    return Expected(
+        **kept.as_dict(),
+        calibration_error=trust.error,
+        count=trust.count.tolist(),
+        chance=trust.expected.tolist(),
+        accepted=trust.accepted.tolist(),
+    )
+
+
 def pooled(reports: Sequence[Report]) -> dict[str, Any]:
     """The numbers of several calls of generate as those of one: what `OurResult` has besides
     `WayResult`."""
@@ -116,6 +132,7 @@ def pooled(reports: Sequence[Report]) -> dict[str, Any]:
     offered, reached, accepted = (sum(cell[stage] for cell in cells.values()) for stage in range(3))
     first = reports[0]
     return {
+        "expected": expected(reports),
         "drafter": first.drafter,
         "verifier": first.verifier,
         "lossless": first.lossless,

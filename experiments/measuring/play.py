@@ -111,6 +111,10 @@ class Play:
         """Token ids and request ids of the first batch."""
         return self._given(self.batches[0])
 
+    def all(self) -> list[tuple[list[list[int]], list[int]]]:
+        """Token ids and request ids of every batch, first turns only."""
+        return [self._given(batch) for batch in self.batches]
+
     def _given(self, batch: Sequence[Prompt]) -> tuple[list[list[int]], list[int]]:
         return [self._begin(prompt).ids for prompt in batch], [prompt.index for prompt in batch]
 

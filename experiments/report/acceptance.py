@@ -148,6 +148,27 @@ def accepted_lengths(lengths: Frame) -> Drawn:
     )
 
 
+def reliability(bins: Frame) -> Drawn:
+    """The share of nodes that was accepted against the chance that was expected of them."""
+    names = named(bins)
+    looks = line_styles(names)
+    figure, (axis,) = panels(1, 1, 2.9)
+    axis.plot([0, 1], [0, 1], color="black", linewidth=0.7, linestyle=":")
+    for name, part in bins.groupby(names, sort=False):
+        axis.plot(part["chance"], part["accepted"], label=str(name), **looks[name])
+    axis.set(xlabel="expected chance of acceptance", ylabel="share accepted")
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    legend(figure, [axis])
+    nodes = bins.groupby("run")["nodes"].sum()
+    return Drawn(
+        figure,
+        "Reliability",
+        "Drafted nodes by the chance of acceptance that was expected of them before the target's "
+        f"pass, and the share that was accepted; n = {span(nodes)} nodes per run. On the dotted "
+        "line chances are calibrated.",
+    )
+
+
 def _first_runs(frame: Frame) -> tuple[list[tuple[str, Frame]], str]:
     """One frame per run, by name: all of them, or the lowest temperature's, or the first of these;
     and what was left out."""

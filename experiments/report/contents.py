@@ -41,6 +41,11 @@ def sections(study: Study, profile: Path | None = None) -> list[Section]:
     if drafting:
         found.append(_acceptance(drafting, table))
     found.append(_time(results, drafting, profile))
+    decided = [result for result in drafting if result.method.expected]
+    if decided:
+        section = Section("What was expected", {"expected": tables.expected(decided)})
+        section.figures["reliability"] = acceptance.reliability(frames.reliability(decided))
+        found.append(section)
     if table["prompts"].max() > 1 and frames.by_category(results)["category"].nunique() > 1:
         parts = frames.by_category(results)
         drawn = {"per_category": figures.per_category(parts, baselines[0] if baselines else "none")}

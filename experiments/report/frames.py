@@ -135,6 +135,30 @@ def per_depth(results: Iterable[Result]) -> pd.DataFrame:
     )
 
 
+def expected(results: Iterable[Result]) -> pd.DataFrame:
+    """One row per run that decides by costs: tokens and seconds of a round, expected and measured,
+    and the calibration error."""
+    bins = ("count", "chance", "accepted")
+    rows = [
+        {**key(one), **{k: v for k, v in vars(one.method.expected).items() if k not in bins}}
+        for one in results
+        if one.method.expected
+    ]
+    return pd.DataFrame(rows)
+
+
+def reliability(results: Iterable[Result]) -> pd.DataFrame:
+    """One row per such run and bin of chances: nodes, their mean chance, the share accepted."""
+    rows = [
+        {**key(result), "nodes": count, "chance": chance, "accepted": accepted}
+        for result in results
+        if (found := result.method.expected)
+        for count, chance, accepted in zip(found.count, found.chance, found.accepted, strict=True)
+        if count
+    ]
+    return pd.DataFrame(rows)
+
+
 def lengths(results: Iterable[Result]) -> pd.DataFrame:
     """One row per run and accepted length: rounds."""
     rows = [

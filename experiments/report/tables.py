@@ -281,6 +281,26 @@ def divergence(results: list[Result]) -> Told | None:
     )
 
 
+def expected(results: list[Result]) -> Told:
+    """Of drafters that decide by costs."""
+    table = frames.expected(results)
+    shown = {
+        **who(table),
+        "tokens expected": table["expected_tokens"].map(PLAIN).tolist(),
+        "measured": table["tokens"].map(PLAIN).tolist(),
+        "ms expected": (1000 * table["expected_seconds"]).map(PLAIN).tolist(),
+        "measured ": (1000 * table["seconds"]).map(PLAIN).tolist(),
+        "calibration error": table["calibration_error"].map("{:.3f}".format).tolist(),
+    }
+    return Told(
+        "Expected and measured",
+        pd.DataFrame(shown),
+        table,
+        "What a round was expected to keep and to take when its trees were made, by the cost table "
+        "and by chances learnt so far, and what it did.",
+    )
+
+
 def warmth(results: list[Result]) -> Told | None:
     """None where no drafter learns across prompts."""
     table, baselines = frames.warmth(results), frames.baselines(results)

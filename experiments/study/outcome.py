@@ -200,6 +200,23 @@ class WayResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a drafter that decides by costs expected of its rounds, against what they brought."""
+
+    rounds: int
+    expected_tokens: float  # of a round, the mean
+    tokens: float
+    expected_seconds: float
+    seconds: float
+    token_ratio: float  # measured / expected
+    time_ratio: float  # likewise, the median round
+    calibration_error: float  # |chance - share accepted|, the mean over drafted nodes
+    count: list[int]  # nodes by their chance of acceptance, in bins of equal width
+    chance: list[float]  # their mean
+    accepted: list[float]  # the share of them that was accepted
+
+
+@dataclass(frozen=True, kw_only=True)
 class OurResult(WayResult):
     """A way that goes through `specdec.generate`, whose rounds are counted."""
 
@@ -232,6 +249,7 @@ class OurResult(WayResult):
     counts: dict[str, float]  # the verifier's diagnostics
     flops_per_token: Operations | None = None  # of the method alone
     compile_seconds: float = 0.0  # not in decode_seconds
+    expected: Expected | None = None  # None: the drafter decides by no costs
 
 
 @dataclass(frozen=True, kw_only=True)

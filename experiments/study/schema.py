@@ -125,6 +125,9 @@ class Settings:
     seats: int | None = None
     ignore_eos: bool = False  # decode on after an end-of-sequence token
     allow_lossy: bool = False  # permit rules that do not keep the target's law
+    # leave the drafter out of rounds where it makes decoding slower: true | false | {slack: 0.02,
+    # debt: 0.2}; null: as the drafter wants it
+    no_harm: Any = None
     # what the method is compared with: none | transformers | assisted | prompt_lookup
     baselines: list[str] = field(default_factory=lambda: ["none"])
     # decode the first baseline twice: how far a ratio varies on this machine with nothing changed

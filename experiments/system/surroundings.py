@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
+from specdec.measuring.machine import Machine as Machine
+from specdec.measuring.machine import cores as cores
 
 PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "numpy", "scipy", "hydra-core")
 # of the environment
@@ -22,19 +23,6 @@ class Git:
 
     def __str__(self) -> str:
         return f"commit {self.commit[:12]}" + (" with local changes" if self.dirty else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    cpu: str
-    cores: int  # that this process may use
-    gpu: str | None
-    system: str
-
-    @property
-    def processor(self) -> str:
-        """What the models ran on."""
-        return self.gpu or self.cpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +46,7 @@ def surroundings(apart_from: Path | None = None) -> Surroundings:
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
         },
-        machine=Machine(
-            cpu=_cpu(),
-            cores=cores(),
-            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            system=platform.platform(),
-        ),
+        machine=Machine.this(),
         threads=torch.get_num_threads(),
         environment={
             name: value for name, value in sorted(os.environ.items()) if name.startswith(TUNING)
@@ -95,21 +78,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def cores() -> int:
-    """That this process may use."""
-    process = psutil.Process()
-    allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None  # macOS has none
-    return len(allowed) if allowed else psutil.cpu_count() or 1
-
-
-def _cpu() -> str:
-    """The processor's name: on Linux from /proc/cpuinfo, for which neither Python nor psutil has a
-    function."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()

@@ -24,6 +24,7 @@ class Draft(NamedTuple):
     tokens: list[int]
     parents: list[int]
     expected: float = 0.0  # accepted tokens, by the estimates of what was drafted
+    shares: Sequence[float] = ()  # of each node: how often it followed its parent
 
 
 EMPTY = Draft([], [])
@@ -63,6 +64,7 @@ def chain(matches: Sequence[Match], budget: Budget, depth: int) -> Draft:
 
 def _follow(index: SuffixIndex, state: int, length: int, most: int, least: float) -> Draft:
     tokens: list[int] = []
+    shares: list[float] = []
     worth, expected = 1.0, 0.0
     while len(tokens) < most:
         found = index.continuations(state, length, 1)
@@ -72,9 +74,10 @@ def _follow(index: SuffixIndex, state: int, length: int, most: int, least: float
         if worth < least:
             break
         tokens.append(found[0].token)
+        shares.append(found[0].worth)
         expected += worth
         state, length = found[0].state, found[0].length
-    return Draft(tokens, list(range(len(tokens))), expected)
+    return Draft(tokens, list(range(len(tokens))), expected, shares)
 
 
 def tree(
@@ -90,7 +93,7 @@ def tree(
     """
     tokens: list[int] = []
     parents: list[int] = []
-    depths = [0]
+    depths, worths = [0], [1.0]
     children: dict[tuple[int, int], int] = {}
     # (-worth, order, parent, token, index, state, length of the match)
     heap: list[tuple[float, int, int, int, SuffixIndex | None, int, int]] = []
@@ -117,6 +120,7 @@ def tree(
             tokens.append(token)
             parents.append(parent)
             depths.append(depths[parent] + 1)
+            worths.append(-worth)
             node = children[parent, token] = len(tokens)
             expected -= worth
         if depths[node] == depth:
@@ -129,7 +133,8 @@ def tree(
             index.advance(ahead, token)
             if ahead.length > 1:
                 offer(index, ahead.state, ahead.length, node, -worth)
-    return Draft(tokens, parents, expected)
+    shares = [own / worths[above] for own, above in zip(worths[1:], parents, strict=True)]
+    return Draft(tokens, parents, expected, shares)
 
 
 def runners_up(state: State, row: int, most: int) -> list[tuple[int, float]]:

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, Protocol, Self, TypedDict
 
 from torch import Tensor
 
@@ -256,17 +256,41 @@ def grow(
     return by_level(logits, score, state, chance, shape.children, law, stop)
 
 
+class Grower(Protocol):
+    """Grows one tree per row instead of a drafter's own shape; see `TreeDrafter.grow`."""
+
+    @property
+    def law(self) -> SiblingLaw: ...
+
+    @property
+    def chain(self) -> bool: ...
+
+    def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown: ...
+
+
 class TreeDrafter(Drafter):
     """A drafter that grows a `Shape` from its own laws."""
+
+    deepest: int | None = None  # levels that it can draft, if its weights limit them
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.chain, self.fixed_width = shape.chain, shape.fixed_width
         self.max_nodes = shape.max_nodes
+        self.grower: Grower | None = None
         self._stop: StopRule | None = None
 
+    def grown_by(self, grower: Grower, shape: Shape) -> Self:
+        """A copy whose trees `grower` grows; `shape` bounds their depth and size."""
+        governed = copy.copy(self)
+        governed.shape, governed.grower = shape, grower
+        governed.chain, governed.fixed_width = grower.chain, False
+        # A tree by value may score more nodes than it keeps, some in the target's own memory.
+        governed.max_nodes = shape.max_nodes + (shape.slots if shape.by_value else 0)
+        return governed
+
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
-        self.law = self.shape.law(sampling.greedy)
+        self.law = self.grower.law if self.grower else self.shape.law(sampling.greedy)
         self._stop = copy.copy(self.shape.stop_rule)
         if self._stop is not None:
             self._stop.begin(rows)
@@ -274,6 +298,8 @@ class TreeDrafter(Drafter):
     def grow(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
         """One tree per row; `logits` (B, 1, V) follow the roots, `score` gives those of each
         further level."""
+        if self.grower is not None:
+            return self.grower(logits, score, state, chance)
         return grow(self.shape, self.law, logits, score, state, chance, self._stop)
 
     def settings_in_effect(self) -> dict[str, Any]:

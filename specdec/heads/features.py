@@ -231,7 +231,8 @@ class FeatureDrafter(TreeDrafter):
         )
         self.opened = (self._memory,)
         self._model = compiled
-        self._whole = whole_shape(self.shape, self.law, sampling) if compile else None
+        fixed = bool(compile) and self.grower is None
+        self._whole = whole_shape(self.shape, self.law, sampling) if fixed else None
         self._first_rounds = FirstRounds(self.heads)
 
     def _compilable(self, device: torch.device, dtype: torch.dtype) -> CompiledModel:
@@ -297,7 +298,9 @@ class FeatureDrafter(TreeDrafter):
     def _read(self, new: New) -> Tensor:
         """(B, 1, V) logits after the roots."""
         counts, tokens, taps = new
-        over = self._memory.reading(tokens.shape[1], counts=counts)
+        # More than a round brings: it was left out of rounds, and reads as a prompt is read.
+        late = tokens.shape[1] > self.shape.depth + 1
+        over = self._memory.reading(tokens.shape[1], prompt=late, counts=counts)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
         out = self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, root=True)

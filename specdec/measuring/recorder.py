@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from specdec.grammar import Grammars
 from specdec.interfaces import CompiledPass, Opened, OpenedCompiled, Session
+from specdec.measuring.chosen import Chosen
 from specdec.measuring.clock import Clock
 from specdec.measuring.report import Nodes, Report, Served, Step
 from specdec.outcome import Outcome
+from specdec.pricing.decision import Decision
 
 NEVER = Served(0.0, 0.0, 0.0)  # of a prompt that had no seat
 
@@ -51,7 +54,14 @@ class Recorder:
         for prompt in prompts:
             self.served.setdefault(prompt, Served(now, now, now))
 
-    def step(self, outcome: Outcome, kept: np.ndarray, prompts: np.ndarray) -> Step:
+    def step(
+        self,
+        outcome: Outcome,
+        kept: np.ndarray,
+        prompts: np.ndarray,
+        decision: Decision | None = None,
+        chosen: Chosen | None = None,
+    ) -> Step:
         """A round is over. prompts (B,): whose text each row is."""
         now = self.now()
         prompts = np.where(outcome.live, prompts, -1)
@@ -71,6 +81,8 @@ class Recorder:
             outcome.counts,
             prompts,
             Nodes(**outcome.notes) if outcome.notes else None,
+            decision,
+            chosen,
         )
         self.rounds += 1
         if self.keeps:
@@ -85,7 +97,13 @@ class Recorder:
         self.forward_seconds = {"target": target.forward_seconds, "drafter": drafting}
 
     def report(
-        self, prompts: int, drafter: str, verifier: str, lossless: bool, extra_layers: int
+        self,
+        prompts: int,
+        drafter: str,
+        verifier: str,
+        lossless: bool,
+        extra_layers: int,
+        account: dict[str, dict[str, Any]],
     ) -> Report:
         """Of the rounds so far; prompts: how many there are."""
         return Report(
@@ -100,4 +118,5 @@ class Recorder:
             extra_layers,
             self.compiled,
             self.grammars.seconds if self.grammars else 0.0,
+            account,
         )

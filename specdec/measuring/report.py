@@ -1,4 +1,5 @@
-"""What was measured. A Step holds integers and times only; a Report computes the rest from steps.
+"""What was measured. A Step holds integers, times, and what was expected; a Report computes the
+rest from steps.
 
 Words: tau = tokens that a row kept / rounds in which it was live (block efficiency, bonus
 included). Tokens cut at EOS, a stop string or the length do not count. Acceptance rate = accepted /
@@ -8,13 +9,16 @@ offered at nodes that were reached. Rows that are not live count nowhere.
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from specdec.interfaces import CompiledPass
 from specdec.measuring.acceptance import Acceptance, Drafted, stacked
+from specdec.measuring.chosen import Chosen
 from specdec.measuring.clock import PHASES, PREFILL, Times
+from specdec.measuring.promises import Promises, Reliability, promises, reliability, why
+from specdec.pricing.decision import Decision
 
 
 class Nodes(NamedTuple):
@@ -43,6 +47,8 @@ class Step:
     counts: dict[str, np.ndarray]  # the verifier's diagnostics, (B,) each
     prompts: np.ndarray  # (B,) number of the prompt whose text each row is; -1: not live
     nodes: Nodes | None = None  # where a trace was asked for
+    decision: Decision | None = None  # of a drafter that decides by costs
+    chosen: Chosen | None = None  # where something chooses whether a round has drafts, and whose
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -94,6 +100,8 @@ class Report:
     extra_layers: int = 0
     compiled: list[CompiledPass] = field(default_factory=list)  # in this run, not before
     grammar_seconds: float = 0.0  # on the host, for masks; inside drafting and verifying
+    # what was decided in the run, by the name of what decides (`Drafter.account`)
+    account: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> Rows:
@@ -263,6 +271,23 @@ class Report:
             return None
         return {name: counts[name] / counts["nodes_judged"] for name in ("tv", "kl")}
 
+    # -------------------------------------------------------------------------- what was expected
+
+    @property
+    def promises(self) -> Promises | None:
+        """Expected against measured, of rounds that were decided by costs; None without any."""
+        return promises(self.steps)
+
+    @property
+    def reliability(self) -> Reliability | None:
+        """Expected chances of acceptance against outcomes; None where nothing was decided."""
+        return reliability(self.steps)
+
+    @property
+    def why(self) -> str | None:
+        """In one sentence, why it was fast or not; None where no cost table is known."""
+        return why(self.steps)
+
     def as_dict(self) -> dict[str, object]:
         """Plain numbers, for JSON and tables."""
         return {
@@ -297,6 +322,9 @@ class Report:
             ],
             "counts": self.counts,
             "deviation": self.deviation,
+            "account": self.account,
+            "promises": self.promises and self.promises.as_dict(),
+            "reliability": self.reliability and self.reliability.as_dict(),
         }
 
     def __repr__(self) -> str:
@@ -308,7 +336,10 @@ class Report:
             f"{self.drafter} + {self.verifier}: tau {self.tau:.2f}, "
             + (f"acceptance rate {rate:.2f}, " if rate is not None else "")
             + f"{self.tokens_per_second:.0f} tokens/s, {self.num_tokens} tokens in "
-            f"{self.target_calls} target calls" + ("" if self.lossless else ", lossy")
+            f"{self.target_calls} target calls"
+            + ("" if self.lossless else ", lossy")
+            + "".join(f"; {part['says']}" for part in self.account.values())
+            + (f"; {self.why}" if self.why else "")
         )
 
 

@@ -1,0 +1,201 @@
+"""`priced` against the best fixed shape of a sweep, at several temperatures; how far what it
+expects of its rounds holds; and what deciding costs.
+
+    python -m experiments.benchmark_priced
+    python -m experiments.benchmark_priced limit=2 learn=1 max_new_tokens=16 repeats=2
+
+The second command is a quick trial. All ways of a temperature take turns prompt by prompt in one
+process, where the cost table was measured just before. The shapes of the sweep are fixed;
+`priced` has one setting at all temperatures. What it knows of acceptance it learns on the first
+`learn` prompts, which do not count: the others are held out.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import geometric_mean
+from typing import TYPE_CHECKING, Any
+
+from experiments.benchmarks.options import Options
+from experiments.terminal.options import start
+
+if TYPE_CHECKING:  # these modules import torch, which --help does not need
+    import pandas as pd
+
+    from experiments.benchmarks.bench import Bench
+    from experiments.measuring.ways import Ours
+    from specdec import Costs
+
+
+@dataclass
+class Benchmark(Options):
+    """python -m experiments.benchmark_priced: measure `priced` against fixed shapes, print tables
+    and write them to a folder."""
+
+    limit: int = 8
+    learn: int = 2  # prompts that it learns from first
+    max_new_tokens: int = 64
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
+    drafters: list[str] = field(default_factory=lambda: ["small_model", "eagle"])
+    deep: bool = False  # on the deepened target
+    repeats: int = 10  # rounds of each size in the cost table
+    output: str = "outputs/benchmark_priced"
+
+
+SWEEP: dict[str, dict[str, Any]] = {
+    "chain 2": {"depth": 2, "branching": 1, "draw": "wor"},
+    "chain 4": {"depth": 4, "branching": 1, "draw": "wor"},
+    "chain 6": {"depth": 6, "branching": 1, "draw": "wor"},
+    "ranked 2/6": {"depth": 2, "branching": 4, "draw": "ranked", "nodes": 6},
+    "ranked 3/10": {"depth": 3, "branching": 6, "draw": "ranked", "nodes": 10},
+    "ranked 4/16": {"depth": 4, "branching": 6, "draw": "ranked", "nodes": 16},
+    "ranked 5/24": {"depth": 5, "branching": 6, "draw": "ranked", "nodes": 24},
+    "sequoia 3/6": {"depth": 3, "branching": 1, "draw": "sequoia", "nodes": 6},
+}
+NONE, PRICED = "none", "priced"
+
+
+class Timed:
+    """A policy, with the seconds that its answers take."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.seconds = policy, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.policy, name)
+        if not callable(found):
+            return found
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return found(*arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return timed
+
+
+def table_of(bench: "Bench", name: str) -> "Costs":
+    from specdec import Costs
+
+    target, repeats = _target(bench), bench.wanted.repeats
+    drafter = bench.ours(target, 0.0, {"name": name}).drafter
+    plain = Costs.measure(target, None, sizes=((0, 0),), repeats=repeats)
+    return Costs.measure(target, drafter, repeats=repeats).joined([plain])
+
+
+def _target(bench: "Bench") -> Any:
+    return bench.deep if bench.wanted.deep else bench.target
+
+
+def ways(bench: "Bench", name: str, temperature: float, priced: Any) -> "dict[str, Ours]":
+    from experiments.measuring.ways import Ours
+
+    target = _target(bench)
+    found = {
+        shape: bench.ours(target, temperature, {"name": name, **settings})
+        for shape, settings in SWEEP.items()
+    }
+    options = {"temperature": temperature, "seed": bench.wanted.seed}
+    none = bench.ours(target, temperature, {"name": "none"})
+    return {NONE: none, **found, PRICED: Ours(target, priced, options)}
+
+
+def learn(bench: "Bench", way: "Ours") -> None:
+    for prompt in bench.prompts[: bench.wanted.learn]:
+        tokens = way.target.tokenizer(prompt.text)["input_ids"]
+        way([tokens], [prompt.index], bench.wanted.max_new_tokens)
+
+
+def expected(bench: "Bench", way: "Ours") -> dict[str, Any]:
+    """What `priced` expected of its rounds on the held-out prompts, and the share of deciding."""
+    from specdec.measuring.promises import promises, reliability
+
+    steps, deciding, decoding = [], 0.0, 0.0
+    for prompt in bench.prompts[bench.wanted.learn :]:
+        tokens = way.target.tokenizer(prompt.text)["input_ids"]
+        run = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
+        run.finish()
+        steps += run.recorder.steps
+        decoding += run.report.decode_seconds
+        timed = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
+        policy = Timed(timed.drafter._policy)
+        timed.drafter._policy = policy
+        if timed.drafter._governed is not None:
+            timed.drafter._governed.policy = policy
+        timed.finish()
+        deciding += policy.seconds / timed.report.decode_seconds
+    kept, trust = promises(steps), reliability(steps)
+    assert kept is not None
+    assert trust is not None
+    return {
+        "tokens, measured / expected": f"{kept.token_ratio:.2f}",
+        "time, measured / expected": f"{kept.time_ratio:.2f}",
+        "calibration error": f"{trust.error:.3f}",
+        "deciding": f"{deciding / max(1, len(bench.prompts) - bench.wanted.learn):.1%}",
+    }
+
+
+def measured(bench: "Bench", name: str) -> "tuple[pd.DataFrame, dict[str, Any]]":
+    """A row per temperature, and what was compared."""
+    import pandas as pd
+
+    from specdec.plugins import build
+
+    wanted = bench.wanted
+    costs = table_of(bench, name)
+    costs.save(Path(wanted.output) / f"costs_{name}.json")
+    inner = bench.ours(_target(bench), 0.0, {"name": name}).drafter
+    rows, compared, speeds = [], {}, dict[str, list[float]]()
+    for temperature in wanted.temperatures:
+        made = build("drafter", {"name": "priced", "drafter": inner, "costs": costs})
+        lined = ways(bench, name, temperature, made)
+        learn(bench, lined[PRICED])
+        trust = expected(bench, lined[PRICED])
+        found = bench.compare(f"{name}, T = {temperature:g}", dict(lined))
+        compared[f"{name}, T = {temperature:g}"] = found
+        for shape in (*SWEEP, PRICED):
+            speeds.setdefault(shape, []).append(found.ratio(shape, NONE).median)
+        best = max(SWEEP, key=lambda shape: speeds[shape][-1])
+        rows.append(
+            {
+                "drafter": name,
+                "T": f"{temperature:g}",
+                "best fixed shape": best,
+                "it against none": found.times(best, NONE),
+                "priced against none": found.times(PRICED, NONE),
+                "priced against it": found.times(PRICED, best),
+                "tau": f"{found.ours(PRICED).tau:.2f}",
+                **trust,
+            }
+        )
+    over_all = {shape: geometric_mean(each) for shape, each in speeds.items()}
+    best = max(SWEEP, key=lambda shape: over_all[shape])
+    rows.append(
+        {
+            "drafter": name,
+            "T": "all",
+            "best fixed shape": best,
+            "it against none": f"{over_all[best]:.2f}x",
+            "priced against none": f"{over_all[PRICED]:.2f}x",
+            "priced against it": f"{over_all[PRICED] / over_all[best]:.2f}x",
+        }
+    )
+    return pd.DataFrame(rows).fillna(""), compared
+
+
+def main(wanted: Benchmark) -> None:
+    from experiments.benchmarks.bench import Bench
+
+    bench = Bench(wanted)
+    tables, titled = [], dict[str, Any]()
+    for name in wanted.drafters:
+        table, compared = measured(bench, name)
+        tables.append(table)
+        titled |= compared
+    bench.publish("benchmark_priced", tables, titled)
+
+
+if __name__ == "__main__":
+    start(main, Benchmark)

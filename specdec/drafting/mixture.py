@@ -1,0 +1,43 @@
+"""Trees of several drafters in one run: the sibling law that all of them can be declared with.
+
+A tree has one sibling law. Where all drafters draft chains, a token that was looked up counts as a
+draw from the point mass on it, so the law is that of those that sample. Every other mixture
+declares DET, which is safe for all trees.
+
+Letters: B rows, N nodes, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from specdec.interfaces import Drafter
+from specdec.tree import SiblingLaw, TokenTree
+
+SAMPLED = (SiblingLaw.WOR, SiblingLaw.WR)
+
+
+def common_law(drafters: Sequence[Drafter]) -> SiblingLaw:
+    laws = {each.law for each in drafters}
+    if len(laws) == 1:
+        return laws.pop()
+    sampled = laws - {SiblingLaw.DET}
+    if all(each.chain for each in drafters) and len(sampled) == 1 and sampled <= set(SAMPLED):
+        return sampled.pop()
+    return SiblingLaw.DET
+
+
+def point_masses(tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
+    """(B, N, V): for chains of tokens (B, N), the law that gives the next node's token for sure."""
+    return one_hot(tokens.roll(-1, 1), vocabulary).to(dtype)
+
+
+def declared(tree: TokenTree, law: SiblingLaw, vocabulary: int, dtype: torch.dtype) -> TokenTree:
+    """The tree with a law from `common_law`."""
+    if tree.law is law:
+        return tree
+    if law is SiblingLaw.DET:
+        return tree.drawn_from(law, None)
+    return tree.drawn_from(law, point_masses(tree.tokens, vocabulary, dtype))

@@ -1,0 +1,1 @@
+"""What rounds cost, what drafts are worth, and one price for both."""

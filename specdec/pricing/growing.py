@@ -1,0 +1,352 @@
+"""Trees whose shape a policy decides on the host, level by level: which sites, how many nodes, how
+deep, whether at all.
+
+`ranked` draws nothing: it may look at everything, and prunes what is finished. `sampled` decides
+how many children a node gets from the node's own law, before any of them is drawn, and about
+another level before that level's laws exist; of a drawn token it reads nothing. Each level is read
+from the device once.
+
+Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes, C candidates.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.chance import Draws, Sites
+from specdec.drafting.by_level import Grown, Score
+from specdec.probs import DraftLaws, top
+from specdec.state import State
+from specdec.tree import SiblingLaw, Structure, TokenTree
+
+
+class Policy(ABC):
+    """What decides. It sees survivals (s, the chance that a node is accepted) and counts."""
+
+    @abstractmethod
+    def conditional(self, q: np.ndarray, depth: int, drawn: bool) -> np.ndarray:
+        """(..., k) the chance that a child is accepted, given that its parent is and no sibling
+        before it. q (..., k): probabilities of the law's best tokens, best first. drawn: the
+        children will be drawn; else they are those tokens."""
+
+    @abstractmethod
+    def goes_on(self, depth: int, nodes: int, frontier: np.ndarray) -> bool:
+        """Whether a pass over the frontier pays. nodes: drafted so far, of the longest row;
+        frontier (B, M): survivals."""
+
+    @abstractmethod
+    def draws(self, nodes: int, sites: np.ndarray) -> int:
+        """How many of a level's sites to draw at, the same number in every row. sites (B, S):
+        their survivals, best first."""
+
+    @abstractmethod
+    def keep(self, candidates: np.ndarray) -> int:
+        """How many candidates a finished tree keeps. (B, C) survivals, best first."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What the policy expected of a tree's nodes, in the tree's own numbers, (B, N) each."""
+
+    parents: np.ndarray
+    survivals: np.ndarray  # 1 at the root, 0 at unused nodes
+    q: np.ndarray  # of the token or, if it was drawn, of its law's best token; 1 at the root
+    depths: np.ndarray
+    levels: int  # passes of the drafter
+    drawn: bool = False
+
+    @classmethod
+    def empty(cls, rows: int, levels: int = 0) -> "Noted":
+        root, one = np.full((rows, 1), -1), np.ones((rows, 1))
+        return cls(root, one, one, 0 * root, levels)
+
+
+@dataclass
+class Governed:
+    """Grows a run's trees by a policy; `noted` is what it thought of the last one.
+
+    width   nodes of a level of a ranked tree, and children of a node
+    """
+
+    policy: Policy
+    depth: int
+    nodes: int
+    width: int
+    law: SiblingLaw
+    chain: bool
+    noted: Noted | None = field(default=None, init=False)
+    pausing: bool = field(default=False, init=False)  # draft nothing in this round
+
+    @property
+    def levels(self) -> int:
+        return 0 if self.pausing else self.depth
+
+    def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
+        if self.law is SiblingLaw.DET:
+            grown, self.noted = ranked(self, logits, score, state)
+        else:
+            grown, self.noted = sampled(self, logits, score, state, chance)
+        return grown
+
+
+class Candidates(NamedTuple):
+    """Of one level of a ranked tree, (B, C) each."""
+
+    tokens: np.ndarray
+    values: np.ndarray  # survival
+    q: np.ndarray
+    above: np.ndarray  # the candidate that is the parent, -1: the root
+    scored: np.ndarray  # number in the drafter's memory, -1: not scored
+
+
+def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[Grown, Noted]:
+    """Expand the best nodes of each level while that pays, and keep the best of all: DET."""
+    device, rows = logits.device, len(logits)
+    laws, tree = DraftLaws(state), TokenTree.root(state.roots)
+    depth, greedy = min(plan.levels, state.deepest), state.sampling.greedy
+    survival, origin = np.ones((rows, 1)), np.full((rows, 1), -1)
+    first, count, levels = 0, 0, list[Candidates]()
+    for level in range(depth):
+        q = laws(logits, tree, first, across_nodes=True)
+        size = q.shape[1]
+        best = top(q.flatten(0, 1), min(plan.width, q.shape[-1])).view(rows, size, -1)
+        tokens, found = _read(best, q.gather(2, best))
+        probable = np.exp(found) if greedy else found
+        value = survival[:, :, None] * plan.policy.conditional(probable, level + 1, drawn=False)
+        value[probable <= 0] = 0  # processors rule these out
+        value = (value * _open(state, level)[:, None, None]).reshape(rows, -1)
+        k = best.shape[2]
+        unscored = np.full((rows, size * k), -1)
+        above = np.repeat(origin, k, 1)
+        own = probable.reshape(rows, -1)
+        levels.append(Candidates(tokens.reshape(rows, -1), value, own, above, unscored))
+        count += size * k
+        chosen = np.sort(_best(value, plan.width), 1)
+        frontier = np.take_along_axis(value, chosen, 1)
+        if level + 1 == depth:
+            break
+        so_far = np.concatenate([one.values for one in levels], 1)
+        kept = plan.policy.keep(ordered(so_far)[1][:, : plan.nodes])
+        if not plan.policy.goes_on(level + 1, kept, frontier):
+            break
+        parents, first, numbers = chosen // k + first, tree.num_nodes, np.arange(chosen.shape[1])
+        np.put_along_axis(unscored, chosen, numbers[None] + first, 1)
+        survival, origin = frontier, chosen + count - size * k
+        expanded = np.take_along_axis(levels[-1].tokens, chosen, 1)
+        tree = tree.grow(_put(expanded, device), _put(parents, device))
+        logits = score(tree, first)
+    if not levels:
+        return Grown(tree, 1), Noted.empty(rows)
+    whole = Candidates(*(np.concatenate(part, 1) for part in zip(*levels, strict=True)))
+    return _kept(plan, whole, state, tree.num_nodes, len(levels))
+
+
+def _kept(
+    plan: Governed, whole: Candidates, state: State, scored: int, levels: int
+) -> tuple[Grown, Noted]:
+    """The best candidates as a tree. A parent is worth at least what its child is and was created
+    earlier, so with ties to the lowest index it is kept too."""
+    rows, most = len(whole.values), min(plan.nodes, whole.values.shape[1])
+    order = _best(whole.values, most)
+    nodes = plan.policy.keep(np.take_along_axis(whole.values, order, 1))
+    if nodes == 0:
+        root = Noted.empty(rows, levels)
+        inner = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
+        return Grown(TokenTree.root(state.roots), scored, inner), root
+    chosen = np.sort(order[:, :nodes], 1)
+    tokens, value, q, above, numbers = (np.take_along_axis(part, chosen, 1) for part in whole)
+    number = np.zeros_like(whole.tokens)
+    np.put_along_axis(number, chosen, np.arange(1, nodes + 1)[None], 1)
+    parent = np.where(above >= 0, np.take_along_axis(number, above.clip(0), 1), 0)
+    parents = np.concatenate([np.full((rows, 1), -1), np.where(value > 0, parent, -1)], 1)
+    tree = tree_of(state.roots, _put(tokens, state.device), parents)
+    inner = np.concatenate([np.zeros((rows, 1), dtype=np.int64), numbers], 1)
+    noted = noted_of(parents, value, q, levels)
+    return Grown(tree, scored, _put(inner, state.device)), noted
+
+
+def sampled(
+    plan: Governed, logits: Tensor, score: Score, state: State, chance: Draws
+) -> tuple[Grown, Noted]:
+    """Children are drawn at the sites that pay, without replacement (WOR) or independently (WR)."""
+    device, rows, law = logits.device, len(logits), plan.law
+    laws, tree = DraftLaws(state), TokenTree.root(state.roots)
+    depth = min(plan.levels, state.deepest)
+    survival, used = np.ones((rows, 1)), np.array(state.on_host.live)[:, None]
+    first, levels, scored = 0, 0, 1
+    recorded = list[Tensor]()
+    above, values, best_left = (list[np.ndarray]() for _ in range(3))
+    for level in range(depth):
+        q = laws(logits, tree, first)
+        recorded.append(q)
+        levels, scored = level + 1, tree.num_nodes
+        width = 1 if plan.chain else min(plan.width, q.shape[2])
+        best = q.topk(width, dim=-1, sorted=True).values
+        probable = _read(best)[0]
+        left = np.ones_like(probable)  # of the law, before each child is drawn
+        if law is SiblingLaw.WOR:
+            left[..., 1:] -= probable.cumsum(-1)[..., :-1]
+            relative = (probable / left.clip(1e-12)).clip(0, 1)
+        else:
+            relative = np.repeat(probable[..., :1], width, -1)
+        # what follows reads laws alone, so that the decision to draw is made before the draw
+        site = survival[:, :, None] * _first_hits(plan.policy, relative, level + 1)
+        site = np.minimum.accumulate(site, -1) * (relative > 0)
+        site *= (used & _open(state, level)[:, None])[:, :, None]
+        flat = site.reshape(rows, -1)
+        room = min(plan.nodes - (tree.num_nodes - 1), flat.shape[1])
+        order = _best(flat, room)
+        count = plan.policy.draws(tree.num_nodes - 1, np.take_along_axis(flat, order, 1))
+        chosen = np.sort(order[:, :count], 1)
+        if count == 0:
+            break
+        value = np.take_along_axis(flat, chosen, 1)
+        there = value > 0
+        parents = np.where(there, chosen // width + first, -1)
+        tokens = _drawn(q, parents - first, there, level, first, law, chance)
+        above.append(parents)
+        values.append(value)
+        best_left.append(np.take_along_axis(relative.reshape(rows, -1), chosen, 1))
+        survival, used, first = value, there, tree.num_nodes
+        if plan.chain:
+            lengths = (np.concatenate(above, 1) >= 0).sum(1)
+            tree = TokenTree.chain(torch.cat([tree.tokens, tokens], 1), _short(lengths, device))
+        else:
+            tree = tree.grow(tokens, _put(parents, device), _frame(parents))
+        nodes = tree.num_nodes - 1
+        if nodes >= plan.nodes or level + 1 == depth:
+            break
+        if not plan.policy.goes_on(level + 1, nodes, value):
+            break
+        logits = score(tree, first)
+    if not values:
+        return Grown(TokenTree.root(state.roots, law), 1), Noted.empty(rows, levels)
+    missing = tree.num_nodes - sum(each.shape[1] for each in recorded)
+    if missing:
+        recorded.append(recorded[0].new_zeros(rows, missing, recorded[0].shape[-1]))
+    grown = Grown(tree.drawn_from(law, torch.cat(recorded, 1)), scored)
+    whole = np.concatenate([np.full((rows, 1), -1), *above], 1)
+    of_nodes = np.concatenate(values, 1), np.concatenate(best_left, 1)
+    return grown, noted_of(whole, *of_nodes, levels, drawn=True)
+
+
+def _first_hits(policy: Policy, relative: np.ndarray, depth: int) -> np.ndarray:
+    """(B, M, k) the chance that the k-th child is the accepted one."""
+    each = policy.conditional(relative, depth, drawn=True)
+    missed = np.ones_like(each)
+    missed[..., 1:] = (1 - each[..., :-1]).cumprod(-1)
+    hits: np.ndarray = each * missed
+    return hits
+
+
+def _drawn(
+    q: Tensor,
+    parents: np.ndarray,
+    there: np.ndarray,
+    level: int,
+    first: int,
+    law: SiblingLaw,
+    chance: Draws,
+) -> Tensor:
+    """(B, m) tokens of children, whose parents (B, m), numbered within the level, are in order.
+    Nodes with as many children are drawn at together."""
+    rows, size, vocabulary = q.shape
+    index = np.where(there, np.arange(rows)[:, None] * size + parents, -1)
+    counts = np.bincount(index[there], minlength=rows * size)
+    flat, tokens = q.reshape(-1, vocabulary), torch.zeros(index.shape, dtype=torch.long)
+    tokens = tokens.to(q.device)
+    for k in np.unique(counts[counts > 0]).tolist():
+        nodes = np.flatnonzero(counts == k)
+        put = _put(nodes, q.device)
+        zero = torch.zeros_like(put)
+        alive = torch.ones_like(put, dtype=torch.bool)
+        at = Sites(put // size, put % size + first, zero, zero + level, alive)
+        draw = chance.independent if k == 1 or law is SiblingLaw.WR else chance.without_replacement
+        where = np.isin(index, nodes)
+        tokens[_put(where, q.device)] = draw(flat[put], k, at, "draft").flatten()
+    return tokens
+
+
+def tree_of(roots: Tensor, tokens: Tensor, parents: np.ndarray) -> TokenTree:
+    """A DET tree: tokens (B, n) without the roots, parents (B, n + 1) on the host."""
+    device, rows = roots.device, len(tokens)
+    whole = torch.cat([roots[:, None], tokens], 1)
+    if (parents == parents[:1]).all() and (parents[0, 1:] >= 0).all():
+        structure = Structure.shared(parents[0].tolist(), rows, device)
+    else:
+        structure = Structure.of(_put(parents, device), depth=int(depths_of(parents).max()))
+    return TokenTree(whole, structure)
+
+
+def depths_of(parents: np.ndarray) -> np.ndarray:
+    """(B, N) edges from the root; parents come before their children."""
+    if len(parents) == 1:
+        found = [0] * parents.shape[1]
+        for node, above in enumerate(parents[0].tolist()):
+            found[node] = found[above] + 1 if above >= 0 else 0
+        return np.array([found])
+    depths = np.zeros_like(parents)
+    every = np.arange(len(parents))
+    for node in range(1, parents.shape[1]):
+        above = parents[:, node]
+        depths[:, node] = np.where(above >= 0, depths[every, above] + 1, 0)
+    return depths
+
+
+def noted_of(
+    parents: np.ndarray, values: np.ndarray, features: np.ndarray, levels: int, drawn: bool = False
+) -> Noted:
+    one = np.ones((len(parents), 1))
+    survivals = np.concatenate([one, values], 1)
+    features = np.concatenate([0 * one, features], 1)
+    return Noted(parents, survivals, features, depths_of(parents), levels, drawn)
+
+
+def ordered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of values (B, C) and the values, largest first; ties go to the lowest place."""
+    order = _best(values, values.shape[1])
+    return order, np.take_along_axis(values, order, 1)
+
+
+def _best(values: np.ndarray, count: int) -> np.ndarray:
+    """(B, count) places of the largest values, largest first; ties go to the lowest place."""
+    return np.argsort(-values, 1, kind="stable")[:, :count]
+
+
+def _open(state: State, level: int) -> np.ndarray:
+    """(B,) bool: rows that draft, and may have nodes below this level."""
+    host = state.on_host
+    return np.array(host.live) & (level + 1 < np.array(host.room))
+
+
+def _read(*values: Tensor) -> list[np.ndarray]:
+    """Tensors of one shape on the host, in one read."""
+    if values[0].device.type == "cpu":
+        return [
+            each.double().numpy() if each.is_floating_point() else each.numpy() for each in values
+        ]
+    whole = torch.stack([each.double() for each in values]).cpu().numpy()
+    return [
+        part if each.is_floating_point() else part.astype(np.int64)
+        for part, each in zip(whole, values, strict=True)
+    ]
+
+
+def _put(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+
+def _frame(parents: np.ndarray) -> Sequence[int] | None:
+    """The parents that all rows share, if they do."""
+    same = (parents == parents[:1]).all() and (parents >= 0).all()
+    return parents[0].tolist() if same else None
+
+
+def _short(lengths: np.ndarray, device: torch.device) -> Tensor | None:
+    """Lengths of chains, None where all are as long."""
+    return None if (lengths == lengths.max()).all() else _put(lengths, device)

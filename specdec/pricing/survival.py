@@ -1,0 +1,120 @@
+"""How likely a drafted node is to be accepted, learnt while decoding.
+
+A child whose parent is accepted (and none of its elder siblings) is accepted with probability
+
+    a = sigma(slope x logit(q) + bias_depth)
+
+where q is a number that is known before anything is drawn: the probability of the law's best token
+or, for trees that draw nothing, that of the child's own token, or how often a lookup has seen it.
+Slope and biases are refitted by Newton's method on the latest outcomes; a step counts n / (n + 50)
+after n of them. A node's survival is the product along its path.
+
+Letters: n outcomes, D depths.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+SLOPE, BIAS = 0.5, -0.2  # before anything is learnt
+DAMPING = 50
+EVERY, LATEST = 48, 1024  # outcomes between two fits, and in one
+PRIOR = 2.0  # outcomes that the values before learning count as
+STEEPEST = 8.0  # |logit|
+
+
+def logit(q: np.ndarray) -> np.ndarray:
+    q = q.clip(1e-4, 1 - 1e-4)
+    return np.log(q / (1 - q)).clip(-STEEPEST, STEEPEST)
+
+
+def sigma(x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = 1 / (1 + np.exp(-x))
+    return found
+
+
+class Survival:
+    """One slope, a bias for each of D depths; deeper nodes have the last one's."""
+
+    def __init__(self, depths: int) -> None:
+        self.depths = depths
+        self.forget()
+
+    def forget(self) -> None:
+        self.slope, self.bias = SLOPE, np.full(self.depths, BIAS)
+        self.count = 0
+        self._fresh = 0
+        self._x, self._y = np.zeros(0), np.zeros(0)
+        self._depth = np.zeros(0, dtype=np.int64)
+
+    def __call__(self, q: np.ndarray, depth: int | np.ndarray) -> np.ndarray:
+        """The chance a, of any shape; depth from 1."""
+        at = np.minimum(depth, self.depths) - 1
+        return sigma(self.slope * logit(q) + self.bias[at])
+
+    def learn(self, q: np.ndarray, depth: np.ndarray, accepted: np.ndarray) -> None:
+        """Outcomes (n,) of nodes that were reached: their parents were accepted, and no elder
+        sibling."""
+        self._x = np.concatenate([self._x, logit(q)])[-LATEST:]
+        self._y = np.concatenate([self._y, accepted])[-LATEST:]
+        place = np.minimum(depth, self.depths) - 1
+        self._depth = np.concatenate([self._depth, place])[-LATEST:]
+        self.count, self._fresh = self.count + len(q), self._fresh + len(q)
+        if self._fresh >= EVERY or self.count <= EVERY:
+            self._fit()
+            self._fresh = 0
+
+    def _fit(self) -> None:
+        """One damped step. The Hessian is an arrow: biases meet in the slope alone."""
+        x, depth, n = self._x, self._depth, len(self._x)
+        p = sigma(self.slope * x + self.bias[depth])
+        v = p * (1 - p)
+        by_depth = [np.bincount(depth, each, self.depths) for each in (p - self._y, x * v, v)]
+        gradient, mixed, own = by_depth
+        gradient = gradient + PRIOR * (self.bias - BIAS)
+        own = own + PRIOR
+        slope_gradient = x @ (p - self._y) + PRIOR * (self.slope - SLOPE)
+        slope_own = (x * x) @ v + PRIOR
+        share = mixed / own
+        step = (slope_gradient - share @ gradient) / (slope_own - share @ mixed)
+        damping = n / (n + DAMPING)
+        self.bias = (self.bias - damping * (gradient - mixed * step) / own).clip(-6, 6)
+        self.slope = float(np.clip(self.slope - damping * step, 0.0, 4.0))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was learnt, for a file."""
+        return {"slope": np.array([self.slope]), "bias": self.bias, "count": np.array([self.count])}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError for another number of depths."""
+        if state["bias"].shape != self.bias.shape:
+            raise ValueError(
+                f"what was learnt has {len(state['bias'])} depths, expected {self.depths}; give "
+                "the same depth, or leave it out"
+            )
+        self.slope, self.bias = float(state["slope"][0]), state["bias"].astype(float)
+        self.count = int(state["count"][0])
+
+
+class GoingOn:
+    """How often an accepted node has an accepted child, by the child's depth: what another level
+    brings, before its laws are known."""
+
+    SHARE, WEIGHT, KEEP = 0.6, 2.0, 0.998
+
+    def __init__(self, depths: int) -> None:
+        self.depths = depths
+        self.forget()
+
+    def forget(self) -> None:
+        self.reached, self.accepted = np.zeros(self.depths + 1), np.zeros(self.depths + 1)
+
+    def __call__(self, depth: int) -> float:
+        at = min(depth, self.depths)
+        hits = self.accepted[at] + self.WEIGHT * self.SHARE
+        return float(hits / (self.reached[at] + self.WEIGHT))
+
+    def learn(self, depth: int, accepted: bool) -> None:
+        at = min(depth, self.depths)
+        self.reached[at] = self.KEEP * self.reached[at] + 1
+        self.accepted[at] = self.KEEP * self.accepted[at] + accepted

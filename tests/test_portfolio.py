@@ -1,0 +1,191 @@
+"""Portfolios: who drafts when, what of it is exact, and lookups that are scored on the text."""
+
+import pytest
+import torch
+
+import specdec
+from drafters.eagle import Eagle
+from drafters.ngram import NGram
+from drafters.portfolio import Portfolio
+from drafters.recycle import Recycle
+from drafters.small_model import SmallModel
+from drafters.suffix import Suffix
+from experiments.certificates import exact, suite
+from experiments.certificates.laws import TWO_DENSE, TWO_ZEROS
+from specdec import Drafter, Sampling, SiblingLaw
+from specdec.drafting.banked import Banked
+from specdec.drafting.odds import WAITS, Draft, Odds
+from specdec.plugins import build
+from specdec.pricing.costs import Costs
+from specdec.pricing.measure import here, label
+from tests.models import head, prompts, shared, similar
+
+MODEL = "llama_gqa"
+LOOP = [5, 6, 7, 8, 5, 6, 7, 8, 5, 6]
+
+
+def target():
+    return specdec.load(shared(MODEL, torch.float64))
+
+
+def draft():
+    return specdec.load(similar(shared(MODEL, torch.float64)))
+
+
+def priced(members, **more):
+    """By a table, so that runs repeat; more: seconds of a level of each, in order."""
+    tables = [
+        Costs.written(here(target()), label(each), plain=1.0, node=0.01, level=level)
+        for each, level in zip(members, more.get("levels", [0.1] * len(members)), strict=True)
+    ]
+    return Portfolio(members, tables[0].joined(tables[1:]))
+
+
+def run(drafter, **options):
+    rows = [*prompts(9, 4), LOOP]
+    given = {"max_new_tokens": 16, "seats": 2, **options}
+    return specdec.generate(target(), rows, drafter=drafter, **given)
+
+
+@pytest.mark.parametrize("variant", Portfolio.variants, ids=suite.title)
+@pytest.mark.parametrize("rule", ["naive", "block", "traversal"])
+def test_whole_rounds_have_the_law(variant, rule):
+    """Three rounds: each member drafts in one of them."""
+    drafter = {"name": "portfolio", **variant}
+
+    def made(tables):
+        return suite.make(drafter, tables.target(), tables.draft())
+
+    for tables in (TWO_DENSE, TWO_ZEROS):
+        one = made(tables)
+        try:
+            specdec.generate(
+                tables.target(),
+                [[0]],
+                drafter=one,
+                verifier=rule,
+                temperature=1.0,
+                max_new_tokens=1,
+            )
+        except specdec.Refused:
+            pytest.skip("the rule is not for these trees")
+        found = exact.exact(tables, made, rule, tokens=3, rounds=3, rows=exact.ROWS)
+        assert found.lossless, str(found)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "members",
+    [
+        lambda: [Eagle(head("eagle", target()), depth=2, nodes=4), SmallModel(draft(), depth=2)],
+        lambda: [Recycle(nodes=3), Suffix(nodes=3), Eagle(head("eagle", target()), depth=2)],
+        lambda: [NGram(), Suffix(nodes=2, tree=False), SmallModel(draft(), depth=2)],
+    ],
+)
+def test_members_take_turns_and_catch_up(members, temperature):
+    """At temperature 0 the output is plain decoding's, whoever drafts."""
+    drafter = priced(members())
+    out = run(drafter, temperature=temperature)
+    by = {step.chosen.drafter for step in out.steps}
+    assert len(by - {None}) > 1
+    shares = out.report.account["portfolio"]["members"]
+    assert sum(each["rounds"] for each in shares.values()) == sum(
+        step.chosen.drafter is not None for step in out.steps
+    )
+    again = run(drafter, temperature=temperature)
+    assert [row.tolist() for row in again.tokens] == [row.tolist() for row in out.tokens]
+    if temperature == 0:
+        plain = run("none")
+        assert [row.tolist() for row in out.tokens] == [row.tolist() for row in plain.tokens]
+
+
+def test_the_cheaper_of_two_that_draft_the_same_is_chosen():
+    members = [SmallModel(draft(), depth=2), SmallModel(draft(), depth=2)]
+    members[1].yaml_name = "cheap"
+    out = run(priced(members, levels=[5.0, 0.01]), max_new_tokens=40)
+    rounds = {
+        name: each["rounds"] for name, each in out.report.account["portfolio"]["members"].items()
+    }
+    assert rounds["cheap"] > 3 * rounds["small_model"]
+
+
+class Refuses(Drafter):
+    def begin(self, target, rows, sampling):
+        raise ValueError("not for this target")
+
+    def propose(self, state, chance):
+        raise AssertionError
+
+
+def test_a_member_that_refuses_the_target_is_left_out(capsys):
+    out = run(Portfolio([Refuses(), NGram()]))
+    assert "test_portfolio is left out: not for this target" in capsys.readouterr().err
+    assert "left out: test_portfolio" in str(out.report)
+    with pytest.raises(ValueError, match=r"every member refuses the target.*not for this target"):
+        run(Portfolio([Refuses()]))
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([], "at least one drafter"),
+        ("ngram", "must be a list"),
+        (["ngam"], "unknown drafter 'ngam'; did you mean 'ngram'"),
+    ],
+)
+def test_members_that_cannot_be(members, said):
+    with pytest.raises(ValueError, match=said):
+        Portfolio(members)
+
+
+@pytest.mark.parametrize(
+    ("members", "temperature", "law", "chain"),
+    [
+        ([NGram, lambda: SmallModel(draft())], 1.0, SiblingLaw.WOR, True),
+        ([NGram, lambda: SmallModel(draft())], 0.0, SiblingLaw.DET, True),
+        ([Suffix, lambda: SmallModel(draft())], 1.0, SiblingLaw.DET, False),
+        ([lambda: SmallModel(draft(), depth=2, branching=[2, 1])] * 2, 1.0, SiblingLaw.WOR, False),
+        (
+            [lambda: SmallModel(draft()), lambda: SmallModel(draft(), draw="wr")],
+            1.0,
+            SiblingLaw.DET,
+            True,
+        ),
+    ],
+)
+def test_the_law_of_a_mixture(members, temperature, law, chain):
+    made = Portfolio([each() for each in members])
+    made.begin(target(), 1, Sampling(temperature))
+    assert (made.law, made.chain) == (law, chain)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [([], None), ([7], None), ([7, 8], 2), ([7, 9, 1], None), ([7, 9, 4], 2), ([3], 0)],
+)
+def test_drafts_are_scored_on_the_text(text, accepted):
+    r"""0 -> 7 -> (8, 9 -> 1 -> 2)"""
+    drafted = Draft(5, [0, 7, 8, 9, 1, 2], [-1, 0, 1, 1, 3, 4])
+    assert drafted.accepted(text) == accepted
+
+
+def test_a_model_that_was_not_chosen_is_tried_again_ever_more_seldom():
+    odds = Odds(1)
+    waits = []
+    for _ in range(5):
+        waits.append(odds.wait)
+        while not odds.is_due:
+            odds.went(False, False, 1.0)
+        odds.went(True, False, 1.0)
+    assert waits == [WAITS[0] * 2**n for n in range(5)]
+    odds.went(True, True, 1.0)
+    assert odds.wait == WAITS[0]
+
+
+def test_auto_is_under_a_bank_unless_the_call_says_no():
+    made = build("drafter", "auto")
+    banked = run(made)
+    assert {"no_harm", "portfolio"} == set(banked.report.account)
+    assert set(run(made, no_harm=False).report.account) == {"portfolio"}
+    assert isinstance(banked.steps[0].chosen.balance, float)
+    assert Banked(made, specdec.drafting.bank.NoHarm()).yaml_name == "auto"
