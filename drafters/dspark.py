@@ -129,5 +129,6 @@ class DSpark(BlockDrafter):
         if self._confidence is not None:  # a chain: one node per row
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]
             share = self._heads.confidence(self._outputs[rows, depths], tokens)
+            assert share is not None
             self._confidence.expected = share[:, 0].float().sigmoid()
         return super()._behind(depths, tokens)

@@ -14,6 +14,7 @@ level, D guessed tokens, K taps, d hidden size, V vocabulary.
 """
 
 import copy
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -91,16 +92,22 @@ class BlockHead(DecoderHead):
         self.hidden_norm, self.norm = copy.deepcopy(norm), copy.deepcopy(norm)
 
     def _wrap_norms(self) -> nn.Module:
-        """Every layer's first norm lets the context through. Returns one of them."""
+        """Every layer's first norm lets the context through. Returns one of those norms."""
+        found = nn.Module()
         for layer in self.decoder.get_submodule("layers").children():
             norm = getattr(layer, "input_layernorm", None)
-            if norm is None:
+            if not isinstance(norm, nn.Module):
                 raise ValueError(
                     f"{type(layer).__name__} has no input_layernorm, behind which the context "
                     f"enters; {self.kind} heads work for Llama-like families"
                 )
-            layer.input_layernorm = WithContext(norm)
-        return norm
+            layer.input_layernorm, found = WithContext(norm), norm
+        return found
+
+    @classmethod
+    @abstractmethod
+    def for_target(cls, target: LendsHead, layers: int = 2, block: int = 7) -> "BlockHead":
+        """Untrained."""
 
     @classmethod
     def arguments_for(
@@ -113,12 +120,13 @@ class BlockHead(DecoderHead):
     ) -> dict[str, Any]:
         """The constructor's, for an untrained head of this target. mask None: its first EOS token,
         which is never the root of a block."""
+        shown = target.layers if isinstance(target, LendsLayers) else 6
         if mask is None:
             mask = min(target.eos_ids, default=target.vocabulary - 1)
         return {
             "layers": layer_config(target, integer("layers", layers, 1, 64)),
             "vocabulary": target.vocabulary,
-            "taps": spread_taps(target) if taps is None else list(taps),
+            "taps": spread_taps(shown) if taps is None else list(taps),
             "block": block,
             "mask_token": mask,
             "from_anchor": cls.from_anchor_default,
@@ -161,6 +169,7 @@ class BlockHead(DecoderHead):
         states (B, n, d): the context, and the embedded blocks; is_context (B, n, 1) bool."""
         for layer in self.decoder.get_submodule("layers").children():
             entry = layer.input_layernorm
+            assert isinstance(entry, WithContext)
             entry.states, entry.is_context = states, is_context
         out: Tensor = self.decoder(
             inputs_embeds=states,
@@ -223,7 +232,7 @@ class BlockHead(DecoderHead):
         place = torch.arange(places, device=ids.device)
         positions = torch.arange(length, device=ids.device).expand(rows, -1)
         positions = torch.cat([positions, (anchors[:, :, None] + place).flatten(1)], 1)
-        out = self(
+        out: Tensor = self(
             states,
             is_context.expand(rows, -1, -1),
             positions,
@@ -231,7 +240,7 @@ class BlockHead(DecoderHead):
             None,
             use_cache=False,
         )
-        return out[:, length:].unflatten(1, (count, places))
+        return out[:, length:].view(rows, count, places, -1)
 
     def _mask(self, anchors: Tensor, length: int) -> Tensor:
         """(B, 1, n, n): bool, or additive for eager attention. Context tokens are nobody's queries;
@@ -243,17 +252,16 @@ class BlockHead(DecoderHead):
         start = anchors.repeat_interleave(self.places, 1)[:, :, None]
         seen = torch.cat([key < start, (own[:, None] == own).expand(rows, -1, -1)], 2)
         alone = torch.eye(length, length + len(own), dtype=torch.bool, device=device)
-        mask = torch.cat([alone.expand(rows, -1, -1), seen], 1)[:, None]
+        mask: Tensor = torch.cat([alone.expand(rows, -1, -1), seen], 1)[:, None]
         if self.decoder.config._attn_implementation == "eager":
             least = torch.finfo(torch.float32).min
-            return torch.zeros(mask.shape, device=device).masked_fill(~mask, least)
+            mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, least)
         return mask
 
 
-def spread_taps(target: LanguageModel) -> list[Tap]:
+def spread_taps(layers: int) -> list[Tap]:
     """The states that leave the layers round(1 + i (L - 4) / 4), i = 0 .. 4 (DFlash 2602.06036).
     Below 12 layers, where those are not five, the streams that enter the last five layers."""
-    layers = target.layers if isinstance(target, LendsLayers) else 6
     if layers < 12:
         return list(range(max(1, layers - 5), layers))
     return [1 + round(1 + i * (layers - 4) / 4) for i in range(5)]
