@@ -50,11 +50,12 @@ class Engine:
     """Decodes requests as they come. A context manager; closing it cancels what is not over and
     frees the memory.
 
-    target, drafter, verifier, no_harm, allow_lossy: as in `generate`. seats: how many requests decode at the
-    same time. memory: of the target, in bytes or as "2GiB"; None: it grows. kv: "paged", where
-    requests of different lengths share the memory and equal prefixes are kept once, or
-    "contiguous"; None: paged if `memory` is given. page: tokens of a page. prefill_chunk: how many
-    tokens of prompts are read before a round; None: all. record: keep every round for `report`.
+    target, drafter, verifier, no_harm, allow_lossy: as in `generate`. seats: how many requests
+    decode at the same time. memory: of the target, in bytes or as "2GiB"; None: it grows. kv:
+    "paged", where requests of different lengths share the memory and equal prefixes are kept once,
+    or "contiguous"; None: paged if `memory` is given. page: tokens of a page. prefill_chunk: how
+    many tokens of prompts are read before a round; None: all. record: keep every round for
+    `report`.
     """
 
     @misspelt_arguments_are_named

@@ -14,6 +14,8 @@ import torch
 import transformers as hf
 from transformers import PreTrainedModel
 
+from drafters.dflash import DFlashHead
+from drafters.dspark import DSparkHead
 from drafters.eagle import EagleHead
 from drafters.eagle3 import Eagle3Head
 from drafters.hydra_heads import HydraHeads
@@ -273,12 +275,16 @@ HEADS: dict[str, Callable[[TransformersLM], Head]] = {
     "hydra_heads": lambda target: HydraHeads.for_target(target, heads=3),
     "eagle": EagleHead.for_target,
     "eagle3": _eagle3,  # two thirds of the target's tokens, not the first ones
+    "dflash": lambda target: DFlashHead.for_target(target, block=3),
+    "dspark": lambda target: DSparkHead.for_target(target, block=3),
 }
 CHAINS: dict[str, dict[str, Any]] = {  # of the best tokens
     "medusa": {"branching": [1, 1, 1]},
     "hydra_heads": {"depth": 3, "draw": "topk"},
     "eagle": {"depth": 3, "draw": "topk"},
     "eagle3": {"depth": 3, "draw": "topk"},
+    "dflash": {"depth": 3, "draw": "topk"},
+    "dspark": {"depth": 3, "draw": "topk"},
 }
 
 

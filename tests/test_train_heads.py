@@ -47,7 +47,13 @@ RECIPES = sorted(
 P, Q = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.5, 0.3]])
 KL = float((P * (P / Q).log()).sum())
 LAMBDA = float(np.exp(-3 * 0.7))  # alpha = 0.2 + 0.3 + 0.2
-BY_HAND = {"ce": -np.log(0.2), "kl": KL, "tv": 0.3, "hybrid": LAMBDA * KL + (1 - LAMBDA) * 0.3}
+BY_HAND = {
+    "ce": -np.log(0.2),
+    "kl": KL,
+    "tv": 0.3,
+    "hybrid": LAMBDA * KL + (1 - LAMBDA) * 0.3,
+    "dspark": 0.1 * KL + 0.9 * 0.6,
+}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -82,7 +88,7 @@ def test_losses_over_a_part_of_the_vocabulary():
 
 
 def test_an_unknown_loss_is_named():
-    with pytest.raises(ValueError, match=r"one of ce, kl, tv, hybrid, got 'mse'"):
+    with pytest.raises(ValueError, match=r"one of ce, kl, tv, hybrid, dspark, got 'mse'"):
         distance(P, Q.log(), "mse")
 
 

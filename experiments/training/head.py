@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 import specdec
 from experiments.training.losses import distance, mass_by_rank
@@ -26,14 +27,16 @@ def loss_of(
     loss: str,
     depth_weight: float,
     states_weight: float = 0.0,
+    confidence_weight: float = 0.0,
 ) -> Tensor:
     """Mean over positions and depths of the distance to the target's law, depth i weighted by
     depth_weight ** i, plus `states_weight` times the smooth L1 distance of guessed to real states
-    (EAGLE 2401.15077, section 4.1)."""
+    (EAGLE 2401.15077, section 4.1) and `confidence_weight` times the cross-entropy of the guessed
+    to the real share of drafts that is accepted, sum of min(p, q) (DSpark 2607.05147)."""
     total, weights = lesson.last.new_zeros((), dtype=torch.float32), 0.0
     for index, guess in enumerate(head.guesses(lesson.ids, lesson.taps, teacher.target)):
         weight = depth_weight**index
-        truth = lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]]
+        truth = guess.truth(lesson.last)
         p = teacher.law(truth)
         if head.token_ids is not None:
             p = p[..., head.token_ids]
@@ -41,6 +44,11 @@ def loss_of(
         if states_weight and guess.states is not None:
             distances = torch.nn.functional.smooth_l1_loss(guess.states.float(), truth.float())
             part = part + states_weight * distances
+        if confidence_weight and guess.confidence is not None:
+            accepted = torch.minimum(p, guess.logits.detach().float().softmax(-1)).sum(-1)
+            part = part + confidence_weight * binary_cross_entropy_with_logits(
+                guess.confidence.float(), accepted
+            )
         total, weights = total + weight * part, weights + weight
     return total / weights
 
@@ -56,9 +64,7 @@ def accuracies(
         with torch.autocast(device, torch.bfloat16):
             guesses = head.guesses(lesson.ids, lesson.taps, teacher.target)
         for index, guess in enumerate(guesses):
-            p = teacher.law(
-                lesson.last[:, guess.offset : guess.offset + guess.logits.shape[1]], temperature
-            )
+            p = teacher.law(guess.truth(lesson.last), temperature)
             if head.token_ids is not None:
                 p = p[..., head.token_ids]
             mass = mass_by_rank(p.flatten(0, 1), guess.logits.flatten(0, 1), RANKS) / len(lessons)

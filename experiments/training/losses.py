@@ -8,7 +8,7 @@ Letters: n positions, V vocabulary (of the head, which may be a part of the targ
 import torch
 from torch import Tensor
 
-LOSSES = ("ce", "kl", "tv", "hybrid")
+LOSSES = ("ce", "kl", "tv", "hybrid", "dspark")
 
 
 def distance(p: Tensor, logits: Tensor, loss: str) -> Tensor:
@@ -20,6 +20,8 @@ def distance(p: Tensor, logits: Tensor, loss: str) -> Tensor:
     tv      total variation 1 - alpha
     hybrid  lambda KL + (1 - lambda) TV with lambda = exp(-3 alpha), alpha not differentiated: KL
             while the head is far off, where TV has no slope, TV when it is close (2602.23881)
+    dspark  0.1 KL + 0.9 L1, where L1 = sum |p - q| (2607.05147, with the cross-entropy between p
+            and q in place of KL: they differ by p's own entropy, which has no slope)
     """
     log_q = logits.float().log_softmax(-1)
     if loss == "ce":
@@ -27,6 +29,8 @@ def distance(p: Tensor, logits: Tensor, loss: str) -> Tensor:
     if loss == "tv":
         return 1 - torch.minimum(p, log_q.exp()).sum(-1)
     divergence = (p * (p.clamp(min=1e-20).log() - log_q)).sum(-1)
+    if loss == "dspark":
+        return 0.1 * divergence + 0.9 * (p - log_q.exp()).abs().sum(-1)
     if loss == "kl":
         return divergence
     if loss != "hybrid":

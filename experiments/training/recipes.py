@@ -194,6 +194,7 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
                 recipe.loss,
                 recipe.depth_weight,
                 recipe.get("states_weight", 0.0),
+                recipe.get("confidence_weight", 0.0),
             )
 
     name = config.title

@@ -51,7 +51,7 @@ class Threshold(StopRule):
     0.6)."""
 
     def __init__(self, threshold: float) -> None:
-        self.threshold = _share("threshold", threshold)
+        self.threshold = share("threshold", threshold)
 
     def __call__(self, q: Tensor, depth: int) -> Tensor:
         return q.amax(-1) < self.threshold
@@ -72,8 +72,8 @@ class AdaptiveThreshold(StopRule):
 
     def __init__(self, acceptance: float, threshold: float = 0.6) -> None:
         self.acceptance, self.start = (
-            _share("acceptance", acceptance),
-            _share("threshold", threshold),
+            share("acceptance", acceptance),
+            share("threshold", threshold),
         )
 
     def begin(self, rows: int) -> None:
@@ -121,7 +121,8 @@ def make_stop(settings: StopRule | Mapping[str, float] | None) -> StopRule | Non
     )
 
 
-def _share(name: str, value: float) -> float:
+def share(name: str, value: float) -> float:
+    """Raises ValueError for anything but a number between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"stop: {name} must be a number between 0 and 1, got {value!r}")
     return float(value)

@@ -1,5 +1,5 @@
-"""One decoder layer of the target's own family, for heads that are a layer over the target's
-states.
+"""Decoder layers of the target's own family, for heads that are one or a few layers over the
+target's states.
 
 No model code is copied here. transformers builds the layer from the target's config, and it runs
 inside the family's own decoder, which provides positions and attention. The embedding and the final
@@ -45,24 +45,31 @@ NOT_THE_LAYERS = (  # config keys that do not describe the layers
 NO_TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
 
-def layer_config(target: LanguageModel) -> dict[str, Any]:
-    """The part of a target's (text) config that describes a layer, as JSON: one layer, without a
-    vocabulary. For a target that is not a transformers model, a small Llama layer of its hidden
-    size."""
+def layer_config(target: LanguageModel, layers: int = 1) -> dict[str, Any]:
+    """The part of a target's (text) config that describes a layer, as JSON: `layers` layers like
+    the last one, without a vocabulary. For a target that is not a transformers model, small Llama
+    layers of its hidden size."""
     if isinstance(target, TransformersLM):
-        return _of_one_layer(target.config)
+        return _of_layers(target.config, layers)
     size = target.hidden_size
-    return _of_one_layer(
-        LlamaConfig(hidden_size=size, intermediate_size=2 * size, num_attention_heads=2)
-    )
+    config = LlamaConfig(hidden_size=size, intermediate_size=2 * size, num_attention_heads=2)
+    return _of_layers(config, layers)
 
 
 def published_layer(described: dict[str, Any]) -> dict[str, Any]:
-    """The same from the config.json of a published head, which has one layer. Raises ValueError for
-    missing or wrong values."""
-    layers, family = described.get("num_hidden_layers", 1), described.get("model_type", "llama")
+    """The same from the config.json of a published head of one layer. Raises ValueError for missing
+    or wrong values."""
+    layers = described.get("num_hidden_layers", 1)
     if layers != 1:
-        raise ValueError(f"the config has num_hidden_layers {layers}, and heads have one layer")
+        raise ValueError(
+            f"the config has num_hidden_layers {layers}, and heads of this kind have one layer"
+        )
+    return published_layers(described)
+
+
+def published_layers(described: dict[str, Any]) -> dict[str, Any]:
+    """The same for any number of layers."""
+    layers, family = described.get("num_hidden_layers", 1), described.get("model_type", "llama")
     missing = [
         key
         for key in ("hidden_size", "intermediate_size", "num_attention_heads")
@@ -82,20 +89,21 @@ def published_layer(described: dict[str, Any]) -> dict[str, Any]:
         )
     except StrictDataclassError as error:
         raise ValueError(f"the config is none of a {family} layer: {error}") from None
-    return _of_one_layer(config)
+    return _of_layers(config, layers)
 
 
-def _of_one_layer(config: Any) -> dict[str, Any]:
+def _of_layers(config: Any, layers: int) -> dict[str, Any]:
     described = {key: value for key, value in config.to_dict().items() if key not in NOT_THE_LAYERS}
-    described |= {"num_hidden_layers": 1, "vocab_size": 1}
-    if described.get("layer_types"):
-        described["layer_types"] = described["layer_types"][-1:]
+    described |= {"num_hidden_layers": layers, "vocab_size": 1}
+    types = described.get("layer_types")
+    if types and len(types) != layers:
+        described["layer_types"] = types[-1:] * layers
     return described
 
 
 def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
-    """The family's decoder with one layer, without embedding and final norm: inputs_embeds in, the
-    layer's output out.
+    """The family's decoder with these layers, without embedding and final norm: inputs_embeds in,
+    the last layer's output out.
 
     Raises ValueError for families whose decoder has no `layers` and `norm`.
     """
@@ -106,8 +114,8 @@ def decoder_of(described: dict[str, Any]) -> PreTrainedModel:
     layers, norm = (getattr(decoder, name, None) for name in ("layers", "norm"))
     if not isinstance(layers, nn.ModuleList) or norm is None:
         raise ValueError(
-            f"{type(decoder).__name__} has no `layers` and `norm`, so a single layer of it cannot "
-            "be taken; heads of one decoder layer (eagle, eagle3) work for Llama-like families"
+            f"{type(decoder).__name__} has no `layers` and `norm`, so a layer of it cannot be "
+            "taken; heads of decoder layers (eagle, eagle3) work for Llama-like families"
         )
     decoder.norm = nn.Identity()
     decoder.set_input_embeddings(nn.Identity())
@@ -125,7 +133,7 @@ def shape_of(run: Any, decoder: PreTrainedModel) -> LayerShape:
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         raise ValueError(
             f"a layer of {type(decoder).__name__} cannot serve as a head: fed with the head's "
-            f"states it fails ({type(error).__name__}: {error}); heads of one decoder layer "
+            f"states it fails ({type(error).__name__}: {error}); heads of decoder layers "
             "(eagle, eagle3) work for Llama-like families"
         ) from error
 

@@ -12,16 +12,15 @@ vocabulary.
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec.chance import Draws
@@ -36,6 +35,7 @@ from specdec.drafting.shape import (
 )
 from specdec.drafting.whole import whole_shape
 from specdec.errors import integer
+from specdec.heads.decoder_head import DecoderHead
 from specdec.heads.decoder_layer import Unrolled, decoder_of, shape_of
 from specdec.heads.head import (
     FirstRounds,
@@ -59,26 +59,15 @@ from specdec.state import State
 from specdec.tree import MOST_NODES, TokenTree
 
 
-class FeatureHead(Head):
+class FeatureHead(DecoderHead):
     """A decoder layer over (embedding, feature). Each concrete head defines what is fused, fed in
     and read out."""
 
-    decoder: PreTrainedModel
     steps: int = 1  # of training on its own states
 
     def _build(self, layer: dict[str, Any]) -> None:
         self.decoder = decoder_of(layer)
         self.hidden_size = int(self.decoder.config.hidden_size)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As in any module (for `to` and similar), except that frequencies stay as exact as in the
-        target: rounding them to 16 bits would change RoPE's rotation at position 100."""
-        exact = {name: buffer for name, buffer in self.named_buffers() if name.endswith("inv_freq")}
-        Module._apply(self, fn, recurse)
-        for name, buffer in exact.items():
-            module, _, own = name.rpartition(".")
-            setattr(self.get_submodule(module), own, buffer.to(fn(buffer).device))
-        return self
 
     @property
     def layer(self) -> Module:
@@ -120,13 +109,6 @@ class FeatureHead(Head):
             use_cache=use_cache,
         ).last_hidden_state
         return guessed
-
-    def runner(self) -> Self:
-        """The same weights in separate shells, with the attention used for drafting. For one run
-        only, since a pass leaves traces in its shells."""
-        shell: Self = attention.shallow(self)
-        shell._modules["decoder"] = attention.rewired(self.decoder, attention.choose(self.decoder))
-        return shell
 
     def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
         embeddings, features = target.embed(ids), self.fuse(taps)[:, :-1]

@@ -43,6 +43,17 @@ class Guess(NamedTuple):
     offset: int
     # (B, T', d) its guess at the target's "head" state, if it makes one
     states: Tensor | None = None
+    # (B, T') positions that stand for j, if the head guesses at some of them only
+    anchors: Tensor | None = None
+    # (B, T') logits of its guess at the share of its drafts that is accepted, if it makes one
+    confidence: Tensor | None = None
+
+    def truth(self, values: Tensor) -> Tensor:
+        """(B, T', ...) of values (B, T, ...) at the positions whose law is predicted."""
+        if self.anchors is None:
+            return values[:, self.offset : self.offset + self.logits.shape[1]]
+        rows = torch.arange(len(values), device=values.device)[:, None]
+        return values[rows, self.anchors + self.offset]
 
 
 class Head(nn.Module):

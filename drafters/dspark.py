@@ -1,0 +1,134 @@
+"""DSpark: DFlash's backbone, laws that know the token before them, and a guess at what will be
+accepted (2607.05147).
+
+The law behind a node at depth d is softmax(U_d + W1[token] W2): U_d are the block's logits, W1 W2
+is a matrix of low rank, token by token. So a tree's laws are conditional on the path's last token,
+at the cost of one small product per level.
+
+The root's own place guesses the first token. A confidence head guesses, from the place's output and
+the token before, which share of a draft there is accepted: `stop={"confidence": 0.5}` ends a chain
+where this share is smaller. It looks at nothing that is drawn later, so the laws stay exact.
+
+Letters: B rows, m nodes of a level, D guessed tokens, d hidden size, r rank, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from specdec import LanguageModel, Sampling
+from specdec.drafting.shape import HeadShapeArguments
+from specdec.drafting.stop_rules import StopRule, share
+from specdec.errors import integer
+from specdec.heads.block import BlockHead, published_settings
+from specdec.heads.block_drafter import SAMPLED, BlockDrafter
+from specdec.heads.files import Published
+from specdec.interfaces import LendsHead, Tap
+
+
+class Markov(nn.Module):
+    """What the token before says about the next: W1[token] W2."""
+
+    def __init__(self, vocabulary: int, rank: int) -> None:
+        super().__init__()
+        self.W1 = nn.Parameter(torch.randn(vocabulary, rank) * rank**-0.5)
+        self.W2 = nn.Parameter(torch.zeros(rank, vocabulary))
+
+
+class DSparkHead(BlockHead):
+    """`specdec.heads.block.BlockHead` with markov_head.W1 (V, r), markov_head.W2 (r, V) and
+    confidence_head (1, d + r)."""
+
+    kind = "dspark"
+    from_anchor_default = True
+
+    def __init__(
+        self,
+        layers: dict[str, Any],
+        vocabulary: int,
+        taps: Sequence[Tap],
+        block: int,
+        mask_token: int,
+        from_anchor: bool,
+        rank: int = 256,
+    ) -> None:
+        rank = integer("rank", rank, 1, vocabulary)
+        super().__init__(layers, vocabulary, taps, block, mask_token, from_anchor, rank=rank)
+        self.markov_head = Markov(vocabulary, rank)
+        self.confidence_head = nn.Linear(self.hidden_size + rank, 1)
+
+    @classmethod
+    def for_target(
+        cls,
+        target: LendsHead,
+        layers: int = 2,
+        block: int = 7,
+        taps: Sequence[Tap] | None = None,
+        mask_token: int | None = None,
+        rank: int | None = None,
+    ) -> "DSparkHead":
+        """Untrained. rank None: 256, or a small vocabulary's size."""
+        rank = min(256, target.vocabulary) if rank is None else rank
+        return cls(**cls.arguments_for(target, layers, block, taps, mask_token), rank=rank)
+
+    @classmethod
+    def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
+        """DFlash's layout with the further weights; `block_size` tokens are guessed."""
+        found = weights.get("markov_head.W1")
+        if "dflash_config" not in config or found is None:
+            return None
+        settings = published_settings(config, cls.from_anchor_default)
+        return Published({**settings, "rank": found.shape[1]}, weights)
+
+    def after(self, laws: Tensor, tokens: Tensor) -> Tensor:
+        markov = self.markov_head
+        return laws + (markov.W1[tokens] @ markov.W2).to(laws.dtype)
+
+    def confidence(self, states: Tensor, tokens: Tensor) -> Tensor:
+        seen = torch.cat([states, self.markov_head.W1[tokens].to(states.dtype)], -1)
+        found: Tensor = self.confidence_head(seen)[..., 0]
+        return found
+
+
+class Confidence(StopRule):
+    """Stops where the head expects less than `least` of a draft to be accepted."""
+
+    def __init__(self, least: float) -> None:
+        self.least = share("confidence", least)
+        self.expected: Tensor | None = None  # (B,) at the nodes that are asked about; the drafter's
+
+    def __call__(self, q: Tensor, depth: int) -> Tensor:
+        assert self.expected is not None
+        return self.expected < self.least
+
+
+class DSpark(BlockDrafter):
+    """heads: a folder, or DSparkHead. Shapes: see `specdec.drafting.shape.Shape`; chains also take
+    stop={"confidence": 0.5}."""
+
+    Kind = DSparkHead
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = (
+        *SAMPLED,
+        {"depth": 3, "draw": "wor", "branching": 1, "stop": {"confidence": 0.5}},
+    )
+
+    def __init__(self, heads: str | Path | DSparkHead, **shape: Unpack[HeadShapeArguments]) -> None:
+        stop = shape.get("stop")
+        if isinstance(stop, Mapping) and set(stop) == {"confidence"}:
+            shape["stop"] = Confidence(stop["confidence"])
+        super().__init__(heads, **shape)
+
+    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        super().begin(target, rows, sampling)
+        self._confidence = self._stop if isinstance(self._stop, Confidence) else None
+
+    def _behind(self, depths: Tensor, tokens: Tensor) -> Tensor:
+        if self._confidence is not None:  # a chain: one node per row
+            rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+            share = self._heads.confidence(self._outputs[rows, depths], tokens)
+            assert share is not None
+            self._confidence.expected = share[:, 0].float().sigmoid()
+        return super()._behind(depths, tokens)
