@@ -71,10 +71,10 @@ class SparseSelf(TreeDrafter):
         self.refresh = default if refresh is None else integer("refresh", refresh, 1)
         self.max_nodes = max(self.shape.slots, 0 if select == STREAMING else QUERIES)
         if select == STREAMING:
-            self.chosen = min(FIRST, budget // 2)
+            self._chosen_count = min(FIRST, budget // 2)
         else:
             self.chunk = 1 if select == SNAPKV else min(CHUNK, budget // 2)
-            self.chosen = budget // 2 // self.chunk * self.chunk
+            self._chosen_count = budget // 2 // self.chunk * self.chunk
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         super().begin(target, rows, sampling)
@@ -84,8 +84,8 @@ class SparseSelf(TreeDrafter):
                 f"select={self.select} chooses tokens by attention, and the attention of "
                 f"{target.name} cannot be watched; take select=streaming"
             )
-        recent = self.budget - self.chosen
-        self._excerpt = lender.excerpt(rows, self.chosen, recent, self.shape.slots)
+        recent = self.budget - self._chosen_count
+        self._excerpt = lender.excerpt(rows, self._chosen_count, recent, self.shape.slots)
         self.opened = (self._excerpt,)
         self._age: list[int | None] = [None] * rows  # rounds since a row's tokens were chosen
 
@@ -122,12 +122,12 @@ class SparseSelf(TreeDrafter):
         """(b, H, C) for each layer, or once."""
         device, stored = state.device, [length - 1 for length in state.on_host.lengths]
         if self.select == STREAMING:
-            return [torch.arange(self.chosen, device=device).expand(len(rows), 1, -1)]
+            return [torch.arange(self._chosen_count, device=device).expand(len(rows), 1, -1)]
         last = torch.tensor(stored, device=device)[:, None] + torch.arange(
             -QUERIES, 0, device=device
         )
         weights = self._excerpt.weights(state.memory, state.tokens.gather(1, last.clamp(min=0)))
-        recent = self.budget - self.chosen
+        recent = self.budget - self._chosen_count
         ends = torch.tensor([stored[row] - recent for row in rows], device=device)
         return [self._best(layer[rows], ends) for layer in weights]
 
@@ -139,7 +139,7 @@ class SparseSelf(TreeDrafter):
         chunks = F.pad(weights.float(), (0, -length % self.chunk)).unflatten(2, (-1, self.chunk))
         after = self.chunk * torch.arange(1, chunks.shape[2] + 1, device=weights.device)
         scores = torch.where(after <= ends[:, None, None], chunks.sum(3), -1.0)
-        count = self.chosen // self.chunk
+        count = self._chosen_count // self.chunk
         scores[:, :, : min(-(-FIRST // self.chunk), count // 2)] = torch.inf
         best = top(scores.flatten(0, 1), count).view(rows, heads, count, 1) * self.chunk
         return (best + torch.arange(self.chunk, device=best.device)).flatten(2)

@@ -320,6 +320,4 @@ class Engine:
         run = self._run
         if not run.recorder.keeps:
             raise ValueError("this engine keeps no rounds; make it with record=True")
-        names, lossless = run.groups.names, run.groups.lossless
-        deeper = run.call.target.extra_layers
-        return run.recorder.report(self._submitted, *names, lossless, deeper)
+        return run.report_of(self._submitted)

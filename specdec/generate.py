@@ -208,6 +208,10 @@ class Run:
 
     @property
     def report(self) -> Report:
-        deeper, groups = self.call.target.extra_layers, self.groups
-        said = groups.lossless, deeper, groups.account
-        return self.recorder.report(len(self.tickets), *groups.names, *said)
+        return self.report_of(len(self.tickets))
+
+    def report_of(self, prompts: int) -> Report:
+        """Of the rounds so far, over so many prompts."""
+        groups, deeper = self.groups, self.call.target.extra_layers
+        names, lossless, account = groups.names, groups.lossless, groups.account
+        return self.recorder.report(prompts, *names, lossless, deeper, account)

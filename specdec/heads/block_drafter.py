@@ -99,19 +99,22 @@ class BlockDrafter(TreeDrafter):
         )
 
     def enter(self, rows: Sequence[int], state: State) -> None:
-        """Read the context of these rows' prompts."""
+        """Read the context of these rows' prompts, but for the token before the root, whose state
+        comes with the first round."""
         self._memory.release(rows)
         self._memory.reserve(state.committed.shape[1] + self.max_nodes + self.heads.places)
         taps = state.last.taps
-        counts = [state.on_host.lengths[row] - 1 for row in rows]
-        if taps is None or not any(counts):
-            return
-        some = None if len(rows) == state.rows else rows
-        over = self._memory.reading(max(counts), some, prompt=True)
+        counts = [max(state.on_host.lengths[row] - 2, 0) for row in rows]
+        if taps is not None and any(counts):
+            self._read(taps, counts, None if len(rows) == state.rows else rows)
+
+    def _read(self, taps: Tensor, counts: list[int], rows: Sequence[int] | None = None) -> None:
+        """Context without a block: the first `counts` states of some rows."""
+        over = self._memory.reading(max(counts), rows, prompt=True, counts=counts)
         context = self._heads.fuse(taps[:, : max(counts)])
         everything = torch.ones_like(context[:, :, :1], dtype=torch.bool)
         self._memory.run(self._run, over, states=context, is_context=everything)
-        self._memory.commit(counts, some)
+        self._memory.commit(counts, rows)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         self._known = self._guess(state)
@@ -130,15 +133,18 @@ class BlockDrafter(TreeDrafter):
         brought."""
         host, taps = state.on_host, state.last.taps
         counts = [
-            accepted + 1 if live and not fresh else 0
-            for accepted, live, fresh in zip(
-                state.last.num_accepted, host.live, host.fresh, strict=True
+            accepted + 1 if taps is not None and live and length > 1 else 0
+            for accepted, live, length in zip(
+                state.last.num_accepted, host.live, host.lengths, strict=True
             )
         ]
+        if taps is not None and max(counts) > self.shape.depth + 1:
+            # More than a round brings: it was left out of rounds, and reads as a prompt is read.
+            self._read(taps, counts)
+            counts = [0] * state.rows
         states = block = self._heads.embedded(state.roots, self._target)
         widest, places = max(counts), block.shape[1]
-        if widest:
-            assert taps is not None
+        if taps is not None and widest:
             states = torch.cat([self._heads.fuse(taps[:, :widest]).to(block.dtype), block], 1)
         kept = _arranged(tuple(counts), places, state.device)
         if min(counts) < widest:

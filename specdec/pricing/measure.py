@@ -147,7 +147,7 @@ def _steps(
     prompts = torch.randint(target.vocabulary, (rows, context), generator=random)
     sized = Sized(drafter, sizes, bounds)
     longest = target.context - context
-    call = prepare(
+    asked = prepare(
         target,
         prompts,
         drafter=sized,
@@ -157,7 +157,7 @@ def _steps(
         seed=seed,
     )
     found: dict[tuple[int, int], list[Step]] = defaultdict(list)
-    rounds = Run(call).rounds()
+    rounds = Run(*asked).rounds()
     for number, step in enumerate(rounds):
         if number >= turns * len(sizes) or not step.live.all():
             break
