@@ -88,6 +88,7 @@ ROOMS = (
     "audits",
     "records",
     "report",
+    "load_study",
     "benchmarks",
     "training",
     "checkups",
