@@ -36,7 +36,7 @@ class LoadStudy:
     concurrency: Any = None  # closed loop: so many requests at once, one or several
     requests: int = 64  # of each load; at most as many as a trace has
     shortest: int = 16  # new tokens of a request, drawn from these
-    longest: int = 128
+    longest: int = 128  # and its most
     prompts: str = "demo"  # or a file of JSON lines; they are drawn from it
     chat: bool | None = None  # through the chat template; null: where the tokenizer has one
     too_long: str = "refuse"  # | skip: leave out prompts that do not fit the target's context
@@ -64,6 +64,7 @@ def study(wanted: LoadStudy) -> "Study":
     """Raises ValueError for what cannot be played, before a model is loaded where that is
     possible."""
     from experiments import prompts
+    from experiments.certificates.kept import arguments_of
     from experiments.load_study import arrivals
     from experiments.load_study.measures import Limits
     from experiments.load_study.study import Load, Study, drawn, named
@@ -95,7 +96,7 @@ def study(wanted: LoadStudy) -> "Study":
         arrivals.numbers(key, getattr(wanted, key))
     recorded: list[float] = []
     if wanted.trace is not None:
-        recorded = arrivals.read_trace(wanted.trace)[:count]
+        recorded = arrivals.read_trace(wanted.trace, count)
         count, own = len(recorded), arrivals.mean_rate(recorded)
         recorded = [time * own for time in recorded]
         loads = [Load(own)] if wanted.rate is None else []
@@ -113,7 +114,9 @@ def study(wanted: LoadStudy) -> "Study":
             return arrivals.bursts(count, wanted.burst)
         return arrivals.poisson(count, seed)
 
-    choices = {name: drafter_choice(name) for name in named(wanted.drafter)}
+    choices = {
+        name: arguments_of("drafter", drafter_choice(name)) for name in named(wanted.drafter)
+    }
     texts = prompts.read("jsonl", wanted.prompts)
     where = Target(wanted.target, device=wanted.device, dtype=wanted.dtype)
     target = load(**asdict(where))

@@ -38,14 +38,14 @@ def target(tiny):
     return specdec.load(str(tiny))
 
 
-def asked(count, tokens=6):
+def asked(count, tokens):
     return [Asked(number, [1 + number % 5, 2, 3], tokens) for number in range(count)]
 
 
-def played(target, arrivals, count=5, seats=2, drafter="ngram", **options):
+def played(target, arrivals, count=5, tokens=6, seats=2, drafter="ngram", **options):
     clock = Ticks()
     with specdec.Engine(target, drafter=drafter, seats=seats, **options) as engine:
-        return play(engine, asked(count), arrivals, OPTIONS, clock), clock
+        return play(engine, asked(count, tokens), arrivals, OPTIONS, clock), clock
 
 
 # -------------------------------------------------------------------------------------- arrivals
@@ -66,8 +66,9 @@ def test_bursts_keep_the_rate():
 
 def test_a_trace_counts_from_its_first_line(tmp_path):
     (tmp_path / "times").write_text("100\n\n100.5\n100.5\n104\n")
-    times = arrivals.read_trace(str(tmp_path / "times"))
+    times = arrivals.read_trace(str(tmp_path / "times"), 64)
     assert times == [0, 0.5, 0.5, 4]
+    assert arrivals.read_trace(str(tmp_path / "times"), 2) == [0, 0.5]
     assert arrivals.mean_rate(times) == 0.75
 
 
@@ -164,10 +165,11 @@ def test_a_closed_loop_keeps_so_many_under_way(target):
 
 
 def test_short_memory_sets_requests_aside(target):
-    page = 4 * target.bytes_per_token()
-    found, _ = played(target, Closed(4), seats=4, count=8, memory=5 * page, page=4)
+    memory = 8 * 4 * target.bytes_per_token()
+    options = {"drafter": "none", "tokens": 20, "memory": memory, "page": 4}
+    found, _ = played(target, Closed(4), seats=4, count=8, **options)
     assert sum(request.set_aside for request in found.requests) > 0
-    assert max(each.pages for each in found.rounds) <= 5
+    assert max(each.pages for each in found.rounds) <= 8
     assert all(request.finish_reason == "length" for request in found.requests)
 
 

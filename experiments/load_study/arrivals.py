@@ -51,9 +51,9 @@ def check(arrivals: str, trace: str | None, concurrency: Any) -> None:
         )
 
 
-def read_trace(path: str) -> list[float]:
-    """Seconds from the first request, of a file with a time a line. Raises ValueError, with the
-    line, for a time that is no number or that runs backwards."""
+def read_trace(path: str, most: int) -> list[float]:
+    """Seconds from the first request, of a file with a time a line: of its first `most` requests.
+    Raises ValueError, with the line, for a time that is no number or that runs backwards."""
     times: list[float] = []
     for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if not text.strip():
@@ -70,8 +70,12 @@ def read_trace(path: str) -> list[float]:
                 "sort its lines"
             )
         times.append(time)
+    times = times[:most]
     if len(times) < 2 or times[-1] == times[0]:
-        raise ValueError(f"{path} needs two different times at least, got {len(times)} lines")
+        raise ValueError(
+            f"{path} needs two different times at least among its first {most}, got {len(times)} "
+            "requests at one time or none"
+        )
     return [time - times[0] for time in times]
 
 

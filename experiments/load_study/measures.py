@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from experiments.load_study.play import Played, Request
+from experiments.load_study.play import Played, Request, Round
 
 PLAIN = "none"
 PERCENTILES = (50, 95, 99)
@@ -67,10 +67,10 @@ def percentiles(name: str, seconds: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _over_time(rounds: Sequence[object], name: str) -> float:
+def _over_time(rounds: Sequence[Round], name: str) -> float:
     """The mean over time of a value that holds from one round to the next."""
     values = [float(getattr(each, name)) for each in rounds]
-    spans = np.diff([float(each.second) for each in rounds])
+    spans = np.diff([each.second for each in rounds])
     return float(np.average(values[:-1], weights=spans)) if spans.sum() > 0 else values[-1]
 
 
@@ -85,7 +85,10 @@ def with_speedups(plays: pd.DataFrame) -> pd.DataFrame:
 
 def medians(plays: pd.DataFrame) -> pd.DataFrame:
     """One row by drafter and load: medians over repeats."""
-    kept = plays.drop(columns="repeat")
+    words = ("drafter", "repeat")
+    # None, of an engine without pages, becomes NaN
+    figures = {name: float for name in plays.columns if name not in words}
+    kept = plays.drop(columns="repeat").astype(figures)
     return kept.groupby(["drafter", "load"], sort=False).median().reset_index()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.ticker import NullLocator
 
 from experiments.load_study.measures import PLAIN, medians, sentence, with_speedups
 from experiments.report.looks import Drawn, legend, line_styles, panels
@@ -126,17 +127,11 @@ def _lines(
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted(table["load"].unique()))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_minor_locator(_nowhere())
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(unit)
         axis.set_ylabel(label)
     legend(figure, axes)
     return Drawn(figure, f"{title} against load", caption)
-
-
-def _nowhere() -> object:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
 
 
 def _over_time(rounds: pd.DataFrame, unit: str) -> Drawn:
