@@ -17,6 +17,7 @@ WHOLE, WHOLE_TESTS = "specdec/models/whole.py", "tests/test_whole_drafts.py"
 TABLE, SUPPORT = "specdec/models/table.py", "specdec/models/support.py"
 MODEL, SESSIONS = "tests/test_language_model.py", "tests/test_sessions.py"
 SCHEDULE = f"{SESSIONS} -k random_schedule"
+QUANTIZED, PACKED = "specdec/models/quantized.py", "tests/test_quantized.py"
 LLAMA = f"{MODEL} -k 'llama_gqa'"
 WINDOW = f"{MODEL} -k 'windows_count or mistral_window'"
 
@@ -405,5 +406,45 @@ MUTANTS = (
         "inductor.patch(freezing=False)",
         "weights are packed anew at every product, which takes half of a pass",
         f"{FIXED} -k weights_are_packed",
+    ),
+    Mutant(
+        "scales per tensor pass",  # fault 22
+        QUANTIZED,
+        "if not off <= ALONE:",
+        "if False:",
+        "a node's logits depend on its siblings and on other rows",
+        f"{PACKED} -k scales_per_tensor",
+    ),
+    Mutant(
+        "a packed layer meets no loud neighbour",
+        QUANTIZED,
+        "tokens[:, 1] *= LOUD",
+        "tokens[:, 1] *= 1",
+        "a scale per tensor changes little beside a token of the same size, and passes",
+        f"{PACKED} -k scales_per_tensor",
+    ),
+    Mutant(
+        "packing writes to the user's model",
+        QUANTIZED,
+        'vars(layer)["_parameters"] = dict(layer._parameters)',
+        "vars(layer)",
+        "the target is quantised by its own drafter",
+        f"{PACKED} -k 'stays_as_it_was or draft_for_it'",
+    ),
+    Mutant(
+        "the LM head is packed",
+        QUANTIZED,
+        "if isinstance(each, nn.Linear) and each is not head]",
+        "if isinstance(each, nn.Linear)]",
+        "heads share another LM head than the one they were trained with",
+        f"{PACKED} -k stays_as_it_was",
+    ),
+    Mutant(
+        "casts after packing pass",
+        QUANTIZED,
+        "if weight.is_floating_point() and weight.dtype != model.dtype:",
+        "if False:",
+        "a run mixes two dtypes",
+        f"{PACKED} -k cast_after",
     ),
 )
