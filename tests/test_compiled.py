@@ -196,6 +196,21 @@ def test_heads_follow_their_target(kind, fixed):
     assert names_compiled(target, heads) == set()  # a second run finds what the first compiled
 
 
+def test_medusas_heads_follow_their_target(fixed):
+    model = models.build("llama_gqa", torch.float64)
+    target = TransformersLM(model, name="target", compile=True)
+    heads = models.head("medusa", target)
+    make = specdec.plugins.find("drafter", "medusa").make
+    assert names_compiled(target, make(heads)) == {"target", "medusa"}
+    assert names_compiled(target, make(heads)) == set()
+    options = {"max_new_tokens": 8, "ignore_eos": True, "temperature": 1.0}
+    one, other = (
+        specdec.generate(each, models.prompts(9, 5), drafter=make(heads), **options)
+        for each in (target, TransformersLM(model))
+    )
+    assert [row.tolist() for row in one.tokens] == [row.tolist() for row in other.tokens]
+
+
 def test_settings():
     for wrong, hint in (("yes", ""), ("requires", "; did you mean 'require'?"), (1, "")):
         with pytest.raises(ValueError, match=f"compile must be True, False, .*{wrong!r}{hint}"):
