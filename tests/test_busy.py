@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import specdec
+from experiments import benchmark_busy as busy
 from specdec import threads
 from specdec.models import kept
 from tests import models
@@ -102,3 +103,18 @@ def test_heads_by_name_are_loaded_once():
     one, other = (specdec.plugins.build("drafter", {"name": "eagle"}).heads for _ in range(2))
     assert one is other
     kept.forget()
+
+
+# ---------------------------------------------------------------------------------- the benchmark
+
+
+@pytest.mark.slow
+def test_both_settings_decode_the_same_prompts(tmp_path, capsys):
+    busy.main(busy.Busy(limit=1, max_new_tokens=4, rivals=1, output=str(tmp_path)))
+    said = capsys.readouterr().out
+    assert "quiet: chain of 5" in said
+    assert "beside 1 busy processes: none" in said
+    (written,) = tmp_path.glob("*/benchmark_busy.json")
+    rows = json.loads(written.read_text())["rows"]
+    assert {row["setting"] for row in rows} == {busy.OURS, busy.DEFAULT}
+    assert len(rows) == 8
