@@ -34,10 +34,10 @@ class Benchmark:
     draft: str = "demo-draft"
     dtype: str = "bfloat16"
     prompts: int = 64
-    shortest: int = 16  # new tokens
-    longest: int = 256
-    seats: int = 8
-    samples: int = 32
+    shortest: int = 16  # new tokens of a request, at least
+    longest: int = 256  # and at most
+    seats: int = 8  # requests that decode at the same time
+    samples: int = 32  # of one prompt
     requests: int = 10_000  # of the soak
     repeats: int = 3
     seed: int = 0
