@@ -477,7 +477,8 @@ class Drafter(ABC):
         """Called after every commit, including a row's last. A drafter that learns does it here."""
 
     def leave(self, rows: Sequence[int]) -> None:
-        """The requests in these seats have ended."""
+        """The requests in these seats have ended, or have lost them for a while: then they enter
+        again, with what they have added so far as a part of their prompt."""
 
     def forget(self) -> None:
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""

@@ -19,6 +19,7 @@ from tests.exact import TOY, title
 from tests.models import prompts, shared, similar
 from tests.paged_table import PagedTable, Session
 from tests.test_sessions import DRAFTERS
+from tests.tokenizers_of_kinds import byte_level, model
 
 ROWS = prompts(9, 1, 14, 7, 4, 20)
 OPTIONS: list[dict[str, Any]] = [
@@ -475,3 +476,29 @@ def test_a_pool_that_grows_takes_everybody_at_once():
         engine.step()
         assert engine.seats_in_use == 6
         assert [handle.result().finish_reason for handle in handles] == ["length"] * 6
+
+
+def test_each_request_ends_where_it_says():
+    """EOS, a stop string, the length: each its own, in one batch."""
+    target = model(byte_level(400), eos=0)
+    prompt, wanted = [7, 8, 9], {"temperature": 1.0, "max_new_tokens": 30, "request_id": 0}
+    whole = specdec.generate(
+        target, prompt, temperature=1.0, max_new_tokens=30, ignore_eos=True, drafter="none"
+    )
+    text, ends = whole.texts[0], whole.tokens[0].tolist()[5]
+    with specdec.Engine(target, drafter="none", seats=4) as engine:
+        plain, stopped = (
+            engine.submit(prompt, ignore_eos=True, stop=stop, **wanted) for stop in ((), text[4:6])
+        )
+        engine.step()
+        assert plain.result().tokens == whole.tokens[0].tolist()
+        assert stopped.result().text == text[: text.index(text[4:6])]
+        assert stopped.result().finish_reason == "stop"
+    target.model.generation_config.eos_token_id = [ends]
+    with specdec.Engine(target, drafter="none", seats=4) as engine:
+        short = engine.submit(prompt, **wanted)
+        assert short.result().finish_reason == "eos"
+        assert (
+            short.result().tokens
+            == whole.tokens[0].tolist()[: 1 + whole.tokens[0].tolist().index(ends)]
+        )
