@@ -552,7 +552,8 @@ class Drafter(ABC):
         the last commit, and `state.last.drafted` is 0 everywhere."""
 
     def leave(self, rows: Sequence[int]) -> None:
-        """The requests in these seats have ended."""
+        """The requests in these seats have ended, or have lost them for a while: then they enter
+        again, with what they have added so far as a part of their prompt."""
 
     def forget(self) -> None:
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""

@@ -20,6 +20,7 @@ from specdec.plugins import names
 from tests.exact import title
 from tests.models import prompts, shared, similar
 
+pytestmark = pytest.mark.usefixtures("layout")
 SHAPES: dict[str, list[dict[str, Any]]] = {
     "ngram": [{}, {"tree": True}],
     "small_model": [

@@ -16,6 +16,9 @@ from tests.production_mutants import (
     measuring,
     models,
     pricing,
+    ),
+    Mutant(
+    pages,
     studies,
     tokenizers,
     trees,
@@ -33,6 +36,7 @@ ROOMS = (
     grammar,
     heads,
     models,
+    pages,
     tokenizers,
     loop,
     measuring,
