@@ -50,7 +50,7 @@ class Priced(Drafter):
     variants = (
         _variant({}),
         _variant({"branching": 2}, nodes=2, width=2),
-        {"drafter": {"name": "small_model", "depth": 1, "branching": 2, "draw": "wr"}, "nodes": 2},
+        {**_variant({"branching": 2, "draw": "wr"}, nodes=2, width=2), "depth": 1},
         _variant({"branching": 2, "draw": "ranked", "nodes": 3}, nodes=3, width=2),
         {"drafter": {"name": "suffix", "nodes": 3}},
     )
