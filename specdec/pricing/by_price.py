@@ -87,13 +87,15 @@ class Round:
     def nodes(self) -> np.ndarray:
         """(MOST,) what the target's pass and the host take longer for n drafted nodes, in
         tokens."""
-        whole: np.ndarray = self.curves.score + self.curves.host
-        return self.price * (whole[1:] - whole[1])
+        whole = self.curves.score + self.curves.host
+        more: np.ndarray = self.price * (whole[1:] - whole[1])
+        return more
 
     @cached_property
     def steps(self) -> np.ndarray:
         """(MOST,) what the node after n drafted ones costs, in tokens."""
-        return self.price * self.curves.steps[1:]
+        steps: np.ndarray = self.price * self.curves.steps[1:]
+        return steps
 
     @cached_property
     def level(self) -> float:
@@ -148,7 +150,7 @@ class ByPrice(Policy):
         now = self.now
         gain = self.learnt.going_on(depth + 1) * float(frontier.sum())
         cost = now.level + now.node * frontier.shape[1] + now.steps[min(nodes, MOST - 1)]
-        return gain > cost
+        return bool(gain > cost)
 
     def draws(self, nodes: int, sites: np.ndarray) -> int:
         worth = sites.sum(0)
