@@ -145,15 +145,15 @@ def expected(bench: "Bench", way: "Ours") -> dict[str, Any]:
 def price_over_ratio(steps: "Sequence[Step]", curves: "Curves") -> float:
     """Long-run tokens per second under one price / under the best ratio of each round, if each
     recorded round could keep any number of its best nodes, by their expected chances."""
-    from specdec.pricing.growing import depths_of
     from specdec.pricing.price import Choice, rate_under_price, rate_under_ratio
+    from specdec.tree import host_depths
 
     kinds = []
     for step in steps:
         if step.decision is None or step.decision.survivals is None:
             continue
         order = (-step.decision.survivals[0, 1:]).argsort(kind="stable") + 1
-        depths = depths_of(step.parents.astype(int))[0]
+        depths = host_depths(step.parents.astype(int))[0]
         options, tokens, levels = [Choice(1, curves.plain)], 1.0, 0
         for count, node in enumerate(order.tolist(), 1):
             tokens += float(step.decision.survivals[0, node])

@@ -22,7 +22,7 @@ from specdec.chance import Draws, Sites
 from specdec.drafting.by_level import Grown, Score
 from specdec.probs import DraftLaws, top
 from specdec.state import State
-from specdec.tree import SiblingLaw, Structure, TokenTree
+from specdec.tree import SiblingLaw, Structure, TokenTree, host_depths
 
 
 class Policy(ABC):
@@ -279,23 +279,8 @@ def tree_of(roots: Tensor, tokens: Tensor, parents: np.ndarray) -> TokenTree:
     if (parents == parents[:1]).all() and (parents[0, 1:] >= 0).all():
         structure = Structure.shared(parents[0].tolist(), rows, device)
     else:
-        structure = Structure.of(_put(parents, device), depth=int(depths_of(parents).max()))
+        structure = Structure.of(_put(parents, device), depth=int(host_depths(parents).max()))
     return TokenTree(whole, structure)
-
-
-def depths_of(parents: np.ndarray) -> np.ndarray:
-    """(B, N) edges from the root; parents come before their children."""
-    if len(parents) == 1:
-        found = [0] * parents.shape[1]
-        for node, above in enumerate(parents[0].tolist()):
-            found[node] = found[above] + 1 if above >= 0 else 0
-        return np.array([found])
-    depths = np.zeros_like(parents)
-    every = np.arange(len(parents))
-    for node in range(1, parents.shape[1]):
-        above = parents[:, node]
-        depths[:, node] = np.where(above >= 0, depths[every, above] + 1, 0)
-    return depths
 
 
 def noted_of(
@@ -304,7 +289,7 @@ def noted_of(
     one = np.ones((len(parents), 1))
     survivals = np.concatenate([one, values], 1)
     features = np.concatenate([0 * one, features], 1)
-    return Noted(parents, survivals, features, depths_of(parents), levels, drawn)
+    return Noted(parents, survivals, features, host_depths(parents), levels, drawn)
 
 
 def ordered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
