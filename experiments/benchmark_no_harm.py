@@ -4,8 +4,9 @@
     python -m experiments.benchmark_no_harm
     python -m experiments.benchmark_no_harm limit=2 max_new_tokens=32        a trial
 
-Fails: tokens drawn at random, a draft model whose weights are shuffled, n-grams at T = 1.5. The
-last columns are the bank's own: plain rounds, and how often the drafter was tried again.
+The first columns are tokens/s of decoding, summed over all prompts; the others are medians of
+whole calls by prompt, prefills included. What fails: tokens drawn at random, a draft model whose
+weights are shuffled, n-grams at T = 1.5.
 """
 
 from dataclasses import dataclass, field
@@ -102,12 +103,24 @@ def ways(bench: "Bench", temperature: float, drafter: Any) -> dict[str, Any]:
     return {"none": none, "alone": alone, "no_harm": banked, "again": none}
 
 
+def rate(found: "Compared", way: str) -> float:
+    """Tokens per second of decoding over all prompts, prefills left out."""
+    rounds = found.rounds[found.rounds["way"] == way]
+    phases = [f"{phase}_seconds" for phase in ("draft", "score", "verify", "commit", "other")]
+    return float(rounds["kept"].sum() / rounds[phases].to_numpy().sum())
+
+
 def row(title: str, temperature: float, works: bool, found: "Compared") -> "dict[str, str]":
     bank = found.rounds[found.rounds["way"] == "no_harm"]
     plain = (bank["nodes"] == 0).mean()
+    none, alone, banked, again = (rate(found, way) for way in ("none", "alone", "no_harm", "again"))
     return {
         "drafter": title,
         "T": f"{temperature:g}",
+        "tokens/s against none, all prompts: alone": f"{alone / none:.2f}x",
+        "no_harm": f"{banked / none:.2f}x",
+        "no_harm / alone": f"{banked / alone:.2f}" if works else "-",
+        "none again": f"{again / none:.2f}x",
         "alone against none": found.times("alone", "none"),
         "no_harm against none": found.times("no_harm", "none"),
         "no_harm against alone": found.times("no_harm", "alone") if works else "-",
