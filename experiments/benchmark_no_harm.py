@@ -103,17 +103,10 @@ def ways(bench: "Bench", temperature: float, drafter: Any) -> dict[str, Any]:
     return {"none": none, "alone": alone, "no_harm": banked, "again": none}
 
 
-def rate(found: "Compared", way: str) -> float:
-    """Tokens per second of decoding over all prompts, prefills left out."""
-    rounds = found.rounds[found.rounds["way"] == way]
-    phases = [f"{phase}_seconds" for phase in ("draft", "score", "verify", "commit", "other")]
-    return float(rounds["kept"].sum() / rounds[phases].to_numpy().sum())
-
-
 def row(title: str, temperature: float, works: bool, found: "Compared") -> "dict[str, str]":
     bank = found.rounds[found.rounds["way"] == "no_harm"]
     plain = (bank["nodes"] == 0).mean()
-    none, alone, banked, again = (rate(found, way) for way in ("none", "alone", "no_harm", "again"))
+    none, alone, banked, again = map(found.rate, ("none", "alone", "no_harm", "again"))
     return {
         "drafter": title,
         "T": f"{temperature:g}",
