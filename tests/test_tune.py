@@ -9,6 +9,7 @@ import specdec
 from experiments import tune
 from experiments.measuring.halving import halve
 from experiments.measuring.ways import Sample
+from experiments.study import schema
 from specdec.plugins import build
 
 
@@ -72,6 +73,17 @@ def test_budgets_that_are_none(budget):
 
 def test_budgets():
     assert [tune.seconds_of(each) for each in ("90s", "5min", "1.5 m", "1h")] == [90, 300, 90, 3600]
+
+
+@pytest.mark.slow
+def test_a_run_with_a_tuned_file(tmp_path, command):
+    (tmp_path / "tuned.yaml").write_text("_target_: drafters.ngram.NGram\nlength: 3\n")
+    schema.register()
+    folder = command("drafter=tuned", "no_harm=true")
+    (result,) = folder.rglob("result.json")
+    found = json.loads(result.read_text())
+    assert found["effective"]["drafter"]["length"] == 3
+    assert found["config"]["no_harm"] is True
 
 
 @pytest.mark.slow
