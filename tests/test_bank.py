@@ -132,9 +132,9 @@ def test_the_next_run_begins_with_what_this_one_has_learned():
     following = bank.next_run(NoHarm())
     share, *_ = played(following, 128, lambda n: 1, lambda n: 2.5)
     assert share <= 2 / 128
-    good = Bank(NoHarm())
+    good = Bank(NoHarm(debt=20))
     played(good, 50, lambda n: 3, lambda n: 1.5)
-    again = good.next_run(NoHarm())
+    again = good.next_run(NoHarm(debt=20))
     assert again.balance == 0
     share, *_ = played(again, 50, lambda n: 1 + 6 * (n % 3 == 2), lambda n: 1.5)
     assert share > 0.9

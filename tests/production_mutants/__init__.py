@@ -6,6 +6,7 @@ decoders.)
 """
 
 from tests.production_mutants import (
+    bank,
     certificates,
     chance,
     drafters,
@@ -32,6 +33,7 @@ ROOMS = (
     verifiers,
     drafting,
     pricing,
+    bank,
     drafters,
     grammar,
     heads,
