@@ -156,8 +156,8 @@ def _kept(
     nodes = plan.policy.keep(np.take_along_axis(whole.values, order, 1))
     if nodes == 0:
         root = Noted.empty(rows, levels)
-        inner = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
-        return Grown(TokenTree.root(state.roots), scored, inner), root
+        nothing = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
+        return Grown(TokenTree.root(state.roots), scored, nothing), root
     chosen = np.sort(order[:, :nodes], 1)
     tokens, value, q, above, numbers = (np.take_along_axis(part, chosen, 1) for part in whole)
     number = np.zeros_like(whole.tokens)

@@ -16,10 +16,8 @@ from tests.production_mutants import (
     loop,
     measuring,
     models,
-    pricing,
-    ),
-    Mutant(
     pages,
+    pricing,
     studies,
     tokenizers,
     trees,
