@@ -114,8 +114,8 @@ MUTANTS = (
     Mutant(
         "all tokens from Medusa's first head",
         "drafters/medusa.py",
-        "(depth - 1) * self._ranks + rank",
-        "0 * depth * self._ranks + rank",
+        "(depth - 1) * ranks + rank",
+        "0 * depth * ranks + rank",
         "deeper nodes guess the first token again",
         f"{HEADS} -k 'training_says or takes_each_rank'",
     ),

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "the first row's newest feature",
         FEATURES,
-        "out[torch.arange(state.rows, device=taps.device), last][:, None]",
-        "out[torch.arange(state.rows, device=taps.device), 0 * last][:, None]",
+        "out[torch.arange(len(taps), device=taps.device), last][:, None]",
+        "out[torch.arange(len(taps), device=taps.device), 0 * last][:, None]",
         "rows that accepted several tokens draft from the first of them",
         IN_STEP,
     ),
