@@ -162,13 +162,21 @@ class PagedMemory(Memory):
 
     def _moved(self) -> None:
         super()._moved()
-        self.__dict__.pop("by_page", None)
-        self.__dict__.pop("by_slot", None)
+        for name in ("by_page", "by_slot", "first_pages"):
+            self.__dict__.pop(name, None)
 
     def _aim(
         self, first: list[int], count: int, rows: Sequence[int] | None, empty: bool
     ) -> "PagedSlots":
         return PagedSlots(self, first, count, rows, empty)
+
+    @cached_property
+    def first_pages(self) -> dict[int, np.ndarray]:
+        """Of each number of heads: (H, 1) where in `by_page` the pages of each head begin."""
+        every = {
+            heads for shape in self.layout.shapes for heads in (shape.heads, shape.value_heads)
+        }
+        return {heads: np.arange(heads)[:, None] * (self.pool.pages + 1) for heads in every}
 
     @cached_property
     def by_slot(self) -> list[list[Tensor]]:
@@ -359,15 +367,11 @@ class PagedSlots(Reader):
         width = memory.pages_for(self.end)
         table = np.zeros((len(first), width), np.int64)
         table[:, : memory.table.shape[1]] = memory.table[chosen, :width]
-        numbers = torch.from_numpy(table).to(memory.device)
         self._rows, self._width = len(first), width
         # Of each number of heads: (b * H * p,) rows of `by_page`.
         self._gathered = {
-            heads: (
-                numbers[:, None]
-                + torch.arange(heads, device=memory.device)[:, None] * (memory.pool.pages + 1)
-            ).reshape(-1)
-            for heads in {heads for shape in memory.layout.shapes for heads in shape[::2]}
+            heads: torch.from_numpy((table[:, None] + first_pages).reshape(-1)).to(memory.device)
+            for heads, first_pages in memory.first_pages.items()
         }
 
     def update(
