@@ -72,7 +72,7 @@ class Portfolio(Drafter):
             each if isinstance(each, Drafter) else build("drafter", each) for each in members
         ]
         self.choice = None if costs is None else known.check_choice(costs)
-        self.learns = any(each.learns for each in self.members)
+        self.learns = True  # one decision for all rows, by what all of them have accepted
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Portfolio":
