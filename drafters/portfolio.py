@@ -54,7 +54,7 @@ class Portfolio(Drafter):
         },
         {
             "members": [
-                {"name": "small_model", "depth": 2, "branching": [2, 1]},
+                {"name": "small_model", "depth": 1, "branching": 2},
                 {"name": "suffix", "nodes": 3},
             ]
         },
