@@ -161,7 +161,7 @@ def test_the_law_under_a_bank(drafter, rule, pattern, monkeypatch):
         def made(tables):
             return Banked(suite.make(drafter, tables.target(), tables.draft()), NoHarm())
 
-        found = exact.exact(tables, made, rule, tokens=3, rounds=2, rows=exact.ROWS)
+        found = exact.exact(tables, made, rule, tokens=3, rounds=2)
         assert found.lossless, str(found)
 
 

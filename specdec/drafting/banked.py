@@ -41,7 +41,7 @@ class Banked(Drafter):
             check_choice(settings.costs)
         self.inner, self.settings, self._clock = drafter, settings, clock
         self._owner = drafter if owner is None else owner
-        self.yaml_name, self.learns = name_of(drafter), drafter.learns
+        self.yaml_name, self.learns = name_of(drafter), True  # one decision for all rows
         self._declare(drafter)
 
     def _declare(self, drafter: Drafter) -> None:
