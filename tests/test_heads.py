@@ -193,7 +193,7 @@ def test_the_memory_is_in_step_after_200_rounds(kind, monkeypatch):
     )
 
     again = watched(kind, made.heads, depth=2)
-    specdec.generate(target, [text.tolist()], drafter=again, temperature=3.0, max_new_tokens=1)
+    specdec.generate(target, [text.tolist()], drafter=again, temperature=3.0, max_new_tokens=2)
     fresh = [block[0, 0, :, : len(text) - 1] for block in memories[-1][1]]
     torch.testing.assert_close((keys, values), tuple(fresh), rtol=0, atol=1e-4)
     torch.testing.assert_close(logits, again.seen[0][1], rtol=0, atol=1e-4)
