@@ -49,8 +49,8 @@ MUTANTS = (
     Mutant(
         "repeated tokens over what is committed",
         MEMORY,
-        "slots = self._aim(first, count, None, False)\n            steps",
-        "slots = self._aim([root - count for root in first], count, None, False)\n            steps",
+        "slots = self._aim(first, count, None, False)",
+        "slots = self._aim([root - count for root in first], count, None, False)",
         "choosing tokens writes to committed slots",
         f"{SPARSE} -k weights_are",
     ),
