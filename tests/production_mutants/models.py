@@ -21,7 +21,41 @@ QUANTIZED, PACKED = "specdec/models/quantized.py", "tests/test_quantized.py"
 LLAMA = f"{MODEL} -k 'llama_gqa'"
 WINDOW = f"{MODEL} -k 'windows_count or mistral_window'"
 
+EXCERPT, SPARSE = "specdec/models/excerpt.py", "tests/test_sparse_self.py"
+
 MUTANTS = (
+    Mutant(
+        "an excerpt at the positions of its slots",
+        EXCERPT,
+        "return super()._positions(self._positions_of_roots, depths)",
+        "return super()._positions(first, depths)",
+        "drafts of long texts are rotated as if the text were short",
+        f"{SPARSE} -k first_and_the_last",
+    ),
+    Mutant(
+        "the newest token of an excerpt is left out",
+        EXCERPT,
+        "new = range(max(copied, root - self.recent), root)",
+        "new = range(max(copied, root - self.recent), root - 1)",
+        "a drafting pass does not see the token before the root",
+        f"{SPARSE} -k first_and_the_last",
+    ),
+    Mutant(
+        "a repeated token looks ahead",
+        MASKS,
+        "(slot < positions[:, :, None]) | itself",
+        "(slot <= positions[:, :, None]) | itself",
+        "tokens are chosen by queries that see themselves twice",
+        f"{SPARSE} -k weights_are",
+    ),
+    Mutant(
+        "repeated tokens over what is committed",
+        MEMORY,
+        "slots = self._aim(first, count, None, False)",
+        "slots = self._aim([root - count for root in first], count, None, False)",
+        "choosing tokens writes to committed slots",
+        f"{SPARSE} -k weights_are",
+    ),
     Mutant(
         "one token too few is kept",
         MEMORY,
