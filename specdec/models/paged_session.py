@@ -62,6 +62,7 @@ class PagedSession(TransformersSession):
             [
                 (row, root, root + (nodes if row in chosen else 1))
                 for row, root in enumerate(self._memory.roots)
+                if row in chosen or row not in self._memory.vacant
             ]
         )
 
@@ -95,6 +96,7 @@ class PagedSession(TransformersSession):
     ) -> Scores:
         scores = super().read(tokens, counts, rows, taps, root, every)
         chosen = list(range(len(self._texts)) if rows is None else rows)
+        tokens = tokens.clone()  # it may be a view of what changes before it is looked at
 
         def note() -> None:
             for row, new, count in zip(chosen, tokens.tolist(), counts, strict=True):
