@@ -103,6 +103,8 @@ class Both:
         self.paged = lm.open(ROWS, 4, kv=KV("paged", page=self.page, pages=pages))
         self.texts = [[] for _ in range(ROWS)]
         self.refused = 0
+        for row in range(ROWS):
+            assert self.paged.adopt(row, []) == 0
 
     def check(self):
         self.paged.check_integrity()
@@ -349,6 +351,30 @@ def test_a_full_pool_says_so_before_anything_is_written(lm):
             session.check_integrity()
         small = TokenTree(tree.tokens[:, :1], [[-1]] * 2)
         assert worst(lm.model, small, session.score(small).logits, rows) < 1e-9
+
+
+@torch.inference_mode()
+def test_rows_without_a_text_take_no_pages_of_a_pool_of_a_given_size(lm):
+    (prompt,) = prompts(7)
+    with lm.open(4, 0, kv=KV("paged", page=4, pages=4)) as session:
+        read(session, 0, prompt)
+        read(session, 1, prompt[:4])
+        session.release([1])
+        assert session.lacking([0], 5) == 0
+        tree = TokenTree(tokens_of(1, 4, 5), [[-1, 0, 1, 2, 3]] * 4)
+        found = session.score(tree).logits
+        assert worst(lm.model, TokenTree(tree.tokens[:1], [[-1, 0, 1, 2, 3]]), found, [prompt]) < (
+            1e-9
+        )
+        session.keep(np.array([[1]] * 4), [1, -1, -1, -1])
+        session.check_integrity()
+        assert session.page_use.in_use == 3
+        session.adopt(2, [])  # a text of one token: its root comes with its tree
+        root = TokenTree(tokens_of(2, 4, 1), [[-1]] * 4)
+        text = [*prompt, *tree.tokens[0, :2].tolist()]
+        found = session.score(root).logits[[0, 2]]
+        both = TokenTree(root.tokens[[0, 2]], [[-1]] * 2)
+        assert worst(lm.model, both, found, [text, []]) < 1e-9
 
 
 @torch.inference_mode()
