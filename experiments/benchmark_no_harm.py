@@ -30,8 +30,10 @@ class Benchmark(Options):
     deep_limit: int = 0
     draft: str = "demo-draft"
     random_length: int = 8  # tokens of a random chain
+    # of drafters that fail
     fail_temperatures: list[float] = field(default_factory=lambda: [0.0, 1.0])
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
+    # drafters that pay
     good: list[str] = field(default_factory=lambda: ["small_model", "ngram"])
     output: str = "outputs/benchmark_no_harm"
 

@@ -38,6 +38,7 @@ class Benchmark(Options):
     learn: int = 2  # prompts that it learns from first
     max_new_tokens: int = 64
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
+    # that are priced, by name
     drafters: list[str] = field(default_factory=lambda: ["small_model", "eagle"])
     deep: bool = False  # on the deepened target
     repeats: int = 10  # rounds of each size in the cost table
