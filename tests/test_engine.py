@@ -283,7 +283,6 @@ def test_a_drafter_that_breaks_its_contract_closes_the_engine(target):
         ({"stop": "x"}, "tokenizer"),
         ({"temperature": -1}, "temperature must be"),
     ],
-    ids=str,
 )
 def test_requests_that_cannot_be_served_are_refused_when_submitted(options, says, target):
     with specdec.Engine(target, drafter="none", seats=2) as engine:
