@@ -109,7 +109,7 @@ def test_one_that_becomes_bad_is_left_out_soon():
     played(bank, 200, lambda n: 3, lambda n: 1.5, text=1000)
     gained = bank.balance
     share, *_ = played(bank, 300, lambda n: 1, lambda n: 1.5, text=800)
-    assert share < 0.25
+    assert share < 1 / 3
     assert bank.balance > 0.8 * gained
 
 
