@@ -20,7 +20,6 @@ demo: $(INSTALLED)  ## chains, trees and a head on the bundled models at T = 0.6
 gallery: demo  ## the pages of docs/gallery
 	cp multirun/demo/report/index.html docs/gallery/demo.html
 	$(BIN)/specdec "def read_csv(" --drafter small_model,depth=4,branching=2 --temperature 0.6 --trace docs/gallery/trace.html
-	$(BIN)/python -m experiments.doctor target=demo drafter=small_model,depth=4 progress=false > docs/gallery/doctor.txt
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

@@ -54,7 +54,7 @@ class Portfolio(Drafter):
         },
         {
             "members": [
-                {"name": "small_model", "depth": 2, "branching": [2, 1]},
+                {"name": "small_model", "depth": 1, "branching": 2},
                 {"name": "suffix", "nodes": 3},
             ]
         },
@@ -72,7 +72,7 @@ class Portfolio(Drafter):
             each if isinstance(each, Drafter) else build("drafter", each) for each in members
         ]
         self.choice = None if costs is None else known.check_choice(costs)
-        self.learns = any(each.learns for each in self.members)
+        self.learns = True  # one decision for all rows, by what all of them have accepted
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Portfolio":

@@ -50,7 +50,7 @@ class Priced(Drafter):
     variants = (
         _variant({}),
         _variant({"branching": 2}, nodes=2, width=2),
-        {"drafter": {"name": "small_model", "depth": 1, "branching": 2, "draw": "wr"}, "nodes": 2},
+        {**_variant({"branching": 2, "draw": "wr"}, nodes=2, width=2), "depth": 1},
         _variant({"branching": 2, "draw": "ranked", "nodes": 3}, nodes=3, width=2),
         {"drafter": {"name": "suffix", "nodes": 3}},
     )
@@ -128,7 +128,8 @@ class Priced(Drafter):
             self._governed.pausing, self._governed.noted = not drafts, None
         # what reads the target's hidden states has to read those of every round
         asked = state if drafts or self._inner.taps else idle(state)
-        tree, self._pruned = self._inner.propose(asked, chance), None
+        self._pruned: Pruned | None = None
+        tree = self._inner.propose(asked, chance)
         self.aside = self._inner.aside
         noted = self._governed.noted if self._governed is not None else None
         if noted is None and drafts and tree.num_nodes > 1:
@@ -140,10 +141,10 @@ class Priced(Drafter):
 
     def _prune(self, tree: TokenTree, state: State) -> tuple[TokenTree, Noted]:
         self._whole = tree
-        self._pruned = found = pruned(self._policy, tree, state, self._inner.shares)
+        self._pruned = left = pruned(self._policy, tree, state, self._inner.shares)
         inner = self._inner.aside
-        self.aside = found.numbers if inner is None else torch.cat([found.numbers, inner], 1)
-        return found.tree, found.noted
+        self.aside = left.numbers if inner is None else torch.cat([left.numbers, inner], 1)
+        return left.tree, left.noted
 
     def observe(self, state: State) -> None:
         self._policy.learn(state)

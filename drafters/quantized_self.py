@@ -11,6 +11,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+import torch
+
 from specdec import Drafter, LanguageModel, Sampling, State, TokenTree, TransformersLM
 from specdec.chance import Draws
 from specdec.drafting.shape import FEW_VARIANTS, Shape, ShapeArguments, TreeDrafter
@@ -65,9 +67,10 @@ class QuantizedSelf(TreeDrafter):
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "QuantizedSelf":
-        """A table has no weights to pack: `draft` drafts instead."""
+        """A table has no weights to pack, and torchao packs none of float64: `draft` drafts
+        instead."""
         made = cls(**arguments)
-        if not isinstance(target, TransformersLM):
+        if not isinstance(target, TransformersLM) or target.dtype == torch.float64:
             made._draft = draft
         return made
 

@@ -150,17 +150,15 @@ class SmallModel(TreeDrafter):
         if state.deepest < 1:
             return TokenTree.root(state.roots, self.law)
         self._grown = self._as_a_whole(state, chance)
-        if self._grown is not None:
-            self.aside = self._grown.inner
-            return self._grown.tree
-        logits = self._read_new(state)
-        session = self._session
-        if isinstance(session, TranslatedSession) and session.model.own:
-            return written(logits, session, state, self.shape.depth)
-        score: Score = self._score
-        if self._guesses is not None:
-            score = self._guesses.around(score, state)
-        self._grown = self.grow(logits, score, state, chance)
+        if self._grown is None:
+            logits = self._read_new(state)
+            session = self._session
+            if isinstance(session, TranslatedSession) and session.model.own:
+                return written(logits, session, state, self.shape.depth)
+            score: Score = self._score
+            if self._guesses is not None:
+                score = self._guesses.around(score, state)
+            self._grown = self.grow(logits, score, state, chance)
         self.aside = self._grown.inner
         return self._grown.tree
 

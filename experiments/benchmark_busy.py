@@ -41,7 +41,7 @@ class Busy:
     temperature: float = 0.6
     seed: int = 0
     rivals: int = 4  # busy processes
-    compile: bool = False
+    compile: bool = False  # compiled passes
     output: str = "outputs/benchmark_busy"
 
 

@@ -6,8 +6,8 @@ against contiguous memory, shared prompts, and many requests with little memory.
     python -m experiments.benchmark_engine soak requests=500      a trial
 
 batches   every request has its own length, drawn once: an engine against the same engine that is
-          given the next requests only when all before them are over, and against transformers'
-          generate_batch where it runs on this device
+          given the next requests only when all before them are over
+transformers  the first of them against transformers' continuous batching, where that runs
 generate  an engine of one seat against `generate`
 pages     the memory in pages against contiguous memory, in tokens/s and in bytes at the peak
 samples   many samples of one prompt: pages, and passes that read
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from experiments.benchmarks.options import Line
 from experiments.terminal.options import start
 
-PARTS = ("batches", "generate", "pages", "samples", "host", "soak")
+PARTS = ("batches", "transformers", "generate", "pages", "samples", "host", "soak")
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Benchmark:
     draft: str = "demo-draft"
     dtype: str = "bfloat16"
     prompts: int = 64
-    shortest: int = 16  # new tokens
-    longest: int = 256
-    seats: int = 8
-    samples: int = 32
+    shortest: int = 16  # new tokens of a request, at least
+    longest: int = 256  # and at most
+    seats: int = 8  # requests that decode at the same time
+    samples: int = 32  # of one prompt
     requests: int = 10_000  # of the soak
     repeats: int = 3
     seed: int = 0
@@ -61,6 +61,7 @@ def main(wanted: Benchmark) -> None:
     bench = serving.Serving(wanted)
     parts: dict[str, Callable[[], list[Line]]] = {
         "batches": bench.batches,
+        "transformers": bench.transformers,
         "generate": bench.generate,
         "pages": bench.pages,
         "samples": bench.samples,

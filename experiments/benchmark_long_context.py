@@ -27,11 +27,16 @@ class LongContext(Options):
     """python -m experiments.benchmark_long_context: speed-up of sparse_self against length and
     rows, measured and computed; print a table and write it to a folder."""
 
+    # positions of the target
     context: int = 4096
     lengths: list[int] = field(default_factory=lambda: [500, 1500, 3400])  # of prompts
+    # texts that decode side by side
     rows: list[int] = field(default_factory=lambda: [1, 8])
+    # which tokens sparse_self reads: streaming | snapkv | chunks
     select: str = "streaming"
+    # tokens that it reads
     budget: int = 256
+    # of its chains
     depth: int = 3
     temperature: float = 1.0
     limit: int = 8

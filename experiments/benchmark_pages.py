@@ -30,12 +30,17 @@ class Benchmark:
     draft: str = "demo-draft"
     prompts: str = "demo"
     dtype: str = "bfloat16"
+    # tokens of each prompt
     context: int = 512
+    # that each prompt adds
     new_tokens: int = 64
+    # rows of a batch
     batches: list[int] = field(default_factory=lambda: [1, 8])
     depth: int = 4  # of the draft model's chain
     temperature: float = 0.6
+    # how often each way decodes
     turns: int = 5
+    # tokens of a page
     page: int = 16
     seed: int = 0
     threads: int | None = None

@@ -11,6 +11,7 @@ process, where the cost table was measured just before. The shapes of the sweep 
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean
@@ -24,7 +25,8 @@ if TYPE_CHECKING:  # these modules import torch, which --help does not need
 
     from experiments.benchmarks.bench import Bench
     from experiments.measuring.ways import Ours
-    from specdec import Costs
+    from specdec import Costs, Step
+    from specdec.pricing.costs import Curves
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Benchmark(Options):
     learn: int = 2  # prompts that it learns from first
     max_new_tokens: int = 64
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
+    # that are priced, by name
     drafters: list[str] = field(default_factory=lambda: ["small_model", "eagle"])
     deep: bool = False  # on the deepened target
     repeats: int = 10  # rounds of each size in the cost table
@@ -111,14 +114,16 @@ def learn(bench: "Bench", way: "Ours") -> None:
 def expected(bench: "Bench", way: "Ours") -> dict[str, Any]:
     """What `priced` expected of its rounds on the held-out prompts, and the share of deciding."""
     from specdec.measuring.promises import promises, reliability
+    from specdec.pricing.measure import label
 
-    steps, deciding, decoding = [], 0.0, 0.0
+    sampled = way.options["temperature"] > 0
+    steps, deciding = [], 0.0
     for prompt in bench.prompts[bench.wanted.learn :]:
         tokens = way.target.tokenizer(prompt.text)["input_ids"]
         run = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
         run.finish()
         steps += run.recorder.steps
-        decoding += run.report.decode_seconds
+        curves = run.drafter.costs.curves(label(way.drafter.drafter), 128, 1, sampled)
         timed = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
         policy = Timed(timed.drafter._policy)
         timed.drafter._policy = policy
@@ -133,8 +138,30 @@ def expected(bench: "Bench", way: "Ours") -> dict[str, Any]:
         "tokens, measured / expected": f"{kept.token_ratio:.2f}",
         "time, measured / expected": f"{kept.time_ratio:.2f}",
         "calibration error": f"{trust.error:.3f}",
+        "price / ratio": f"{price_over_ratio(steps, curves):.3f}",
         "deciding": f"{deciding / max(1, len(bench.prompts) - bench.wanted.learn):.1%}",
     }
+
+
+def price_over_ratio(steps: "Sequence[Step]", curves: "Curves") -> float:
+    """Long-run tokens per second under one price / under the best ratio of each round, if each
+    recorded round could keep any number of its best nodes, by their expected chances."""
+    from specdec.pricing.price import Choice, rate_under_price, rate_under_ratio
+    from specdec.tree import host_depths
+
+    kinds = []
+    for step in steps:
+        if step.decision is None or step.decision.survivals is None:
+            continue
+        order = (-step.decision.survivals[0, 1:]).argsort(kind="stable") + 1
+        depths = host_depths(step.parents.astype(int))[0]
+        options, tokens, levels = [Choice(1, curves.plain)], 1.0, 0
+        for count, node in enumerate(order.tolist(), 1):
+            tokens += float(step.decision.survivals[0, node])
+            levels = max(levels, int(depths[node]))
+            options.append(Choice(tokens, curves.round(1 + count, levels)))
+        kinds.append((1.0, options))
+    return rate_under_price(kinds) / rate_under_ratio(kinds)
 
 
 def measured(bench: "Bench", name: str) -> "tuple[pd.DataFrame, dict[str, Any]]":

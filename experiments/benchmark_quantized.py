@@ -23,6 +23,7 @@ class Quantized(Options):
     """python -m experiments.benchmark_quantized: measure packed targets and the drafter
     quantized_self, print a table and write it to a folder."""
 
+    # of packed weights
     schemes: list[str] = field(default_factory=lambda: ["int8", "int4"])
     length: int = 4  # of chains
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6])

@@ -4,10 +4,12 @@ prompt by prompt in one process, ratios paired, intervals over prompts.
     python -m experiments.benchmark_training_free
     python -m experiments.benchmark_training_free limit=4 store=8 edits=null        a trial
 
-Trees have 16 drafted nodes. Prompts "with repetition" are the half whose plain output has fewer
-distinct 4-grams. The store holds the outputs of `store` other beginnings from the same modules.
-`edits`: files of that folder, rewritten with one name changed (experiments.records.lookups); no
-model is needed for those. Host time: drafting, and what commits take more than in plain decoding.
+Trees have 16 drafted nodes. Lookups and plain decoding are coupled: they put out the same text, so
+their tau is that of one text (the chains of the draft model are not). Prompts "with repetition" are
+the half whose plain output has fewer distinct 4-grams. The store holds the outputs of `store` other
+beginnings from the same modules. `edits`: files of that folder, rewritten with one name changed
+(experiments.records.lookups); no model is needed for those. Host time: drafting, and what commits
+take more than in plain decoding.
 """
 
 from collections.abc import Sequence
@@ -45,6 +47,8 @@ class TrainingFree(Options):
 def ways(bench: "Bench", store: "SuffixStore | None") -> dict[str, Any]:
     wanted = bench.wanted
     assert isinstance(wanted, TrainingFree)
+    from specdec import Coupled
+
     tree = {"name": "ngram", "length": wanted.nodes, "tree": True}
     suffix = {"name": "suffix", "nodes": wanted.nodes}
     model = {"name": "small_model", "model": wanted.draft, "depth": 4}
@@ -63,8 +67,11 @@ def ways(bench: "Bench", store: "SuffixStore | None") -> dict[str, Any]:
         "small_model": model,
         "cascade": both,
     }
+    own = {"chance": Coupled(wanted.seed), "seed": None}
     return {
-        name: bench.ours(bench.target, wanted.temperature, drafter)
+        name: bench.ours(
+            bench.target, wanted.temperature, drafter, **({} if name in DRAWN else own)
+        )
         for name, drafter in drafters.items()
     }
 
@@ -130,6 +137,7 @@ def halves(found: "Compared") -> dict[str, list[int]]:
     }
 
 
+DRAWN = ("suffix chain", "small_model", "cascade")  # whose chains are sampled: the rule `block`
 PAIRS = (
     ("suffix", "ngram"),
     ("suffix, warm", "suffix"),

@@ -35,7 +35,9 @@ class Lookahead(Options):
 
     deep_limit: int = 0
     max_new_tokens: int = 96
+    # columns of the window
     window: int = 4
+    # tokens of an n-gram
     ngram: int = 3
     candidates: int = 4  # n-grams that a pass verifies
 

@@ -36,6 +36,7 @@ class Tune:
     target: str = "demo"
     prompts: str = "demo"  # JSON lines
     draft: str | None = "demo-draft"  # the draft model of small_model; null: none
+    # drafters with bundled heads that are tried
     heads: list[str] = field(default_factory=lambda: ["eagle", "eagle3", "medusa"])
     budget: str = "5min"  # 90s, 5min
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])  # taken in turn

@@ -201,7 +201,12 @@ class PageUse(NamedTuple):
 
 @runtime_checkable
 class Paged(Protocol):
-    """A session whose memory is pages of a pool."""
+    """A session whose memory is pages of a pool.
+
+    In a pool of a given number of pages, a row holds a text from `adopt` (of anything, also of no
+    tokens) or `read` on, until it is released. Other rows get no pages, and what is scored in them
+    is padding.
+    """
 
     @property
     def page(self) -> int: ...  # tokens of a page
@@ -220,13 +225,11 @@ class Paged(Protocol):
 
     def lacking(self, rows: Sequence[int], nodes: int) -> int:
         """Pages that must become free before each of these rows can score a tree of `nodes` nodes,
-        and every other row its root. Rows that were released need none, until they are read or
-        adopt pages."""
+        and every other row that holds a text its root."""
 
     def adopt(self, row: int, tokens: Sequence[int], taps: tuple[Tap, ...] = ()) -> int:
         """An empty row takes over what is known of the beginning of a text. Returns how many of its
-        first tokens are committed now: 0 where taps are wanted, which are not kept. From then on
-        the row has pages, also for a text of one token, of which nothing is read."""
+        first tokens are committed now: 0 where taps are wanted, which are not kept."""
 
     def check_integrity(self) -> None:
         """For tests: what must hold between passes."""
@@ -552,7 +555,8 @@ class Drafter(ABC):
         the last commit, and `state.last.drafted` is 0 everywhere."""
 
     def leave(self, rows: Sequence[int]) -> None:
-        """The requests in these seats have ended."""
+        """The requests in these seats have ended, or have lost them for a while: then they enter
+        again, with what they have added so far as a part of their prompt."""
 
     def forget(self) -> None:
         """Drop what was learnt from earlier runs: cold again. For drafters that learn."""

@@ -23,6 +23,7 @@ class Reading:
     shared: int = 0  # so many of them a text that is ahead has too
     read: int = 0  # so many of them are in memory
     asked: bool = False  # whether it has been given the pages that it can share
+    adopted: int = 0  # tokens in those pages
     taps: list[Tensor] = field(default_factory=list)  # (T, K, d) of each part
     best: list[Tensor] = field(default_factory=list)  # (T, k)
 
@@ -104,11 +105,12 @@ class Prefill:
             return True
         for other in ahead if self.shares else ():
             alike = common(other.tokens, one.tokens)
-            whole = alike == len(one.tokens)  # the page that is not full is copied
+            # The last page, which is not full, may be copied from a text that has all of it.
+            whole = alike == len(one.tokens) and not other.adopted
             if alike - (0 if whole else alike % target.page) > other.read:
                 return False
         one.asked = True
-        one.read = target.adopt(one.row, one.tokens if self.shares else [])
+        one.read = one.adopted = target.adopt(one.row, one.tokens if self.shares else [])
         return True
 
     @property

@@ -231,7 +231,6 @@ class Seats:
         places: list[int] = []  # in the flat `tokens`
         values: list[int] = []
         kept = [0] * len(live)
-        self.ended = []
         for row in np.flatnonzero(outcome.live).tolist():
             added = self._at(row).add(outcome.tokens[row])
             first = row * self.tokens.shape[1] + lengths[row]

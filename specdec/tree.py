@@ -385,6 +385,11 @@ def structure_faults(parents: np.ndarray, depths: np.ndarray | None = None) -> n
 
 def host_depths(parents: np.ndarray) -> np.ndarray:
     """(B, N) edges from the root, of parents (B, N) that come before their children."""
+    if len(parents) == 1:  # lists are faster here
+        found = [0] * parents.shape[1]
+        for node, above in enumerate(parents[0].tolist()):
+            found[node] = found[above] + 1 if above >= 0 else 0
+        return np.array([found])
     depths = np.zeros_like(parents)
     rows = np.arange(len(parents))
     for node in range(1, parents.shape[1]):

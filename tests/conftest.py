@@ -109,10 +109,14 @@ def command(usual, tmp_path, monkeypatch):
     logging.getLogger().handlers = handlers
 
 
-PAGED = KV("paged", page=4)
-
-
 @pytest.fixture
 def paged(monkeypatch):
     """Every transformers model keeps its keys and values in pages, unless it is asked otherwise."""
-    monkeypatch.setattr(TransformersLM, "kv", property(lambda self: PAGED))
+    monkeypatch.setattr(TransformersLM, "kv", property(lambda self: KV("paged", page=4)))
+
+
+@pytest.fixture(params=["contiguous", pytest.param("paged", marks=pytest.mark.slow)])
+def layout(request):
+    """Of every session's memory. Tests of what does not depend on it run over both."""
+    if request.param == "paged":
+        request.getfixturevalue("paged")

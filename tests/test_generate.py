@@ -34,7 +34,10 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     ],
 }
 DRAFTERS = [
-    {"name": name, **shape} for name in names("drafter") for shape in SHAPES.get(name, [{}])
+    {"name": name, **shape}
+    for name in names("drafter")
+    if name not in ("portfolio", "auto")  # they decide for all rows, auto by the clock
+    for shape in SHAPES.get(name, [{}])
 ]
 
 

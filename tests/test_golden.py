@@ -30,6 +30,7 @@ def test_on_tables(rule):
     check("tables", TABLES[rule])
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("model", ON_MODELS)
 def test_on_transformers_models(model, temperature):

@@ -225,6 +225,14 @@ def test_a_text_is_what_it_is_alone(temperature):
     for seats in (1, 2, 4):
         found = specdec.generate(target, prompts, grammar=kinds, seats=seats, **options)
         assert [row.tolist() for row in found.tokens] == [row.tolist() for row in alone]
+    drafter, memory = options.pop("drafter"), 4 * 15 * target.bytes_per_token()
+    with specdec.Engine(target, drafter=drafter, seats=4, memory=memory, page=4) as engine:
+        asked = [
+            engine.submit(prompt, grammar=kind, **options)
+            for prompt, kind in zip(prompts, kinds, strict=True)
+        ]
+        assert [one.result().tokens for one in asked] == [row.tolist() for row in alone]
+        assert sum(one.set_aside for one in asked) > 0
 
 
 def test_a_cut_text_is_the_beginning_of_one_that_matches():

@@ -102,14 +102,18 @@ def watched(kind: str, head: Head, **settings: Any) -> Any:
         seen: list[tuple[Tensor, Tensor]]
         said: list[Tensor] | None = None  # the roots' features of every round
 
-        def _read_new(self, state: State) -> Tensor | None:
-            logits = super()._read_new(state)
+        def propose(self, state: State, chance: Any) -> TokenTree:
+            self.now = state
+            return super().propose(state, chance)
+
+        def _read(self, new: Any) -> Tensor:
+            logits, state = super()._read(new), self.now
             if self.said is not None:
                 self.said.append(self._features)
             for row, (length, live) in enumerate(
                 zip(state.on_host.lengths, state.on_host.live, strict=True)
             ):
-                if logits is not None and live and length > 1:
+                if live and length > 1:
                     self.seen.append((state.tokens[row, :length].clone(), logits[row, 0].clone()))
             return logits
 
@@ -189,7 +193,7 @@ def test_the_memory_is_in_step_after_200_rounds(kind, monkeypatch):
     )
 
     again = watched(kind, made.heads, depth=2)
-    specdec.generate(target, [text.tolist()], drafter=again, temperature=3.0, max_new_tokens=1)
+    specdec.generate(target, [text.tolist()], drafter=again, temperature=3.0, max_new_tokens=2)
     fresh = [block[0, 0, :, : len(text) - 1] for block in memories[-1][1]]
     torch.testing.assert_close((keys, values), tuple(fresh), rtol=0, atol=1e-4)
     torch.testing.assert_close(logits, again.seen[0][1], rtol=0, atol=1e-4)
@@ -233,7 +237,7 @@ def test_three_steps_of_training_are_three_levels_of_drafting(kind, name, at):
     assert [guess.offset for guess in guesses] == [1, 2, 3]
     with torch.inference_mode():
         state = standing(made, target, text[: at + 2])
-        drafted = [made._read_new(state)]
+        drafted = [made._read(made._new(state))]
         tree = TokenTree.root(state.roots)
         for step in (1, 2):
             tree = tree.grow(text[None, at + 1 + step, None], torch.tensor([[step - 1]]))

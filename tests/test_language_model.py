@@ -14,6 +14,7 @@ from tests.models import ARCHITECTURES, CONTEXT, REFUSED, VOCABULARY, WINDOW, bu
 
 LENGTHS = [9, 12, 7]  # ragged, all longer than the sliding window
 PARENTS = torch.tensor([[-1, 0, 0, 1, 1, 3, 2], [-1, 0, 1, 2, 3, 4, -1], [-1, 0, 0, 0, -1, 3, 5]])
+over_both_layouts = pytest.mark.usefixtures("layout")
 KEPT = np.array([[1, 3, 5], [1, 2, -1], [3, -1, -1]]), [3, 2, 0]
 
 
@@ -66,11 +67,13 @@ def test_tree_logits_are_plain_logits(name):
     both_rounds(shared(name), 1e-5)
 
 
+@over_both_layouts
 @pytest.mark.parametrize("name", ["llama_gqa", "gemma3", "mistral_window", "gpt2"])
 def test_float64_is_exact_to_rounding(name):
     both_rounds(build(name, torch.float64), 1e-10)
 
 
+@over_both_layouts
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_other_attention_of_the_user_works_too(attention):
     model = build("llama_gqa")
@@ -79,6 +82,7 @@ def test_other_attention_of_the_user_works_too(attention):
     assert model.config._attn_implementation == attention
 
 
+@over_both_layouts
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["llama_gqa", "mistral_window", "gemma3"])
 def test_one_level_after_the_other_gives_the_same_logits(name):
@@ -94,6 +98,7 @@ def test_one_level_after_the_other_gives_the_same_logits(name):
     assert worst(model, tree, torch.cat(logits, 1), rows) < 1e-5
 
 
+@over_both_layouts
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["mistral_window", "gemma2", "gemma3"])
 def test_windows_count_positions_not_slots(name):
@@ -107,6 +112,7 @@ def test_windows_count_positions_not_slots(name):
     assert worst(model, tree, session.score(tree).logits, rows) < 1e-5
 
 
+@over_both_layouts
 @torch.inference_mode()
 def test_taps_are_the_models_own_hidden_states():
     model, (row,) = shared("llama_gqa"), prompts(9)
@@ -187,6 +193,7 @@ def test_longrope_is_used_up_to_the_original_context():
     assert lm.context == 24
 
 
+@over_both_layouts
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_users_model_is_left_as_it_was(attention):
     model = build("gemma3")
@@ -238,6 +245,7 @@ def test_memory_grows_where_a_text_outgrows_it(slots):
     assert session._memory.slots == 64
 
 
+@over_both_layouts
 @torch.inference_mode()
 def test_reading_gives_the_logits_after_each_rows_own_end():
     model, rows = shared("llama_gqa"), prompts(*LENGTHS)
@@ -248,6 +256,7 @@ def test_reading_gives_the_logits_after_each_rows_own_end():
             torch.testing.assert_close(logits[row, 0], plain, atol=1e-5, rtol=0)
 
 
+@over_both_layouts
 @torch.inference_mode()
 def test_padding_past_the_context_is_no_position():
     """One row is full, its neighbour reads on: learned positions end with the context."""
@@ -263,6 +272,7 @@ def test_padding_past_the_context_is_no_position():
             torch.testing.assert_close(logits[row, 0], plain, atol=1e-5, rtol=0)
 
 
+@over_both_layouts
 @torch.inference_mode()
 def test_the_last_node_of_a_tree_does_not_see_its_sibling():
     """Scored alone, it looks like the end of a chain."""
@@ -276,6 +286,7 @@ def test_the_last_node_of_a_tree_does_not_see_its_sibling():
         torch.testing.assert_close(alone[:, 0], whole[:, 2], atol=1e-5, rtol=0)
 
 
+@over_both_layouts
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["llama_gqa", "gemma3", "mistral_window"])
 def test_a_row_can_be_emptied_and_read_anew_while_its_neighbours_stay(name):
@@ -291,6 +302,7 @@ def test_a_row_can_be_emptied_and_read_anew_while_its_neighbours_stay(name):
     assert worst(model, tree, session.score(tree).logits, [rows[0], other, rows[2]]) < 1e-5
 
 
+@over_both_layouts
 def test_a_closed_session_says_so():
     session = TransformersLM(shared("llama_gqa")).open(1, 10)
     session.close()
@@ -302,6 +314,7 @@ def test_a_closed_session_says_so():
 # -------------------------------------------------------------------------- extra layers and dtypes
 
 
+@over_both_layouts
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["llama_gqa", "qwen3", "mistral_window", "gemma3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -327,6 +340,7 @@ def test_extra_layers_are_refused_where_they_would_not_be_zero():
         specdec.load(shared("gpt2"), extra_layers=2)
 
 
+@over_both_layouts
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_every_floating_point_type_runs(dtype, temperature):

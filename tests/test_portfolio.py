@@ -50,7 +50,7 @@ def run(drafter, **options):
 @pytest.mark.parametrize("variant", Portfolio.variants, ids=suite.title)
 @pytest.mark.parametrize("rule", ["naive", "block", "traversal"])
 def test_whole_rounds_have_the_law(variant, rule):
-    """Three rounds: each member drafts in one of them."""
+    """Two rounds: each member drafts in one of them."""
     drafter = {"name": "portfolio", **variant}
 
     def made(tables):
@@ -69,7 +69,7 @@ def test_whole_rounds_have_the_law(variant, rule):
             )
         except specdec.Refused:
             pytest.skip("the rule is not for these trees")
-        found = exact.exact(tables, made, rule, tokens=3, rounds=3, rows=exact.ROWS)
+        found = exact.exact(tables, made, rule, tokens=3, rounds=2)
         assert found.lossless, str(found)
 
 

@@ -32,10 +32,10 @@ def decoded(drafter, toy=KNOWN, tokens=12, **options):
     return specdec.generate(toy.target, [list(toy.prompt)], drafter=drafter, **options)
 
 
-def large(draft=None) -> tuple:
+def large() -> tuple:
     """A transformers model, and one that often agrees with it."""
-    target = specdec.load(shared("llama_gqa"))
-    return target, specdec.load(similar("llama_gqa")) if draft is None else draft
+    model = shared("llama_gqa")
+    return specdec.load(model), specdec.load(similar(model))
 
 
 # ------------------------------------------------------------------------------- what is decided

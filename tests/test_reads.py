@@ -49,7 +49,9 @@ class Reads(TorchFunctionMode):
 
 
 SHAPES = [
-    *({"name": name} for name in names("drafter")),
+    # priced decides level by level, on the host: on a device it reads once more per level; a
+    # portfolio reads what its lookups have drafted, to score it
+    *({"name": name} for name in names("drafter") if name not in ("priced", "portfolio", "auto")),
     {"name": "ngram", "tree": True},
     {"name": "small_model", "depth": 3, "branching": [3, 2, 1]},
     {"name": "small_model", "depth": 3, "branching": 2, "draw": "wr"},

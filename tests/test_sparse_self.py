@@ -318,3 +318,10 @@ def test_the_room_is_for_the_tokens_that_choose():
     assert SparseSelf().max_nodes == 4
     state = State.of([[1, 2, 3]], specdec.Sampling(0.0))
     assert SparseSelf().budget > len(state.text(0))
+
+
+@pytest.mark.parametrize("kv", ["paged", "int8"])
+def test_memory_that_it_cannot_copy_from_is_refused(kv):
+    target = models.lm("llama_gqa").with_kv(specdec.KV.asked(kv))
+    with pytest.raises(ValueError, match="contiguous memory in the model's own dtype"):
+        specdec.generate(target, models.prompts(20), drafter=SparseSelf(budget=8), max_new_tokens=4)

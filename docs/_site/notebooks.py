@@ -1,12 +1,14 @@
 """Notebooks of docs/notebooks as pages: text, code, and what the code put out when it was run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from experiments.terminal.meanings import ROOT
 
 FOLDER = ROOT / "docs/notebooks"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
 
 
 def page(path: Path) -> str:
@@ -27,7 +29,7 @@ def _cell(cell: dict[str, Any]) -> list[str]:
 
 def _output(output: dict[str, Any]) -> str:
     if output["output_type"] == "stream":
-        text = "".join(output["text"]).rstrip()
+        text = COLOURS.sub("", "".join(output["text"])).rstrip()
         return f"```text\n{text}\n```" if output["name"] == "stdout" and text else ""
     data = output.get("data", {})
     if "text/html" in data:

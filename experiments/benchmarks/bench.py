@@ -25,6 +25,7 @@ from experiments.system.libraries import quiet_transformers, set_threads
 from experiments.system.surroundings import surroundings
 from experiments.terminal.progress import bar
 from experiments.terminal.tables import markdown
+from specdec.measuring.clock import PHASES
 from specdec.measuring.report import Report
 
 
@@ -45,6 +46,14 @@ class Compared:
 
     def times(self, way: str, baseline: str) -> str:
         return self.ratio(way, baseline).text(unit="x")
+
+    def rate(self, name: str) -> float:
+        """Tokens per second of decoding over all prompts, prefills left out."""
+        rounds = self.rounds[self.rounds["way"] == name]
+        seconds = rounds.drop_duplicates(["prompt", "turn", "batch", "round"])[
+            [f"{phase}_seconds" for phase in PHASES]
+        ]
+        return float(rounds["kept"].sum() / seconds.to_numpy().sum())
 
     def outside(self, name: str) -> float:
         """The share of decoding outside the models' forward calls, the median over prompts."""

@@ -22,6 +22,9 @@ CONTEXT = 512  # tokens of the texts that pages are compared on
 PROMPT = 400  # tokens of the prompt that samples share
 
 
+Asked = tuple[list[int], int]  # a prompt, and how many tokens it is to add
+
+
 class Wanted(Protocol):
     """The options of benchmark_engine."""
 
@@ -63,9 +66,7 @@ class Serving:
         made = {"seats": self.wanted.seats, **options}
         return specdec.Engine(self.target, drafter=self.drafters[drafter], **made)
 
-    def _play(
-        self, engine: specdec.Engine, asked: Sequence[tuple[list[int], int]], at_once: int
-    ) -> int:
+    def _play(self, engine: specdec.Engine, asked: Sequence[Asked], at_once: int) -> int:
         """Decode requests, `at_once` of them submitted together; how many tokens came of it."""
         tokens = 0
         for first in range(0, len(asked), at_once):
@@ -82,54 +83,75 @@ class Serving:
     def _rates(self, ways: Mapping[str, Callable[[], int]]) -> dict[str, list[float]]:
         """Tokens/s of each way, played in turn."""
         found: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(self.wanted.repeats + 1):
+        for _ in range(self.wanted.repeats):
             for name, play in ways.items():
-                rate = self._rate(play)
-                if number:  # the first time is a warm-up
-                    found[name].append(rate)
+                found[name].append(self._rate(play))
         return found
 
-    def _continuous(self, drafter: str, at_once: int, **options: Any) -> Callable[[], int]:
+    def _continuous(self, drafter: str, asked: Sequence[Asked], at_once: int) -> Callable[[], int]:
         def play() -> int:
-            with self.engine(drafter, **options) as engine:
-                return self._play(engine, self.asked, at_once)
+            with self.engine(drafter) as engine:
+                return self._play(engine, asked, at_once)
 
         return play
 
-    def batches(self) -> list[Line]:
-        wanted, ways = self.wanted, {}
+    def _warm(self) -> None:
         for name in self.drafters:
-            ways[f"{name}, engine"] = self._continuous(name, len(self.asked))
-            ways[f"{name}, fixed"] = self._continuous(name, wanted.seats)
+            with self.engine(name) as engine:
+                self._play(engine, [(ids, 8) for ids, _ in self.asked[: self.wanted.seats]], 99)
+
+    def batches(self) -> list[Line]:
+        self._warm()
+        everything = len(self.asked)
         lines = []
-        try:
-            self._rate(self._theirs)
-            ways["transformers"] = self._theirs
-        except Exception as error:  # of their scheduler, which is made for CUDA
-            said = str(error).splitlines()[0] if str(error) else ""
-            lines.append(line("generate_batch", "-", f"{type(error).__name__}: {said}"[:70]))
-        rates = self._rates(ways)
+        rates = self._rates(
+            {
+                f"{name}, {how}": self._continuous(name, self.asked, at_once)
+                for name in self.drafters
+                for how, at_once in (("engine", everything), ("fixed", self.wanted.seats))
+            }
+        )
         for name in self.drafters:
             engine, fixed = rates[f"{name}, engine"], rates[f"{name}, fixed"]
             how = f"{median(engine):.0f}, {median(fixed):.0f} tokens/s"
             lines.append(line(f"{name}: engine / fixed batches", ratio(engine, fixed), how))
-            if "transformers" in rates:
-                theirs = rates["transformers"]
-                how = f"{median(engine):.0f}, {median(theirs):.0f} tokens/s"
-                lines.append(line(f"{name}: engine / generate_batch", ratio(engine, theirs), how))
         return lines
 
-    def _theirs(self) -> int:
-        """transformers' own continuous batching; every request up to its own length."""
+    def transformers(self) -> list[Line]:
+        """Against transformers' own continuous batching, which is made for CUDA."""
+        asked = self.asked[: min(2 * self.wanted.seats, len(self.asked))]
+        self._warm()
+        try:
+            self._theirs(asked[:1])
+        except Exception as error:  # whatever it is that does not run on this device
+            said = (str(error).splitlines() or [""])[0]
+            return [line("generate_batch", "-", f"{type(error).__name__}: {said}"[:70])]
+        rates = self._rates(
+            {
+                "theirs": lambda: self._theirs(asked),
+                **{name: self._continuous(name, asked, len(asked)) for name in self.drafters},
+            }
+        )
+        theirs = rates["theirs"]
+        return [
+            line(
+                f"{name}: engine / generate_batch",
+                ratio(rates[name], theirs),
+                f"{median(rates[name]):.0f}, {median(theirs):.0f} tokens/s; {len(asked)} requests",
+            )
+            for name in self.drafters
+        ]
+
+    def _theirs(self, asked: Sequence[Asked]) -> int:
         from transformers import GenerationConfig
 
         model, total = self.target.model, 0
-        longest = max(new for _, new in self.asked)
+        longest = max(new for _, new in asked)
         config = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=-1)
         with model.continuous_batching_context_manager(generation_config=config) as manager:
-            for number, (ids, new) in enumerate(self.asked):
+            for number, (ids, new) in enumerate(asked):
                 manager.add_request(ids, request_id=str(number), max_new_tokens=new)
-            for _ in self.asked:
+            for _ in asked:
                 found = manager.get_result(timeout=60)
                 if found is None:
                     raise TimeoutError("no result within a minute")
@@ -138,6 +160,7 @@ class Serving:
 
     def generate(self) -> list[Line]:
         """One seat, one request after the other."""
+        self._warm()
         asked = self.asked[: min(8, len(self.asked))]
         lines = []
         for name, drafter in self.drafters.items():
@@ -160,6 +183,7 @@ class Serving:
         return lines
 
     def pages(self) -> list[Line]:
+        self._warm()
         wanted, lines = self.wanted, []
         length = min(CONTEXT, self.target.context) - 64
         ids = [token for row in self.ids for token in row]
@@ -180,7 +204,7 @@ class Serving:
             lines.append(line(what, ratio(rates["paged"], rates["contiguous"]), how))
         return [*lines, self._peak()]
 
-    def _long(self, drafter: str, kv: Any, asked: Sequence[tuple[list[int], int]]) -> int:
+    def _long(self, drafter: str, kv: Any, asked: Sequence[Asked]) -> int:
         with self.engine(drafter, kv=kv, page=PAGE) as engine:
             return self._play(engine, asked, len(asked))
 

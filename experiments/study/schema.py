@@ -5,6 +5,7 @@ Plug-in groups (drafter, verifier) are plain YAML: `_target_` and constructor ar
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from experiments.system.libraries import check_threads
 from experiments.terminal import search_path
 from experiments.terminal.program import register_help
+from specdec.registry import read_file
 
 GROUPS = (
     "target",
@@ -28,6 +30,7 @@ GROUPS = (
     "launcher",
     "logger",
 )
+TUNED = "tuned.yaml"
 BASELINES = ("none", "transformers", "assisted", "prompt_lookup")
 
 
@@ -199,10 +202,13 @@ def check_study(name: str) -> None:
 
 def register() -> None:
     """Make known to Hydra: the frame, the first entry of conf/run.yaml's defaults list; the group
-    `logger`, which training has too; and the options of other packages."""
+    `logger`, which training has too; the options of other packages; and, as `drafter=tuned`, the
+    file of that name in the working folder, which `python -m experiments.tune` writes."""
     search_path.register()
     store = ConfigStore.instance().store
     store(name="schema", node=Command)
     store(group="logger", name="none", node={"logger": None}, package="_global_")
     store(group="logger", name="wandb", node=Logger)
+    with suppress(ValueError):  # without it, Hydra says that there is no such option
+        store(group="drafter", name="tuned", node=dict(read_file("drafter", TUNED)))
     register_help("run", GROUPS)

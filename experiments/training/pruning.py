@@ -97,7 +97,7 @@ def smallest(score: Tensor, pattern: str, sparsity: float) -> Tensor:
             raise ValueError(f"pattern=2:4 needs inputs in fours; a layer has {size}")
         score = score.view(outputs * size // 4, 4)
     count = round(sparsity * score.shape[1])
-    order = score.argsort(1, stable=True)[:, :count]
+    order = score.argsort(dim=1, stable=True)[:, :count]
     found = torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)
     return found.view(outputs, size)
 

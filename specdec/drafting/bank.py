@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 from specdec.errors import did_you_mean, number, switch
 
 WINDOW = 15  # rounds of either kind that estimates look back on
-TREND = 16  # rounds of the running mean of gains
-STAKE = 3.0  # plain rounds' time that a trial may lose
-FIRST_WAIT = 8  # plain rounds after a trial that failed; twice as many after each further one,
+TREND = 32  # rounds of the running mean of gains
+STAKE = 5.0  # plain rounds' time that a trial may lose
+FIRST_WAIT = 4  # plain rounds after a trial that failed; twice as many after each further one,
 LONGEST_WAIT = 256  # up to so many
 OUTLIER = 2.0  # times any recent round but one: what is beyond is the machine's doing
 BETWEEN = (4, 16)  # rounds with drafts between plain ones: for the first few, then
@@ -259,14 +259,14 @@ class Bank:
         return max(0.0, plain - self.drafted_seconds / self.tokens)
 
     def _plain_is_due(self, plain: float) -> bool:
-        """Whether to interleave a plain round: half of the slack may go to those."""
+        """Whether to interleave a plain round: a quarter of the slack may go to those."""
         if self.by_table is not None or self._since < BETWEEN[len(self._plain) >= FEW]:
             return False
         gives_away = self._gives_away(plain)
         to_come = self._left * (plain - gives_away)
         whole = self.earlier.seconds + self.seconds + to_come
         # twice: what the run's first round gave away was not known then
-        return self._given_away + 2 * gives_away <= self.settings.slack / 2 * whole
+        return self._given_away + 2 * gives_away <= self.settings.slack / 4 * whole
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, and a sentence."""

@@ -19,7 +19,7 @@ from specdec.drafting.stopwatch import Stopwatch
 from specdec.interfaces import Drafter, LanguageModel, compile_of
 from specdec.measuring.chosen import Chosen
 from specdec.pairing import name_of
-from specdec.pricing.known import costs_for
+from specdec.pricing.known import check_choice, costs_for
 from specdec.pricing.measure import label
 from specdec.sampling import Sampling
 from specdec.state import State
@@ -37,9 +37,11 @@ class Banked(Drafter):
         owner: Any = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        if settings.costs is not None:
+            check_choice(settings.costs)
         self.inner, self.settings, self._clock = drafter, settings, clock
         self._owner = drafter if owner is None else owner
-        self.yaml_name, self.learns = name_of(drafter), drafter.learns
+        self.yaml_name, self.learns = name_of(drafter), True  # one decision for all rows
         self._declare(drafter)
 
     def _declare(self, drafter: Drafter) -> None:

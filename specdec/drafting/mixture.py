@@ -38,6 +38,6 @@ def declared(tree: TokenTree, law: SiblingLaw, vocabulary: int, dtype: torch.dty
     """The tree with a law from `common_law`."""
     if tree.law is law:
         return tree
-    if law is SiblingLaw.DET:
+    if law is SiblingLaw.DET or tree.num_nodes == 1:
         return tree.drawn_from(law, None)
     return tree.drawn_from(law, point_masses(tree.tokens, vocabulary, dtype))

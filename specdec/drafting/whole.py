@@ -32,6 +32,7 @@ class Outline:
     shallowest: int  # -1: any row may have less room
     all_live: bool
     grammars: None = None
+    failures: None = None
 
     @property
     def rows(self) -> int:

@@ -52,7 +52,10 @@ def compile_mode(value: Any) -> Compile:
     raise ValueError(f"compile must be True, False, 'require' or None, got {value!r}{hint}")
 
 
-_freezing = threading.Lock()  # of the compiler's settings, which are the process's
+# Recording and compiling change what modules and compiled functions of the process do.
+_compiling = threading.RLock()
+_idle = threading.Event()  # nothing is being recorded
+_idle.set()
 
 
 class Shape(NamedTuple):
@@ -252,7 +255,12 @@ class CompiledModel:
 
             def make() -> Function:
                 layers = piece.steps * len(self.layout.shapes)
-                graph = traced(whole, (*arguments, memory.views))
+                with _compiling:
+                    _idle.clear()
+                    try:
+                        graph = traced(whole, (*arguments, memory.views))
+                    finally:
+                        _idle.set()
                 return built(graph, self._options(memory.device, layers // LOOPED))
 
             nodes = piece.nodes
@@ -312,9 +320,10 @@ def built(function: Function, options: dict[str, Any]) -> Function:
 
     def call(*arguments: Any) -> Any:
         if not first:
+            _idle.wait()
             return compiled(*arguments)
         # Whether weights become constants is decided before a backend sees its options.
-        with _freezing, inductor.patch(freezing=frozen):
+        with _compiling, inductor.patch(freezing=frozen):
             out = compiled(*arguments)
         first.clear()
         return out

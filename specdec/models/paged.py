@@ -45,8 +45,9 @@ class PagedMemory(Memory):
         self.pages: list[list[int]] = [[] for _ in range(rows)]  # of each row, in its order
         self.table = np.zeros((rows, 1), np.int64)  # the same; 0 behind a row's end
         self.keys: list[list[Key]] = [[] for _ in range(rows)]  # of a row's full pages
+        # Rows of a bounded pool that hold no text: they get no pages, what they write is scratch.
+        self.vacant = set(range(rows)) if self.bounded else set()
         self.ends = np.zeros(rows, np.int64)  # what a row may write ends before this slot
-        self.away: set[int] = set()  # rows that were released: what is scored there is scratch
         self._buffers: dict[Any, Tensor] = {}
         super().__init__(layout, rows, slots, dtype, device, False, kv.dtype)
 
@@ -87,6 +88,7 @@ class PagedMemory(Memory):
                 for row, count in zip(chosen, lengths, strict=True)
             ]
         )
+        self.vacant -= {row for row, count in zip(chosen, lengths, strict=True) if count}
         return super().reading(length, rows, prompt)._replace(few=None)
 
     def scoring(self, tree: TokenTree, start: int) -> Pass:
@@ -95,7 +97,7 @@ class PagedMemory(Memory):
             [
                 (row, root + start, root + max(end, start))
                 for row, (root, end) in enumerate(zip(self.roots, ends, strict=True))
-                if row not in self.away
+                if row not in self.vacant
             ]
         )
         return super().scoring(tree, start)._replace(few=None)
@@ -162,13 +164,21 @@ class PagedMemory(Memory):
 
     def _moved(self) -> None:
         super()._moved()
-        self.__dict__.pop("by_page", None)
-        self.__dict__.pop("by_slot", None)
+        for name in ("by_page", "by_slot", "first_pages"):
+            self.__dict__.pop(name, None)
 
     def _aim(
         self, first: list[int], count: int, rows: Sequence[int] | None, empty: bool
     ) -> "PagedSlots":
         return PagedSlots(self, first, count, rows, empty)
+
+    @cached_property
+    def first_pages(self) -> dict[int, np.ndarray]:
+        """Of each number of heads: (H, 1) where in `by_page` the pages of each head begin."""
+        every = {
+            heads for shape in self.layout.shapes for heads in (shape.heads, shape.value_heads)
+        }
+        return {heads: np.arange(heads)[:, None] * (self.pool.pages + 1) for heads in every}
 
     @cached_property
     def by_slot(self) -> list[list[Tensor]]:
@@ -202,9 +212,7 @@ class PagedMemory(Memory):
         self, counts: Sequence[int], rows: Sequence[int] | None = None, root: bool = False
     ) -> None:
         super().commit(counts, rows, root)
-        chosen = range(self.rows) if rows is None else rows
-        self.away.difference_update(chosen)
-        self._trim(chosen)
+        self._trim(range(self.rows) if rows is None else rows)
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         super().keep(path, counts)
@@ -216,8 +224,9 @@ class PagedMemory(Memory):
 
     def release(self, rows: Sequence[int]) -> None:
         super().release(rows)
-        self.away.update(rows)
         self._trim(rows)
+        if self.bounded:
+            self.vacant |= set(rows)
 
     def close(self) -> None:
         self.release(range(self.rows))
@@ -269,7 +278,7 @@ class PagedMemory(Memory):
         copied from the row `alike`, whose text begins in the same way. How many tokens it has
         now."""
         assert not self.pages[row], "only an empty row adopts pages"
-        self.away.discard(row)
+        self.vacant.discard(row)
         page, key = self.page, b""
         for first in range(0, len(tokens) - page + 1, page):
             key = key_of(key, tokens[first : first + page])
@@ -295,6 +304,7 @@ class PagedMemory(Memory):
         for row, (pages, length, root) in enumerate(
             zip(self.pages, self.lengths, self.roots, strict=True)
         ):
+            assert row not in self.vacant or not (pages or length)
             assert 0 <= length - root <= 1
             assert len(pages) >= self.pages_for(length)
             assert self.table[row, : len(pages)].tolist() == pages
@@ -359,15 +369,11 @@ class PagedSlots(Reader):
         width = memory.pages_for(self.end)
         table = np.zeros((len(first), width), np.int64)
         table[:, : memory.table.shape[1]] = memory.table[chosen, :width]
-        numbers = torch.from_numpy(table).to(memory.device)
         self._rows, self._width = len(first), width
         # Of each number of heads: (b * H * p,) rows of `by_page`.
         self._gathered = {
-            heads: (
-                numbers[:, None]
-                + torch.arange(heads, device=memory.device)[:, None] * (memory.pool.pages + 1)
-            ).reshape(-1)
-            for heads in {heads for shape in memory.layout.shapes for heads in shape[::2]}
+            heads: torch.from_numpy((table[:, None] + first_pages).reshape(-1)).to(memory.device)
+            for heads, first_pages in memory.first_pages.items()
         }
 
     def update(

@@ -62,13 +62,15 @@ class PagedSession(TransformersSession):
             [
                 (row, root, root + (nodes if row in chosen else 1))
                 for row, root in enumerate(self._memory.roots)
-                if row not in self._memory.away
+                if row in chosen or row not in self._memory.vacant
             ]
         )
 
     def adopt(self, row: int, tokens: Sequence[int], taps: tuple[Tap, ...] = ()) -> int:
+        if taps:
+            return 0
         self._catch_up()
-        text = [] if taps else list(tokens)
+        text = list(tokens)
         alike = (
             other
             for other, known in enumerate(self._texts)
@@ -94,6 +96,7 @@ class PagedSession(TransformersSession):
     ) -> Scores:
         scores = super().read(tokens, counts, rows, taps, root, every)
         chosen = list(range(len(self._texts)) if rows is None else rows)
+        tokens = tokens.clone()  # it may be a view of what changes before it is looked at
 
         def note() -> None:
             for row, new, count in zip(chosen, tokens.tolist(), counts, strict=True):

@@ -23,7 +23,7 @@ from specdec.pricing.price import Price
 from specdec.pricing.survival import GoingOn, Survival
 from specdec.state import State
 
-PATIENCE, SHORTEST, LONGEST = 24, 8, 256  # rounds: before a pause, of the first pause, of any
+PATIENCE, TRIES, SHORTEST, LONGEST = 24, 4, 8, 256  # rounds
 KEEP = 0.95  # of the gain of earlier rounds
 
 
@@ -67,10 +67,13 @@ class Pause:
     def learn(self, gain: float) -> None:
         """What a drafted round has brought beyond a plain one: tokens less lambda x seconds."""
         self.gain, self.rounds = KEEP * self.gain + (1 - KEEP) * gain, self.rounds + 1
+        if self.rounds < PATIENCE:
+            return
         if self.gain > 0:
             self.length = SHORTEST
-        elif self.rounds > PATIENCE:
+        else:  # and then a few rounds that try again
             self.left, self.length = self.length, min(2 * self.length, LONGEST)
+            self.gain, self.rounds = 0.0, PATIENCE - TRIES
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,15 @@ class Round:
     def nodes(self) -> np.ndarray:
         """(MOST,) what the target's pass and the host take longer for n drafted nodes, in
         tokens."""
-        whole: np.ndarray = self.curves.score + self.curves.host
-        return self.price * (whole[1:] - whole[1])
+        whole = self.curves.score + self.curves.host
+        more: np.ndarray = self.price * (whole[1:] - whole[1])
+        return more
 
     @cached_property
     def steps(self) -> np.ndarray:
         """(MOST,) what the node after n drafted ones costs, in tokens."""
-        return self.price * self.curves.steps[1:]
+        steps: np.ndarray = self.price * self.curves.steps[1:]
+        return steps
 
     @cached_property
     def level(self) -> float:
@@ -145,7 +150,7 @@ class ByPrice(Policy):
         now = self.now
         gain = self.learnt.going_on(depth + 1) * float(frontier.sum())
         cost = now.level + now.node * frontier.shape[1] + now.steps[min(nodes, MOST - 1)]
-        return gain > cost
+        return bool(gain > cost)
 
     def draws(self, nodes: int, sites: np.ndarray) -> int:
         worth = sites.sum(0)
@@ -210,6 +215,8 @@ class ByPrice(Policy):
         if noted.drawn:  # siblings behind the accepted one were not tried
             tried &= (chosen < 0) | (np.arange(len(parents)) <= chosen)
         places = np.flatnonzero(tried)
+        if not len(places):
+            return
         q, depths, y = noted.q[row, places], noted.depths[row, places], accepted[places]
         if noted.drawn:
             first = np.concatenate([[True], parents[places][1:] != parents[places][:-1]])

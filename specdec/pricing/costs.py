@@ -360,6 +360,6 @@ def _drafting(part: Sequence[Measured]) -> tuple[float, float, float]:
     if len({(one.levels, one.nodes) for one in drafted}) < 3:
         return float(seconds.mean()), 0.0, 0.0
     sizes = np.array([[1.0, one.levels, one.nodes - 1] for one in drafted])
-    weights = 1 / seconds[:, None]  # relative errors count
-    first, level, node = nnls(sizes * weights, np.ones(len(seconds)))[0]
+    weights = 1 / seconds.clip(min=1e-9)[:, None]  # relative errors count
+    first, level, node = nnls(sizes * weights, seconds * weights[:, 0])[0]
     return float(first), float(level), float(node)

@@ -22,7 +22,7 @@ from specdec.chance import Draws, Sites
 from specdec.drafting.by_level import Grown, Score
 from specdec.probs import DraftLaws, top
 from specdec.state import State
-from specdec.tree import SiblingLaw, Structure, TokenTree
+from specdec.tree import SiblingLaw, Structure, TokenTree, host_depths
 
 
 class Policy(ABC):
@@ -112,10 +112,10 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
     survival, origin = np.ones((rows, 1)), np.full((rows, 1), -1)
     first, count, levels = 0, 0, list[Candidates]()
     for level in range(depth):
-        q = laws(logits, tree, first, across_nodes=True)
-        size = q.shape[1]
-        best = top(q.flatten(0, 1), min(plan.width, q.shape[-1])).view(rows, size, -1)
-        tokens, found = _read(best, q.gather(2, best))
+        law = laws(logits, tree, first, across_nodes=True)
+        size = law.shape[1]
+        best = top(law.flatten(0, 1), min(plan.width, law.shape[-1])).view(rows, size, -1)
+        tokens, found = _read(best, law.gather(2, best))
         probable = np.exp(found) if greedy else found
         value = survival[:, :, None] * plan.policy.conditional(probable, level + 1, drawn=False)
         value[probable <= 0] = 0  # processors rule these out
@@ -156,8 +156,8 @@ def _kept(
     nodes = plan.policy.keep(np.take_along_axis(whole.values, order, 1))
     if nodes == 0:
         root = Noted.empty(rows, levels)
-        inner = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
-        return Grown(TokenTree.root(state.roots), scored, inner), root
+        nothing = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
+        return Grown(TokenTree.root(state.roots), scored, nothing), root
     chosen = np.sort(order[:, :nodes], 1)
     tokens, value, q, above, numbers = (np.take_along_axis(part, chosen, 1) for part in whole)
     number = np.zeros_like(whole.tokens)
@@ -206,13 +206,13 @@ def sampled(
         if count == 0:
             break
         value = np.take_along_axis(flat, chosen, 1)
-        there = value > 0
-        parents = np.where(there, chosen // width + first, -1)
-        tokens = _drawn(q, parents - first, there, level, first, law, chance)
+        is_drawn = value > 0
+        parents = np.where(is_drawn, chosen // width + first, -1)
+        tokens = _drawn(q, parents - first, is_drawn, level, first, law, chance)
         above.append(parents)
         values.append(value)
         best_left.append(np.take_along_axis(relative.reshape(rows, -1), chosen, 1))
-        survival, used, first = value, there, tree.num_nodes
+        survival, used, first = value, is_drawn, tree.num_nodes
         if plan.chain:
             lengths = (np.concatenate(above, 1) >= 0).sum(1)
             tree = TokenTree.chain(torch.cat([tree.tokens, tokens], 1), _short(lengths, device))
@@ -247,7 +247,7 @@ def _first_hits(policy: Policy, relative: np.ndarray, depth: int) -> np.ndarray:
 def _drawn(
     q: Tensor,
     parents: np.ndarray,
-    there: np.ndarray,
+    is_drawn: np.ndarray,
     level: int,
     first: int,
     law: SiblingLaw,
@@ -256,8 +256,8 @@ def _drawn(
     """(B, m) tokens of children, whose parents (B, m), numbered within the level, are in order.
     Nodes with as many children are drawn at together."""
     rows, size, vocabulary = q.shape
-    index = np.where(there, np.arange(rows)[:, None] * size + parents, -1)
-    counts = np.bincount(index[there], minlength=rows * size)
+    index = np.where(is_drawn, np.arange(rows)[:, None] * size + parents, -1)
+    counts = np.bincount(index[is_drawn], minlength=rows * size)
     flat, tokens = q.reshape(-1, vocabulary), torch.zeros(index.shape, dtype=torch.long)
     tokens = tokens.to(q.device)
     for k in np.unique(counts[counts > 0]).tolist():
@@ -279,23 +279,8 @@ def tree_of(roots: Tensor, tokens: Tensor, parents: np.ndarray) -> TokenTree:
     if (parents == parents[:1]).all() and (parents[0, 1:] >= 0).all():
         structure = Structure.shared(parents[0].tolist(), rows, device)
     else:
-        structure = Structure.of(_put(parents, device), depth=int(depths_of(parents).max()))
+        structure = Structure.of(_put(parents, device), depth=int(host_depths(parents).max()))
     return TokenTree(whole, structure)
-
-
-def depths_of(parents: np.ndarray) -> np.ndarray:
-    """(B, N) edges from the root; parents come before their children."""
-    if len(parents) == 1:
-        found = [0] * parents.shape[1]
-        for node, above in enumerate(parents[0].tolist()):
-            found[node] = found[above] + 1 if above >= 0 else 0
-        return np.array([found])
-    depths = np.zeros_like(parents)
-    every = np.arange(len(parents))
-    for node in range(1, parents.shape[1]):
-        above = parents[:, node]
-        depths[:, node] = np.where(above >= 0, depths[every, above] + 1, 0)
-    return depths
 
 
 def noted_of(
@@ -304,7 +289,7 @@ def noted_of(
     one = np.ones((len(parents), 1))
     survivals = np.concatenate([one, values], 1)
     features = np.concatenate([0 * one, features], 1)
-    return Noted(parents, survivals, features, depths_of(parents), levels, drawn)
+    return Noted(parents, survivals, features, host_depths(parents), levels, drawn)
 
 
 def ordered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

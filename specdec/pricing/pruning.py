@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from specdec.pricing.by_price import ByPrice
-from specdec.pricing.growing import Noted, depths_of, noted_of, ordered, tree_of
+from specdec.pricing.growing import Noted, noted_of, ordered, tree_of
 from specdec.state import State
-from specdec.tree import TokenTree
+from specdec.tree import TokenTree, host_depths
 
 Shares = Sequence[Sequence[float]]
 
@@ -29,7 +29,7 @@ def pruned(policy: ByPrice, tree: TokenTree, state: State, shares: Shares | None
     them a node is judged by its depth and its rank alone."""
     shape = tree.structure.on_host
     parents = tree.parents.cpu().numpy() if shape is None else shape.parents
-    depths, rows = depths_of(parents), len(parents)
+    depths, rows = host_depths(parents), len(parents)
     q = _features(parents, shares)
     each = policy.learnt.first(q, np.maximum(depths, 1)) * (parents >= 0)
     each *= np.array(state.on_host.live)[:, None]

@@ -25,7 +25,8 @@ STEEPEST = 8.0  # |logit|
 
 def logit(q: np.ndarray) -> np.ndarray:
     q = q.clip(1e-4, 1 - 1e-4)
-    return np.log(q / (1 - q)).clip(-STEEPEST, STEEPEST)
+    found: np.ndarray = np.log(q / (1 - q)).clip(-STEEPEST, STEEPEST)
+    return found
 
 
 def sigma(x: np.ndarray) -> np.ndarray:
@@ -69,10 +70,10 @@ class Survival:
         x, depth, n = self._x, self._depth, len(self._x)
         p = sigma(self.slope * x + self.bias[depth])
         v = p * (1 - p)
-        by_depth = [np.bincount(depth, each, self.depths) for each in (p - self._y, x * v, v)]
-        gradient, mixed, own = by_depth
-        gradient = gradient + PRIOR * (self.bias - BIAS)
-        own = own + PRIOR
+        wrong, mixed, curved = (
+            np.bincount(depth, each, self.depths) for each in (p - self._y, x * v, v)
+        )
+        gradient, own = wrong + PRIOR * (self.bias - BIAS), curved + PRIOR
         slope_gradient = x @ (p - self._y) + PRIOR * (self.slope - SLOPE)
         slope_own = (x * x) @ v + PRIOR
         share = mixed / own

@@ -6,6 +6,7 @@ decoders.)
 """
 
 from tests.production_mutants import (
+    bank,
     certificates,
     chance,
     drafters,
@@ -15,6 +16,7 @@ from tests.production_mutants import (
     loop,
     measuring,
     models,
+    pages,
     pricing,
     studies,
     tokenizers,
@@ -29,10 +31,12 @@ ROOMS = (
     verifiers,
     drafting,
     pricing,
+    bank,
     drafters,
     grammar,
     heads,
     models,
+    pages,
     tokenizers,
     loop,
     measuring,

@@ -6,7 +6,25 @@ NGRAM, SMALL = "drafters/ngram.py", "drafters/small_model.py"
 LOOKUP = "tests/test_ngram.py"
 HEADS = "tests/test_heads.py"
 
+SPARSE = "drafters/sparse_self.py"
+
 MUTANTS = (
+    Mutant(
+        "chosen among the last tokens",
+        SPARSE,
+        "after <= ends[:, None, None]",
+        "after <= ends[:, None, None] + self.budget",
+        "tokens are read twice",
+        "tests/test_sparse_self.py -k best_tokens",
+    ),
+    Mutant(
+        "never chosen again",
+        SPARSE,
+        "if age is None or age == self.refresh:",
+        "if age is None:",
+        "chunks are those of the prompt for ever",
+        "tests/test_sparse_self.py -k how_often",
+    ),
     Mutant(
         "the oldest copy is continued",
         NGRAM,
@@ -114,8 +132,8 @@ MUTANTS = (
     Mutant(
         "all tokens from Medusa's first head",
         "drafters/medusa.py",
-        "(depth - 1) * self._ranks + rank",
-        "0 * depth * self._ranks + rank",
+        "(depth - 1) * ranks + rank",
+        "0 * depth * ranks + rank",
         "deeper nodes guess the first token again",
         f"{HEADS} -k 'training_says or takes_each_rank'",
     ),

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "the first row's newest feature",
         FEATURES,
-        "out[torch.arange(state.rows, device=taps.device), last][:, None]",
-        "out[torch.arange(state.rows, device=taps.device), 0 * last][:, None]",
+        "out[torch.arange(len(taps), device=taps.device), last][:, None]",
+        "out[torch.arange(len(taps), device=taps.device), 0 * last][:, None]",
         "rows that accepted several tokens draft from the first of them",
         IN_STEP,
     ),
@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "the first layer's kind",
         LAYER,
-        'described["layer_types"][-1:]',
-        'described["layer_types"][:1]',
+        'described["layer_types"] = types[-1:]',
+        'described["layer_types"] = types[:1]',
         "a head's layer has the first layer's attention window",
         f"{HEADS} -k last_layer",
     ),

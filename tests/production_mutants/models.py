@@ -17,10 +17,45 @@ WHOLE, WHOLE_TESTS = "specdec/models/whole.py", "tests/test_whole_drafts.py"
 TABLE, SUPPORT = "specdec/models/table.py", "specdec/models/support.py"
 MODEL, SESSIONS = "tests/test_language_model.py", "tests/test_sessions.py"
 SCHEDULE = f"{SESSIONS} -k random_schedule"
+QUANTIZED, PACKED = "specdec/models/quantized.py", "tests/test_quantized.py"
 LLAMA = f"{MODEL} -k 'llama_gqa'"
 WINDOW = f"{MODEL} -k 'windows_count or mistral_window'"
 
+EXCERPT, SPARSE = "specdec/models/excerpt.py", "tests/test_sparse_self.py"
+
 MUTANTS = (
+    Mutant(
+        "an excerpt at the positions of its slots",
+        EXCERPT,
+        "return super()._positions(self._positions_of_roots, depths)",
+        "return super()._positions(first, depths)",
+        "drafts of long texts are rotated as if the text were short",
+        f"{SPARSE} -k first_and_the_last",
+    ),
+    Mutant(
+        "the newest token of an excerpt is left out",
+        EXCERPT,
+        "new = range(max(copied, root - self.recent), root)",
+        "new = range(max(copied, root - self.recent), root - 1)",
+        "a drafting pass does not see the token before the root",
+        f"{SPARSE} -k first_and_the_last",
+    ),
+    Mutant(
+        "a repeated token looks ahead",
+        MASKS,
+        "(slot < positions[:, :, None]) | itself",
+        "(slot <= positions[:, :, None]) | itself",
+        "tokens are chosen by queries that see themselves twice",
+        f"{SPARSE} -k weights_are",
+    ),
+    Mutant(
+        "repeated tokens over what is committed",
+        MEMORY,
+        "slots = self._aim(first, count, None, False)",
+        "slots = self._aim([root - count for root in first], count, None, False)",
+        "choosing tokens writes to committed slots",
+        f"{SPARSE} -k weights_are",
+    ),
     Mutant(
         "one token too few is kept",
         MEMORY,
@@ -185,16 +220,16 @@ MUTANTS = (
     Mutant(
         "many queries without a mask",
         ATTENTION,
-        "scores = scores.view(rows, heads, queries, -1).add_(attention_mask).view_as(scores)",
-        "scores = scores.view(rows, heads, queries, -1).view_as(scores)",
+        "        if attention_mask is not None:\n            scores = scores.view(",
+        "        if False:\n            scores = scores.view(",
         "long passes look ahead and at other branches",
         "tests/test_attention.py",
     ),
     Mutant(
         "many queries without a scale",
         ATTENTION,
-        "torch.matmul(folded * scale, key.transpose(2, 3))",
-        "torch.matmul(folded, key.transpose(2, 3))",
+        "        scores = torch.matmul(folded * scale,",
+        "        scores = torch.matmul(folded,",
         "long passes are sharper than short ones",
         "tests/test_attention.py",
     ),
@@ -257,8 +292,8 @@ MUTANTS = (
     Mutant(
         "tables forget the root",
         TABLE,
-        "self._texts[row] = self._texts[row] + self._roots[row] + drafted",
-        "self._texts[row] = self._texts[row] + drafted",
+        "nodes[len(kept) :]",
+        "nodes[1:]",
         "certificates compare with another text",
         "tests/test_laws.py -k 'two_rounds and small_model and 2-1-wor-block'",
     ),
@@ -405,5 +440,45 @@ MUTANTS = (
         "inductor.patch(freezing=False)",
         "weights are packed anew at every product, which takes half of a pass",
         f"{FIXED} -k weights_are_packed",
+    ),
+    Mutant(
+        "scales per tensor pass",  # fault 22
+        QUANTIZED,
+        "if not off <= ALONE:",
+        "if False:",
+        "a node's logits depend on its siblings and on other rows",
+        f"{PACKED} -k scales_per_tensor",
+    ),
+    Mutant(
+        "a packed layer meets no loud neighbour",
+        QUANTIZED,
+        "tokens[:, 1] *= LOUD",
+        "tokens[:, 1] *= 1",
+        "a scale per tensor changes little beside a token of the same size, and passes",
+        f"{PACKED} -k scales_per_tensor",
+    ),
+    Mutant(
+        "packing writes to the user's model",
+        QUANTIZED,
+        'vars(layer)["_parameters"] = dict(layer._parameters)',
+        "vars(layer)",
+        "the target is quantised by its own drafter",
+        f"{PACKED} -k 'stays_as_it_was or draft_for_it'",
+    ),
+    Mutant(
+        "the LM head is packed",
+        QUANTIZED,
+        "if isinstance(each, nn.Linear) and each is not head]",
+        "if isinstance(each, nn.Linear)]",
+        "heads share another LM head than the one they were trained with",
+        f"{PACKED} -k stays_as_it_was",
+    ),
+    Mutant(
+        "casts after packing pass",
+        QUANTIZED,
+        "if weight.is_floating_point() and weight.dtype != model.dtype:",
+        "if False:",
+        "a run mixes two dtypes",
+        f"{PACKED} -k cast_after",
     ),
 )

@@ -15,8 +15,8 @@ MUTANTS = (
     Mutant(
         "q's columns are those of other tokens",
         SMALL,
-        "        return self._grown.tree\n",
-        "        tree = self._grown.tree\n"
+        "        self.aside = self._grown.inner\n        return self._grown.tree\n",
+        "        self.aside = self._grown.inner\n        tree = self._grown.tree\n"
         "        if tree.q is None or self._reader is self.model:\n"
         "            return tree\n"
         "        return tree.drawn_from(tree.law, tree.q.roll(1, -1))\n",
@@ -26,8 +26,8 @@ MUTANTS = (
     Mutant(
         "drawn before the restriction",
         SMALL,
-        "        return self._grown.tree\n",
-        "        tree = self._grown.tree\n"
+        "        self.aside = self._grown.inner\n        return self._grown.tree\n",
+        "        self.aside = self._grown.inner\n        tree = self._grown.tree\n"
         "        if tree.q is None or self._reader is self.model:\n"
         "            return tree\n"
         "        mixed = (tree.q + 1 / tree.q.shape[-1]) / 2\n"
