@@ -121,14 +121,15 @@ def expected(bench: "Bench", way: "Ours") -> dict[str, Any]:
     for prompt in bench.prompts[bench.wanted.learn :]:
         tokens = way.target.tokenizer(prompt.text)["input_ids"]
         run = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
+        priced = run.groups.all[0].drafter
         run.finish()
         steps += run.recorder.steps
-        curves = run.drafter.costs.curves(label(way.drafter.drafter), 128, 1, sampled)
+        curves = priced.costs.curves(label(way.drafter.drafter), 128, 1, sampled)
         timed = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
-        policy = Timed(timed.drafter._policy)
-        timed.drafter._policy = policy
-        if timed.drafter._governed is not None:
-            timed.drafter._governed.policy = policy
+        priced = timed.groups.all[0].drafter
+        policy = priced._policy = Timed(priced._policy)
+        if priced._governed is not None:
+            priced._governed.policy = policy
         timed.finish()
         deciding += policy.seconds / timed.report.decode_seconds
     kept, trust = promises(steps), reliability(steps)

@@ -150,10 +150,10 @@ def test_settings_that_cannot_be(settings, words):
 
 def test_who_asks_for_no_tokens_costs_nothing(monkeypatch):
     """The prefill reads one position's logits, and no best tokens are looked for."""
-    from specdec import seats
+    from specdec import prefill
 
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(seats, "top", never)
+    monkeypatch.setattr(prefill, "top", never)
     run("ngram")

@@ -146,8 +146,12 @@ def test_the_target_drafts_for_itself_in_a_session_of_its_own(target):
 # -------------------------------------------------------------------------------------------- seats
 
 
+# `priced` has one price for all rows: its shapes depend on the batch, its law does not.
+ALONE = [drafter for drafter in DRAFTERS if drafter["name"] != "priced"]
+
+
 @pytest.mark.parametrize("chance", [Keyed, Coupled])
-@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+@pytest.mark.parametrize("drafter", ALONE, ids=title)
 def test_tokens_depend_neither_on_seats_nor_on_order_nor_on_neighbours(
     drafter, chance, target, draft
 ):

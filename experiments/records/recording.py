@@ -48,8 +48,9 @@ class Recording:
         keeper = Keeper(self.top, self.noted.append)
         ours = Ours(self.target, self.drafter, {**self.options, "verifier": keeper})
         run = ours.run(prompts, request_ids, max_new_tokens)
-        assert isinstance(run.drafter, Wide)
-        keeper.wide = run.drafter
+        drafter = run.groups.all[0].drafter  # the only one: all prompts are sampled alike
+        assert isinstance(drafter, Wide)
+        keeper.wide = drafter
         run.finish()
         tokens = [row.tolist() for row in run.output().tokens]
         return Sample(tokens, time.perf_counter() - began)
