@@ -517,7 +517,7 @@ def test_labels_tell_settings_apart(command, overrides, label):
         ("drafter.lenght=3", "unknown key 'drafter.lenght' (did you mean 'length'?)"),
         (
             "drafter=ngramm",
-            "drafter has no option 'ngramm' (did you mean 'ngram'?). There are: cascade,",
+            "drafter has no option 'ngramm' (did you mean 'ngram'?). There are: auto, cascade,",
         ),
         ("max_new_tokens=many", "Value 'many' of type 'str' could not be converted to Integer"),
     ],

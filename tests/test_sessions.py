@@ -449,7 +449,10 @@ def test_there_are_never_two_memories_where_one_suffices(drafter, books, target,
         target, [ROWS[2]], drafter=suite.make(drafter, target, draft), max_new_tokens=30
     )
     own = out.report.cache_bytes
-    with_memory = ("small_model", "cascade", "eagle", "eagle3")
+    with_memory = (
+        *("small_model", "cascade", "eagle", "eagle3", "dflash", "dspark", "priced"),
+        *("quantized_self", "sparse_self"),
+    )
     assert (own["drafter"] > 0) == (drafter["name"] in with_memory)
     assert books.most <= own["target"] + own["drafter"]
     # a tree has no more than 40 nodes here

@@ -27,7 +27,7 @@ for module, *arguments in lines:
     sys.argv[:] = [module, *arguments]
     said = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said):
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     found[" ".join([module, *arguments])] = [sorted(set(sys.modules) & set(heavy)), said.getvalue()]
     if "hydra.core.global_hydra" in sys.modules:
         sys.modules["hydra.core.global_hydra"].GlobalHydra.instance().clear()

@@ -80,7 +80,8 @@ def quantized(model: PreTrainedModel, quantize: Quantize, name: str) -> PreTrain
         )
     made = attention.rewired(model, model.config.get_text_config()._attn_implementation)
     head = made.get_output_embeddings()
-    linear = [each for each in made.modules() if isinstance(each, nn.Linear) and each is not head]
+    # Routers that derive from it answer with more than a product.
+    linear = [each for each in made.modules() if type(each) is nn.Linear and each is not head]
     for layer in linear:  # the copy's layers get weights of their own
         vars(layer)["_parameters"] = dict(layer._parameters)
     chosen = _config(quantize, linear, model.device.type)

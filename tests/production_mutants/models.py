@@ -468,8 +468,8 @@ MUTANTS = (
     Mutant(
         "the LM head is packed",
         QUANTIZED,
-        "if isinstance(each, nn.Linear) and each is not head]",
-        "if isinstance(each, nn.Linear)]",
+        "if type(each) is nn.Linear and each is not head]",
+        "if type(each) is nn.Linear]",
         "heads share another LM head than the one they were trained with",
         f"{PACKED} -k stays_as_it_was",
     ),
