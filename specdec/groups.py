@@ -41,7 +41,8 @@ class Group:
         self.sampling, self._asked = request.sampling, request.chance
         self.chance: Chance = request.chance or KeyedByRow(call.seats, call.target.device)
         self.drafter: Drafter = copy.copy(call.drafter)  # shares weights, has its own memory
-        self.drafter.begin(call.target, call.seats, self.sampling)
+        with torch.no_grad():
+            self.drafter.begin(call.target, call.seats, self.sampling)
         vocabulary = call.target.vocabulary
         self.verifier: Verifier = pair(
             self.drafter, call.verifier, self.sampling, self.chance, vocabulary, call.allow_lossy
