@@ -12,7 +12,7 @@ import torch
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws, Sites
-from specdec.verifying.walk import residual
+from specdec.verifying.walk import bonus_alone, residual
 
 
 class Block(Verifier):
@@ -23,6 +23,8 @@ class Block(Verifier):
 
     def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
         (batch, nodes), rows, alive = trees.tokens.shape, p.rows, p.state.live
+        if nodes == 1:
+            return bonus_alone(trees, p, chance, zero_residuals=torch.zeros_like(rows))
         numbers = torch.arange(nodes, device=rows.device)
         length = trees.used.sum(1)[:, None] - 1  # (B, 1) drafted tokens; nodes beyond are padding
         real = numbers <= length
@@ -56,13 +58,10 @@ class Block(Verifier):
         best = (stands * numbers).amax(1)  # the longest prefix whose coin says so
         ended = best[:, None] == length
         emitted = law[rows, best]
-        if nodes > 1:
-            at_best = best.clamp(max=nodes - 2)
-            left, empty = residual(scaled[rows, at_best], q[rows, at_best])
-            emitted = torch.where(ended, emitted, left)
-            zero_residuals = (empty & ~ended[:, 0]).long()
-        else:
-            zero_residuals = torch.zeros_like(best)
+        at_best = best.clamp(max=nodes - 2)
+        left, empty = residual(scaled[rows, at_best], q[rows, at_best])
+        emitted = torch.where(ended, emitted, left)
+        zero_residuals = (empty & ~ended[:, 0]).long()
         at = Sites(rows, best, torch.zeros_like(best), best, alive)
         bonus = chance.categorical(emitted, at, "bonus")
         path = torch.where(numbers[1:] <= best[:, None], numbers[1:], -1)

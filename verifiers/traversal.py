@@ -24,7 +24,7 @@ from torch import Tensor
 
 from specdec import Laws, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Draws, Part, Sites
-from specdec.verifying.walk import NOTHING, verdict_at
+from specdec.verifying.walk import NOTHING, bonus_alone, verdict_at
 
 
 class Traversal(Verifier):
@@ -34,6 +34,8 @@ class Traversal(Verifier):
 
     def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:
         live, rows = p.state.live, p.rows
+        if trees.num_nodes == 1:
+            return bonus_alone(trees, p, chance, zero_residuals=torch.zeros_like(rows))
         nodes = torch.arange(trees.num_nodes, device=rows.device).repeat_interleave(trees.rows)
         every, zero = rows.repeat(trees.num_nodes), torch.zeros_like(nodes)
         standing = live.repeat(trees.num_nodes) & (nodes > 0) & trees.used.T.flatten()

@@ -180,6 +180,15 @@ def followed(trees: TokenTree, choice: Tensor, state: State) -> Verdict:
     return verdict_at(trees, leaf, choice[rows, leaf])
 
 
+def bonus_alone(trees: TokenTree, laws: Laws, chance: Draws, **counts: Tensor) -> Verdict:
+    """What a rule says of empty trees: nothing is accepted, and the bonus token has the root's law.
+    A plain round costs no more than that."""
+    rows, nothing = laws.rows, torch.zeros_like(laws.rows)
+    at = Sites(rows, nothing, nothing, nothing, laws.state.live)
+    bonus = chance.categorical(laws[rows, nothing], at, "bonus")
+    return Verdict(trees.tokens[:, :0], nothing, bonus, counts)
+
+
 def verdict_at(trees: TokenTree, node: Tensor, bonus: Tensor, **counts: Tensor) -> Verdict:
     """The verdict that accepts the path to `node` (B,), for rules that do not walk from the
     root."""
