@@ -51,6 +51,7 @@ def decode() -> None:
 
     import specdec
     from experiments.system.libraries import quiet_transformers, set_threads
+    from specdec import plugins
 
     wanted = json.loads(sys.argv[1])
     quiet_transformers()
@@ -64,7 +65,7 @@ def decode() -> None:
         name = asked["drafter"]["name"]
         if name not in made:
             more = {"model": model} if name == "small_model" else {}
-            made[name] = specdec.plugins.build("drafter", {**asked["drafter"], **more})
+            made[name] = plugins.build("drafter", {**asked["drafter"], **more})
         began = time.perf_counter()
         out = specdec.generate(
             target,
