@@ -4,7 +4,7 @@ its rounds take.
 Lookups are asked in every round, which takes the host little, and scored on what was committed,
 whether they were chosen or not: full information, as in HedgeSpec (2510.20064). Models are scored
 by what they drafted, and are tried again now and then (BanditSpec 2505.15141). All averages are
-exponential, so that the choice follows the text. A model that was left out catches up when it is
+exponential, so that the choice follows the text; a run begins with those of the run before. A model that was left out catches up when it is
 asked; that round takes longer, which counts.
 
 The choice is made before anything is drawn, from earlier rounds and the committed text.
@@ -15,19 +15,17 @@ Letters: B rows.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from specdec import Drafter, LanguageModel, Sampling, State, TokenTree
+from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
-from specdec.drafting.mixture import common_law, declared
 from specdec.drafting.occasional import Occasional
 from specdec.drafting.odds import Odds, drafts_of
+from specdec.drafting.remembered import Owner, forget, owner_of, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.errors import some
 from specdec.measuring.chosen import Chosen
-from specdec.pairing import name_of
+from specdec.pairing import laws_of, name_of
 from specdec.plugins import build, find
 from specdec.pricing import known
 from specdec.pricing.costs import Costs
@@ -35,6 +33,16 @@ from specdec.pricing.measure import here, label
 
 Choice = str | Mapping[str, Any] | Drafter
 FADES = 0.98  # what a round counts in the price, one round later
+
+
+class Earlier(NamedTuple):
+    """What a run leaves to the next one."""
+
+    names: list[str]  # of the members
+    odds: list[Odds]
+    tokens: float = 0.0  # of all rounds, fading, and their seconds: the price
+    seconds: float = 0.0
+    nobody: float | None = None  # seconds of a round without drafts
 
 
 class Portfolio(Drafter):
@@ -73,6 +81,8 @@ class Portfolio(Drafter):
         ]
         self.choice = None if costs is None else known.check_choice(costs)
         self.learns = True  # one decision for all rows, by what all of them have accepted
+        named = all(isinstance(each, (str, Mapping)) for each in members)
+        self._owner = (owner_of({"portfolio": [*members]}) if named else None) or Owner()
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Portfolio":
@@ -105,8 +115,8 @@ class Portfolio(Drafter):
             )
         drafters = [each.drafter for each in self._members]
         self._names = [name_of(each) for each in drafters]
-        self._odds = [Odds(rows) for _ in drafters]
-        self.law, self.chain = common_law(drafters), all(each.chain for each in drafters)
+        self.law, self.other_laws = _laws(drafters)
+        self.chain = all(each.chain for each in drafters)
         self.fixed_width = len(drafters) == 1 and drafters[0].fixed_width
         self.max_nodes = max(each.max_nodes for each in drafters)
         self.runners_up = max(each.runners_up for each in drafters)
@@ -115,11 +125,14 @@ class Portfolio(Drafter):
         self.opened = tuple(memory for each in drafters for memory in each.opened)
         self._looks_up = [each.looks_up for each in drafters]
         self._watch = Stopwatch(self.opened)
-        self._vocabulary, self._sampled = target.vocabulary, not sampling.greedy
-        self._exact = torch.float64 if target.dtype == torch.float64 else torch.float32
-        self._tokens = self._seconds = 0.0  # of the run so far
-        self._nobody: float | None = None  # seconds of a round without drafts
+        self._sampled = not sampling.greedy
         self._chosen: int | None = None
+        self._kept = {} if self._tables else remembered(self._owner, target, rows, sampling)
+        before = self._kept.get("portfolio")
+        if before is None or before.names != self._names:
+            before = Earlier(self._names, [Odds(rows) for _ in drafters])
+        self._odds = [each.next_run(rows) for each in before.odds]
+        self._tokens, self._seconds, self._nobody = before.tokens, before.seconds, before.nobody
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         for each, odds in zip(self._members, self._odds, strict=True):
@@ -157,8 +170,8 @@ class Portfolio(Drafter):
         else:
             tree, seconds = trees[chosen], self._odds[chosen].seconds
             self.chosen = Chosen(self._names[chosen], worth[chosen], seconds)
-        self._tree = declared(tree, self.law, self._vocabulary, self._exact)
-        return self._tree
+        self._nodes, self._depth = tree.num_nodes, tree.depth
+        return tree
 
     def _choose(self, worth: Mapping[int, float]) -> int | None:
         """The member with the largest worth - price x seconds; one that was never asked, or not for
@@ -211,7 +224,7 @@ class Portfolio(Drafter):
         curves = self._tables[number].curves(
             drafter, max(state.on_host.lengths), state.rows, self._sampled
         )
-        return curves.round(self._tree.num_nodes, self._tree.depth)
+        return curves.round(self._nodes, self._depth)
 
     def _seen_by(self, member: Drafter, state: State) -> State:
         """The state with as much of the target's pass as this member has asked for."""
@@ -227,8 +240,12 @@ class Portfolio(Drafter):
     def leave(self, rows: Sequence[int]) -> None:
         for each in self._members:
             each.leave(rows)
+        self._kept["portfolio"] = Earlier(
+            self._names, self._odds, self._tokens, self._seconds, self._nobody
+        )
 
     def forget(self) -> None:
+        forget(self._owner)
         for each in self.members:
             each.forget()
 
@@ -246,6 +263,15 @@ class Portfolio(Drafter):
                 "left_out": self.left_out,
             }
         }
+
+
+def _laws(drafters: Sequence[Drafter]) -> tuple[SiblingLaw, frozenset[SiblingLaw]]:
+    """The law by which a rule is chosen, that of a drafter that samples if there is one; and what
+    else trees may have."""
+    laws = {law for each in drafters for law in laws_of(each)}
+    sampled = [each.law for each in drafters if each.law is not SiblingLaw.DET]
+    law = sampled[0] if sampled else SiblingLaw.DET
+    return law, frozenset(laws - {law})
 
 
 class Auto(Portfolio):

@@ -55,6 +55,7 @@ SWEEP: dict[str, dict[str, Any]] = {
     "ranked 5/24": {"depth": 5, "branching": 6, "draw": "ranked", "nodes": 24},
     "sequoia 3/6": {"depth": 3, "branching": 1, "draw": "sequoia", "nodes": 6},
 }
+CHAIN = {"branching": 1, "draw": "wor"}  # what is priced: a sampled chain; at T = 0 a ranked tree
 NONE, PRICED = "none", "priced"
 
 
@@ -174,7 +175,7 @@ def measured(bench: "Bench", name: str) -> "tuple[pd.DataFrame, dict[str, Any]]"
     wanted = bench.wanted
     costs = table_of(bench, name)
     costs.save(Path(wanted.output) / f"costs_{name}.json")
-    inner = bench.ours(_target(bench), 0.0, {"name": name}).drafter
+    inner = bench.ours(_target(bench), 0.0, {"name": name, **CHAIN}).drafter
     rows, compared, speeds = [], {}, dict[str, list[float]]()
     for temperature in wanted.temperatures:
         made = build("drafter", {"name": "priced", "drafter": inner, "costs": costs})

@@ -486,6 +486,7 @@ class Drafter(ABC):
     learns: bool = False
 
     law: SiblingLaw = SiblingLaw.DET
+    other_laws: frozenset[SiblingLaw] = frozenset()  # that the trees of some rounds have instead
     looks_up: bool = False  # its drafts are looked up: asking takes next to nothing
     careful: bool = False  # runs under a bank (`no_harm`), unless the call says False
     chain: bool = False  # every tree is a chain

@@ -82,7 +82,7 @@ class Inspector:
             )
         if trees.num_nodes == 1:
             return
-        if trees.law is not drafter.law:
+        if trees.law is not drafter.law and trees.law not in drafter.other_laws:
             raise self._fault(
                 f"declares siblings {drafter.law.name} but returned a {trees.law.name} tree; the "
                 "rule of acceptance was chosen for the former"

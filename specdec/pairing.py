@@ -26,16 +26,23 @@ def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
         return str(table["zero_temperature"])
     if chance.coupled:
         return str(table["coupled"])
-    if drafter.chain and drafter.law in (SiblingLaw.WOR, SiblingLaw.WR):
-        return str(table["sampled_chain"])
-    return str(table[drafter.law.value])
+    sampled_chain = drafter.chain and drafter.law in (SiblingLaw.WOR, SiblingLaw.WR)
+    name = str(table["sampled_chain" if sampled_chain else drafter.law.value])
+    exact_for_all = laws_of(drafter) <= build("verifier", name).laws
+    return name if exact_for_all else "naive"
+
+
+def laws_of(drafter: Drafter) -> set[SiblingLaw]:
+    """That its trees have."""
+    return {drafter.law, *drafter.other_laws}
 
 
 def check_declared(drafter: Drafter) -> None:
     """Raise ValueError if a drafter declares something impossible about its trees."""
     title = f"drafter {name_of(drafter)!r}: "
-    if not isinstance(drafter.law, SiblingLaw):
-        raise ValueError(f"{title}law must be a specdec.SiblingLaw, got {drafter.law!r}")
+    for law in (drafter.law, *drafter.other_laws):
+        if not isinstance(law, SiblingLaw):
+            raise ValueError(f"{title}law must be a specdec.SiblingLaw, got {law!r}")
     integer(f"{title}max_nodes (root included)", drafter.max_nodes, 1)
     switch(f"{title}chain", drafter.chain)
     switch(f"{title}fixed_width", drafter.fixed_width)
@@ -76,10 +83,11 @@ def pair(
         refuse(
             "coupled chance has one race per position, so only 'naive' and 'greedy' work under it"
         )
-    if drafter.law not in rule.laws:
+    if not laws_of(drafter) <= rule.laws:
+        laws = sorted(law.name for law in laws_of(drafter))
         allowed = ", ".join(sorted(law.name for law in rule.laws))
         refuse(
-            f"its siblings are {drafter.law.name}, the rule is exact for {allowed}; 'naive' takes "
+            f"its siblings are {' and '.join(laws)}, the rule is exact for {allowed}; 'naive' takes "
             "every tree"
         )
     if rule.chain_only and not drafter.chain:

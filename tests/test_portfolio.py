@@ -143,12 +143,12 @@ def test_members_that_cannot_be(members, said):
     [
         ([NGram, lambda: SmallModel(draft())], 1.0, SiblingLaw.WOR, True),
         ([NGram, lambda: SmallModel(draft())], 0.0, SiblingLaw.DET, True),
-        ([Suffix, lambda: SmallModel(draft())], 1.0, SiblingLaw.DET, False),
+        ([Suffix, lambda: SmallModel(draft())], 1.0, SiblingLaw.WOR, False),
         ([lambda: SmallModel(draft(), depth=2, branching=[2, 1])] * 2, 1.0, SiblingLaw.WOR, False),
         (
             [lambda: SmallModel(draft()), lambda: SmallModel(draft(), draw="wr")],
             1.0,
-            SiblingLaw.DET,
+            SiblingLaw.WOR,
             True,
         ),
     ],
@@ -157,6 +157,37 @@ def test_the_law_of_a_mixture(members, temperature, law, chain):
     made = Portfolio([each() for each in members])
     made.begin(target(), 1, Sampling(temperature))
     assert (made.law, made.chain) == (law, chain)
+    assert {law, *made.other_laws} == {each.drafter.law for each in made._members}
+
+
+def test_a_rule_is_exact_for_the_trees_of_every_member():
+    sampled = SmallModel(draft(), depth=2, branching=[2, 1])
+    for members, auto in (
+        ([Suffix(nodes=3), sampled], "traversal"),
+        ([SmallModel(draft(), draw="hub", branching=2), sampled], "naive"),
+    ):
+        assert run(Portfolio(members), temperature=1.0).report.verifier == auto
+    with pytest.raises(specdec.Refused, match="siblings are DET and WOR.*exact for WR"):
+        run(Portfolio([Suffix(nodes=3), sampled]), temperature=1.0, verifier="kseq")
+
+
+def test_a_run_begins_with_what_the_run_before_has_learned():
+    model = target()
+    members = [{"name": "ngram"}, {"name": "suffix"}]
+
+    def begun():
+        made = build("drafter", {"name": "portfolio", "members": members})
+        made.begin(model, 1, Sampling())
+        return made
+
+    begun().forget()
+    assert all(odds.seconds is None for odds in begun()._odds)
+    choice = {"name": "portfolio", "members": members}
+    specdec.generate(model, [LOOP], drafter=choice, max_new_tokens=32)
+    assert any(odds.seconds for odds in begun()._odds)
+    assert begun()._odds[0].rounds == 0  # of this run
+    begun().forget()
+    assert all(odds.seconds is None for odds in begun()._odds)
 
 
 @pytest.mark.parametrize(

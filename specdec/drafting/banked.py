@@ -8,13 +8,13 @@ in it. So the siblings' law is the drafter's own. One decision holds for all row
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from specdec.chance import Draws
 from specdec.drafting.bank import Bank, NoHarm
 from specdec.drafting.occasional import Occasional
+from specdec.drafting.remembered import forget, owner_of, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.interfaces import Drafter, LanguageModel, compile_of
 from specdec.measuring.chosen import Chosen
@@ -46,7 +46,8 @@ class Banked(Drafter):
 
     def _declare(self, drafter: Drafter) -> None:
         """What the loop asks of a drafter is the drafter's own."""
-        self.law, self.chain, self.fixed_width = drafter.law, drafter.chain, drafter.fixed_width
+        self.law, self.other_laws = drafter.law, drafter.other_laws
+        self.chain, self.fixed_width = drafter.chain, drafter.fixed_width
         self.max_nodes, self.taps = drafter.max_nodes, drafter.taps
         self.runners_up, self.best_tokens = drafter.runners_up, drafter.best_tokens
         self.opened, self.costs = drafter.opened, drafter.costs
@@ -129,7 +130,7 @@ class Banked(Drafter):
 
     def forget(self) -> None:
         self.inner.forget()
-        _KEPT.pop(self._owner, None)
+        forget(self._owner)
 
     def account(self) -> dict[str, dict[str, Any]]:
         return {"no_harm": self.bank.as_dict(), **self._drafter.drafter.account()}
@@ -138,30 +139,10 @@ class Banked(Drafter):
         return self.inner.settings_in_effect()
 
 
-class Owner:
-    """Of what is remembered of a drafter that is made anew for each run, from the same choice."""
-
-
-_OWNERS: dict[str, Owner] = {}
-_KEPT: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, dict[str, Bank]]]]
-_KEPT = WeakKeyDictionary()
-
-
-def remembered(owner: Any, target: LanguageModel, rows: int, sampling: Sampling) -> dict[str, Bank]:
-    """Where the bank of runs under the same conditions is kept, in this process."""
-    conditions = rows, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-    try:
-        targets = _KEPT.setdefault(owner, WeakKeyDictionary())
-        return targets.setdefault(target, {}).setdefault(conditions, {})
-    except TypeError:  # something that cannot be a key
-        return {}
-
-
 def under_bank(drafter: Drafter, no_harm: Any, choice: Any = None) -> Drafter:
     """The drafter, under a bank if `no_harm` asks for one (see `NoHarm.asked`) or, if nothing is
     said (None), if the drafter wants one. choice: what it was made from."""
     settings = NoHarm.asked(drafter.careful if no_harm is None else no_harm)
     if settings is None:
         return drafter
-    named = isinstance(choice, (str, Mapping))
-    return Banked(drafter, settings, _OWNERS.setdefault(repr(choice), Owner()) if named else None)
+    return Banked(drafter, settings, owner_of(choice))

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from specdec.interfaces import Drafter
-from specdec.tree import SiblingLaw, TokenTree
+from specdec.tree import SiblingLaw
 
 SAMPLED = (SiblingLaw.WOR, SiblingLaw.WR)
 
 
 def common_law(drafters: Sequence[Drafter]) -> SiblingLaw:
-    laws = {each.law for each in drafters}
+    laws = {law for each in drafters for law in (each.law, *each.other_laws)}
     if len(laws) == 1:
         return laws.pop()
     sampled = laws - {SiblingLaw.DET}
@@ -32,12 +32,3 @@ def common_law(drafters: Sequence[Drafter]) -> SiblingLaw:
 def point_masses(tokens: Tensor, vocabulary: int, dtype: torch.dtype) -> Tensor:
     """(B, N, V): for chains of tokens (B, N), the law that gives the next node's token for sure."""
     return one_hot(tokens.roll(-1, 1), vocabulary).to(dtype)
-
-
-def declared(tree: TokenTree, law: SiblingLaw, vocabulary: int, dtype: torch.dtype) -> TokenTree:
-    """The tree with a law from `common_law`."""
-    if tree.law is law:
-        return tree
-    if law is SiblingLaw.DET or tree.num_nodes == 1:
-        return tree.drawn_from(law, None)
-    return tree.drawn_from(law, point_masses(tree.tokens, vocabulary, dtype))

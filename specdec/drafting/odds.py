@@ -4,6 +4,7 @@ running means. Lookups are scored in every round, chosen or not, on what was com
 Letters: B rows, N nodes.
 """
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 from statistics import median
@@ -61,6 +62,15 @@ class Odds:
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._since = 0  # rounds since it was chosen
         self._drafts: list[list[Draft]] = [[] for _ in range(rows)]
+
+    def next_run(self, rows: int) -> "Odds":
+        """Of a run that begins with what this one has learned."""
+        odds = copy.copy(self)
+        odds.accepted, odds.expected = copy.copy(self.accepted), copy.copy(self.expected)
+        odds._seconds = self._seconds.copy()
+        odds.rounds, odds.seconds_in_all = 0, 0.0
+        odds._drafts = [[] for _ in range(rows)]
+        return odds
 
     @property
     def seconds(self) -> float | None:

@@ -10,6 +10,7 @@ Letters: B rows, N nodes, C candidates.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import sqrt
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from specdec.pricing.price import Price
 from specdec.pricing.survival import GoingOn, Survival
 from specdec.state import State
 
-PATIENCE, TRIES, SHORTEST, LONGEST = 24, 4, 8, 256  # rounds
-KEEP = 0.95  # of the gain of earlier rounds
+PATIENCE, TRIES, SHORTEST, LONGEST = 24, 6, 8, 256  # rounds
+KEEP = 0.98  # of the gain of earlier rounds
 
 
 class Learnt:
@@ -49,14 +50,32 @@ class Learnt:
 
 
 class Pause:
-    """Whether to draft at all. Rounds of plain decoding follow when drafting has lost, then a round
-    that tries again; pauses get longer while it goes on losing."""
+    """Whether to draft at all. Rounds of plain decoding follow when drafting has lost for sure,
+    then some rounds that try again; pauses get longer while it goes on losing.
+
+    A round's tokens scatter widely, so a loss counts only where the mean gain is below 0 by two
+    standard errors.
+    """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        self.gain, self.rounds, self.left, self.length = 0.0, 0, 0, SHORTEST
+        self.rounds, self.left, self.length = 0, 0, SHORTEST
+        self._begin()
+
+    def _begin(self) -> None:
+        self._weight = self._sum = self._squares = 0.0  # of recent rounds' gains
+
+    @property
+    def gain(self) -> float:
+        """Of a round, the mean of recent ones."""
+        return self._sum / self._weight if self._weight else 0.0
+
+    @property
+    def has_lost(self) -> bool:
+        variance = max(self._squares / self._weight - self.gain**2, 0.0)
+        return self.gain + 2 * sqrt(variance / self._weight) < 0
 
     def drafts(self) -> bool:
         """Asked once a round."""
@@ -66,14 +85,17 @@ class Pause:
 
     def learn(self, gain: float) -> None:
         """What a drafted round has brought beyond a plain one: tokens less lambda x seconds."""
-        self.gain, self.rounds = KEEP * self.gain + (1 - KEEP) * gain, self.rounds + 1
+        sums = (self._weight, 1.0), (self._sum, gain), (self._squares, gain**2)
+        self._weight, self._sum, self._squares = (KEEP * before + new for before, new in sums)
+        self.rounds += 1
         if self.rounds < PATIENCE:
             return
-        if self.gain > 0:
-            self.length = SHORTEST
-        else:  # and then a few rounds that try again
+        if self.has_lost:  # and then a few rounds that try again
             self.left, self.length = self.length, min(2 * self.length, LONGEST)
-            self.gain, self.rounds = 0.0, PATIENCE - TRIES
+            self.rounds = PATIENCE - TRIES
+            self._begin()
+        elif self.gain > 0:
+            self.length = SHORTEST
 
 
 @dataclass(frozen=True)

@@ -186,10 +186,12 @@ def sampled(
         recorded.append(q)
         levels, scored = level + 1, tree.num_nodes
         width = 1 if plan.chain else min(plan.width, q.shape[2])
-        best = q.topk(width, dim=-1, sorted=True).values
+        best = q.amax(-1, keepdim=True) if width == 1 else q.topk(width, sorted=True).values
         probable = _read(best)[0]
         left = np.ones_like(probable)  # of the law, before each child is drawn
-        if law is SiblingLaw.WOR:
+        if width == 1:
+            relative = probable
+        elif law is SiblingLaw.WOR:
             left[..., 1:] -= probable.cumsum(-1)[..., :-1]
             relative = (probable / left.clip(1e-12)).clip(0, 1)
         else:
@@ -256,6 +258,11 @@ def _drawn(
     """(B, m) tokens of children, whose parents (B, m), numbered within the level, are in order.
     Nodes with as many children are drawn at together."""
     rows, size, vocabulary = q.shape
+    if size == parents.shape[1] == 1 and is_drawn.all():  # chains: one child in every row
+        row = torch.arange(rows, device=q.device)
+        zero, alive = torch.zeros_like(row), torch.ones_like(row, dtype=torch.bool)
+        at = Sites(row, zero + first, zero, zero + level, alive)
+        return chance.independent(q[:, 0], 1, at, "draft")
     index = np.where(is_drawn, np.arange(rows)[:, None] * size + parents, -1)
     counts = np.bincount(index[is_drawn], minlength=rows * size)
     flat, tokens = q.reshape(-1, vocabulary), torch.zeros(index.shape, dtype=torch.long)
