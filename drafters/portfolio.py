@@ -4,8 +4,8 @@ its rounds take.
 Lookups are asked in every round, which takes the host little, and scored on what was committed,
 whether they were chosen or not: full information, as in HedgeSpec (2510.20064). Models are scored
 by what they drafted, and are tried again now and then (BanditSpec 2505.15141). All averages are
-exponential, so that the choice follows the text; a run begins with those of the run before. A model that was left out catches up when it is
-asked; that round takes longer, which counts.
+exponential, so that the choice follows the text; a run begins with those of the run before. A model
+that was left out catches up when it is asked; that round takes longer, which counts.
 
 The choice is made before anything is drawn, from earlier rounds and the committed text.
 

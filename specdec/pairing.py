@@ -87,8 +87,8 @@ def pair(
         laws = sorted(law.name for law in laws_of(drafter))
         allowed = ", ".join(sorted(law.name for law in rule.laws))
         refuse(
-            f"its siblings are {' and '.join(laws)}, the rule is exact for {allowed}; 'naive' takes "
-            "every tree"
+            f"its siblings are {' and '.join(laws)}, the rule is exact for {allowed}; 'naive' "
+            "takes every tree"
         )
     if rule.chain_only and not drafter.chain:
         refuse("it is for chains, and the drafter proposes trees")

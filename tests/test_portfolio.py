@@ -167,7 +167,7 @@ def test_a_rule_is_exact_for_the_trees_of_every_member():
         ([SmallModel(draft(), draw="hub", branching=2), sampled], "naive"),
     ):
         assert run(Portfolio(members), temperature=1.0).report.verifier == auto
-    with pytest.raises(specdec.Refused, match="siblings are DET and WOR.*exact for WR"):
+    with pytest.raises(specdec.Refused, match=r"siblings are DET and WOR.*exact for WR"):
         run(Portfolio([Suffix(nodes=3), sampled]), temperature=1.0, verifier="kseq")
 
 
