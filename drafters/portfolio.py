@@ -23,7 +23,7 @@ from specdec import Drafter, LanguageModel, Sampling, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.mixture import common_law, declared
 from specdec.drafting.occasional import Occasional
-from specdec.drafting.odds import Odds, drafts_of
+from specdec.drafting.odds import FADES, Odds, drafts_of
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.errors import some
 from specdec.measuring.chosen import Chosen
@@ -34,7 +34,6 @@ from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here, label
 
 Choice = str | Mapping[str, Any] | Drafter
-FADES = 0.98  # what a round counts in the price, one round later
 
 
 class Portfolio(Drafter):
