@@ -1,8 +1,10 @@
 """Lookup if it expects enough, else another drafter: chosen for each row in each round.
 
 The lookup says how many accepted tokens it expects (SuffixDecoding 2411.04975, 3.3: a hybrid takes
-the lookup's draft if its score reaches what the model's drafts usually get). This number is a
-function of the committed text, and the choice is made before anything is drawn.
+the lookup's draft if its score reaches what the model's drafts usually get). By tokens alone the
+model would be asked too often, since its rounds take longer: `threshold: auto` compares tokens at
+the price of the seconds that they take (`specdec.drafting.turns`). Either way the choice is a
+function of earlier rounds and the committed text, made before anything is drawn.
 
 A tree has one sibling law. If both draft chains, the tree has the law of the second: a looked-up
 token counts as a draw from the point mass on it, which the tree records as its q. Every other
@@ -20,20 +22,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
+from specdec import Costs, Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.mixture import common_law, point_masses
+from specdec.drafting.stopwatch import Stopwatch
+from specdec.drafting.turns import Turns
 from specdec.errors import number
+from specdec.pairing import name_of
 from specdec.plugins import build, find
+from specdec.pricing import known
+from specdec.pricing.measure import here, label
 from specdec.tree import Structure
 
+AUTO = "auto"
 Choice = str | Mapping[str, Any] | Drafter
 
 
 class Cascade(Drafter):
     """first      a drafter that says how many accepted tokens it expects, such as suffix
     then       the drafter of the other rows, such as small_model
-    threshold  accepted tokens that `first` must expect, or else `then` drafts
+    threshold  accepted tokens that `first` must expect, or else `then` drafts; auto: by what both
+               bring and take, one decision for all rows
+    costs      of auto. null: rounds take what the clock says, so that runs do not repeat | auto |
+               FILE | a specdec.Costs
 
     Either is a name, {"name": ..., argument: value}, or a drafter.
     """
@@ -49,13 +60,25 @@ class Cascade(Drafter):
             "then": {"name": "small_model", "depth": 2},
             "threshold": 0.3,
         },
+        {
+            "first": {"name": "suffix", "nodes": 2, "tree": False},
+            "then": {"name": "small_model", "depth": 1},
+        },
     )
 
     def __init__(
-        self, first: Choice = "suffix", then: Choice = "small_model", threshold: float = 2.0
+        self,
+        first: Choice = "suffix",
+        then: Choice = "small_model",
+        threshold: float | str = AUTO,
+        costs: known.Choice | None = None,
     ) -> None:
         self.first, self.then = _drafter(first), _drafter(then)
-        self.threshold = number("threshold", threshold, 0)
+        by_price = threshold == AUTO
+        self.threshold = None if by_price else number("threshold", threshold, 0)
+        if costs is not None and not by_price:
+            raise ValueError(f"costs are for threshold=auto, and it is {threshold}: leave out one")
+        self.choice = None if costs is None else known.check_choice(costs)
         if self.first.expected is None:
             raise ValueError(
                 f"first={type(self.first).__name__} does not say how many accepted tokens it "
@@ -68,15 +91,20 @@ class Cascade(Drafter):
                     f"{type(each).__name__} reads the target's hidden states of every round; take "
                     "one that does not, such as small_model"
                 )
-        self.learns = self.first.learns or self.then.learns
+        self.learns = by_price or self.first.learns or self.then.learns
+        self._kept: dict[Any, Turns] = {}  # what runs have learned, by what they were like
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Cascade":
-        made = {**arguments}
+        made = {"threshold": AUTO, **arguments}
         for part, usual in (("first", "suffix"), ("then", "small_model")):
             choice = made.get(part, usual)
             if not isinstance(choice, Drafter):
                 made[part] = find("drafter", choice).made_tiny(target, draft)
+        if made["threshold"] == AUTO and not isinstance(made.get("costs"), Costs):
+            # times that are measured would not repeat
+            one, other = (Costs.written(here(target), label(made[p])) for p in ("first", "then"))
+            made["costs"] = one.joined([other])
         return cls(**made)
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
@@ -96,21 +124,49 @@ class Cascade(Drafter):
         self._vocabulary = target.vocabulary
         self._exact = torch.float64 if target.dtype == torch.float64 else torch.float32
         self._second: list[bool] = [False] * rows  # rows whose last tree `then` drafted
+        self._turns: Turns | None = None
+        if self.threshold is None:
+            self._begin_turns(target, rows, sampling)
+
+    def _begin_turns(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        """By the clock a run begins with what earlier ones have learned; by a table, anew."""
+        tables = [
+            known.costs_for(self.choice, target, each, rows)
+            for each in (self.first, self.then)
+            if self.choice is not None
+        ]
+        self._tables, self._sampled = tables, not sampling.greedy
+        self._watch = Stopwatch(self.opened)
+        self._conditions = target.name, rows, sampling.temperature
+        before = None if tables else self._kept.get(self._conditions)
+        self._turns = Turns(rows) if before is None else before.next_run(rows)
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         self.first.enter(rows, state)
         self.then.enter(rows, state)
+        for row in rows:
+            if self._turns is not None:
+                self._turns.lookup.forget(row)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
+        if self._turns is not None:
+            self._watch.start(state)
+            host = state.on_host
+            self._before = {row: host.lengths[row] for row, live in enumerate(host.live) if live}
         looked_up = self.first.propose(state, chance)
-        expected = self.first.expected or [0.0] * state.rows
-        live = state.on_host.live
-        second = [
-            alive and each < self.threshold for alive, each in zip(live, expected, strict=True)
-        ]
+        second = self._rows_of_second(looked_up, state)
         drafted = self.then.propose(self._for_second(state, second), chance)
         self.aside, self._second = self.then.aside, second
-        return self._merged(looked_up, drafted, second)
+        merged = self._merged(looked_up, drafted, second)
+        self._size = merged.num_nodes, merged.depth
+        return merged
+
+    def _rows_of_second(self, looked_up: TokenTree, state: State) -> list[bool]:
+        expected = self.first.expected or [0.0] * state.rows
+        if self._turns is not None:
+            return self._turns.choose(looked_up, expected, state)
+        least, live = self.threshold or 0.0, state.on_host.live
+        return [alive and each < least for alive, each in zip(live, expected, strict=True)]
 
     def _for_second(self, state: State, rows: list[bool]) -> State:
         """The state with those rows live, and with the last round as `then` knows it."""
@@ -123,14 +179,42 @@ class Cascade(Drafter):
     def observe(self, state: State) -> None:
         self.first.observe(state)
         self.then.observe(state)
+        if self._turns is not None and self._watch.runs:
+            seconds, lengths = self._watch.stop(), state.on_host.lengths
+            if self._tables:
+                seconds = self._by_table(state)
+            added = sum(lengths[row] - length for row, length in self._before.items())
+            self._turns.went(self._second, added, seconds, state)
+
+    def _by_table(self, state: State) -> float:
+        """Seconds of the round that is over."""
+        asked = any(self._second)
+        table, drafter = self._tables[asked], self.then if asked else self.first
+        curves = table.curves(label(drafter), max(state.on_host.lengths), state.rows, self._sampled)
+        return curves.round(*self._size)
 
     def leave(self, rows: Sequence[int]) -> None:
         self.first.leave(rows)
         self.then.leave(rows)
+        if self._turns is not None and not self._tables:
+            self._kept[self._conditions] = self._turns
 
     def forget(self) -> None:
         self.first.forget()
         self.then.forget()
+        self._kept.clear()
+
+    def account(self) -> dict[str, dict[str, Any]]:
+        """Rounds of either, and the threshold as it is now."""
+        turns = self._turns
+        if turns is None:
+            return {}
+        asked, looked_up, least = turns.model.rounds, turns.lookup.rounds, turns.threshold
+        says = f"cascade: {asked} rounds asked {name_of(self.then)}, {looked_up} looked up"
+        if least is not None:
+            says += f", which pays from {least:.1f} expected tokens on"
+        found = {"says": says, "asked": asked, "looked_up": looked_up, "threshold": least}
+        return {"cascade": found}
 
     def _merged(self, first: TokenTree, then: TokenTree, second: list[bool]) -> TokenTree:
         """Each row's tree is that of one of them, with its own node numbers."""

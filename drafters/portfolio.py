@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.occasional import Occasional
-from specdec.drafting.odds import Odds, drafts_of
+from specdec.drafting.odds import FADES, Odds, drafts_of
 from specdec.drafting.remembered import Owner, forget, owner_of, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.errors import some
@@ -32,7 +32,6 @@ from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here, label
 
 Choice = str | Mapping[str, Any] | Drafter
-FADES = 0.98  # what a round counts in the price, one round later
 
 
 class Earlier(NamedTuple):

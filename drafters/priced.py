@@ -112,6 +112,7 @@ class Priced(Drafter):
         self.max_nodes, self.taps, self.opened = inner.max_nodes, inner.taps, inner.opened
         self.runners_up, self.best_tokens = inner.runners_up, inner.best_tokens
         self._live = Live() if self.live else None
+        self._rounds = self._drafted = 0
         if self.live:
             print(
                 "priced: live=true measures while it decodes; runs do not repeat", file=sys.stderr
@@ -137,6 +138,7 @@ class Priced(Drafter):
         elif noted is None:
             tree, noted = TokenTree.root(state.roots, self.law), Noted.empty(state.rows)
         self.decision = policy.decide(noted, live)
+        self._rounds, self._drafted = self._rounds + 1, self._drafted + (tree.num_nodes > 1)
         return tree
 
     def _prune(self, tree: TokenTree, state: State) -> tuple[TokenTree, Noted]:
@@ -174,6 +176,13 @@ class Priced(Drafter):
     def forget(self) -> None:
         self.learnt.forget()
         self.drafter.forget()
+
+    def account(self) -> dict[str, dict[str, Any]]:
+        """Rounds, those that drafted, and the seconds that deciding and learning took."""
+        drafted, rounds, seconds = self._drafted, self._rounds, self._policy.seconds
+        says = f"priced: {drafted} of {rounds} rounds drafted, deciding took {seconds:.2f} s"
+        own = {"says": says, "rounds": rounds, "drafted": drafted, "deciding_seconds": seconds}
+        return {"priced": own, **self._inner.account()}
 
     def settings_in_effect(self) -> dict[str, Any]:
         """With the table itself, by which another run decides the same."""

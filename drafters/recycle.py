@@ -6,12 +6,16 @@ M[t, r]. After every pass the rows of all its nodes are written, accepted or not
 accepted path are written last. The prompt's own pass writes too. A token that was never scored has
 no row, and nothing is drafted below it.
 
+These are many steps over few numbers. On a CPU they go through numpy, where a step takes a fraction
+of the time: `native` is the same memory as an array, and the arithmetic is written the same.
+
 Letters: B rows, N nodes, V vocabulary, k ranks, T tokens of prompts.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +26,7 @@ from specdec.errors import integer
 from specdec.models.vocabulary import tokenizer_digest
 from specdec.tree import MOST_NODES, Structure
 
+Array = Any  # a numpy array on a CPU, else a tensor
 NONE, MEMORY = "none", "memory"
 # how often the token of each rank came next, on the demo target; much the same at every depth
 ACCURACY = (0.45, 0.14, 0.07, 0.045, 0.035, 0.025, 0.02, 0.018)
@@ -60,6 +65,8 @@ class Recycle(Drafter):
         ranks = min(self.best_tokens, target.vocabulary)
         self._own = empty_matrix(rows, target, ranks)
         self._shared = self._kept.matrix_for(target, ranks) if self.learns else None
+        # the row of each seat's token 0
+        self._first = native(torch.arange(rows, device=target.device)[:, None] * target.vocabulary)
         self._alive = [False] * rows  # in the round that is under way
 
     def enter(self, rows: Sequence[int], state: State) -> None:
@@ -72,25 +79,34 @@ class Recycle(Drafter):
         chosen = torch.tensor(list(rows), device=best.device)
         tokens = state.tokens[chosen, : best.shape[1]]
         read = torch.arange(best.shape[1], device=best.device) < state.lengths[chosen, None] - 1
-        self._write(chosen, tokens, best, read, torch.zeros_like(read))
+        self._write(self._first[list(rows)], tokens, best, read, torch.zeros_like(read))
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         if state.deepest < 1:
             return TokenTree.root(state.roots)
-        plan, rows = self._plan, state.rows
-        first = torch.arange(rows, device=state.device)[:, None] * self._vocabulary
-        tokens, known = state.roots[:, None], state.live[:, None]
-        for above, ranks in plan.levels:
-            drafted = self._own[first + tokens[:, above], ranks].long()
-            if self._shared is not None:
-                earlier = self._shared[tokens[:, above], ranks].long()
-                drafted = torch.where(drafted < 0, earlier, drafted)
-            known = torch.cat([known, known[:, above] & (drafted >= 0)], 1)
-            tokens = torch.cat([tokens, drafted.clamp(min=0)], 1)
+        plan, rows, device = self._plan, state.rows, state.device
+        tokens = torch.zeros(rows, len(plan.frame), dtype=torch.long, device=device)
+        known = torch.zeros(rows, len(plan.frame), dtype=torch.bool, device=device)
+        tokens[:, 0], known[:, 0] = state.roots, state.live
+        self._fill(native(tokens), native(known))
         if state.shallowest < plan.depth:
-            known = known & (plan.depths < state.room[:, None])
-        structure = Structure.shared(plan.frame, rows, tokens.device, known)
+            known &= plan.depths < state.room[:, None]
+        # With all of its nodes a structure repeats; only the device knows that of its own.
+        full = device.type == "cpu" and bool(native(known).all())
+        structure = Structure.shared(plan.frame, rows, device, None if full else known)
         return TokenTree(tokens, structure)
+
+    def _fill(self, tokens: Array, known: Array) -> None:
+        """Level by level, tokens (B, N) and whether they are known."""
+        own, first = native(self._own), self._first
+        for nodes, above, ranks in self._plan.levels:
+            parents = tokens[:, above]
+            drafted = own[first + parents, ranks]
+            if self._shared is not None:
+                earlier = native(self._shared)[parents, ranks]
+                drafted = drafted + (earlier + 1) * (drafted < 0)  # unknown is -1
+            known[:, nodes] = known[:, above] & (drafted >= 0)
+            tokens[:, nodes] = drafted.clip(min=0)
 
     def observe(self, state: State) -> None:
         last, alive = state.last, self._alive
@@ -98,13 +114,14 @@ class Recycle(Drafter):
         if last.best is None or last.trees is None or last.verdict is None:
             return
         trees, device = last.trees, last.best.device
-        path = torch.from_numpy(last.verdict.path).to(device)
-        on_path = torch.zeros(trees.rows, trees.num_nodes + 1, dtype=torch.bool, device=device)
-        on_path.scatter_(1, torch.where(path > 0, path, trees.num_nodes), True)
+        path = last.verdict.path
+        on_path = np.zeros((trees.rows, trees.num_nodes), dtype=bool)
         on_path[:, 0] = True
+        rows, steps = np.nonzero(path > 0)
+        on_path[rows, path[rows, steps]] = True
         scored = trees.used & torch.tensor(alive, device=device)[:, None]
-        rows = torch.arange(trees.rows, device=device)
-        self._write(rows, trees.tokens, last.best, scored, on_path[:, :-1])
+        late = torch.from_numpy(on_path).to(device)
+        self._write(self._first, trees.tokens, last.best, scored, late)
 
     def forget(self) -> None:
         self._kept.matrix = None
@@ -113,19 +130,30 @@ class Recycle(Drafter):
         return {"nodes": self.tree.nodes, "tree": [list(path) for path in self.tree.paths]}
 
     def _write(
-        self, rows: Tensor, tokens: Tensor, best: Tensor, scored: Tensor, late: Tensor
+        self, first: Array, tokens: Tensor, best: Tensor, scored: Tensor, late: Tensor
     ) -> None:
         """Write best (b, n, k) after tokens (b, n), where they were `scored`; the `late` ones after
-        all others."""
-        first = rows[:, None] * self._vocabulary
-        write(self._own, first + tokens, best, scored, late)
+        all others. first (b, 1): where the rows' own matrices begin."""
+        given = [native(each) for each in (best, scored, late)]
+        write(native(self._own), first + native(tokens), *given)
         if self._shared is not None:
-            write(self._shared, tokens, best, scored, late)
+            write(native(self._shared), native(tokens), *given)
 
 
-def write(matrix: Tensor, where: Tensor, best: Tensor, scored: Tensor, late: Tensor) -> None:
+def native(tensor: Tensor) -> Array:
+    """The same memory as an array, on a CPU."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def write(matrix: Array, where: Array, best: Array, scored: Array, late: Array) -> None:
     """Rows `where` (b, n) of the matrix become best (b, n, k). If several go to the same row, the
-    last in order wins. Discarded entries go to the matrix's last row."""
+    last in order wins. On a device, discarded entries go to the matrix's last row."""
+    values = best.reshape(-1, best.shape[-1])
+    if isinstance(matrix, np.ndarray):
+        order = np.concatenate([np.flatnonzero(scored & ~late), np.flatnonzero(scored & late)])
+        newest = dict(zip(where.reshape(-1)[order].tolist(), order.tolist(), strict=True))
+        matrix[list(newest)] = values[list(newest.values())]
+        return
     nowhere, count = len(matrix) - 1, where.numel()
     places = torch.where(scored, where, nowhere).flatten()
     order = torch.arange(count, device=where.device) + count * late.flatten()
@@ -134,8 +162,7 @@ def write(matrix: Tensor, where: Tensor, best: Tensor, scored: Tensor, late: Ten
     places, order = keys // (2 * count), keys % count
     again = torch.zeros_like(places, dtype=torch.bool)
     again[:-1] = places[1:] == places[:-1]
-    values = best.flatten(0, 1)[order].to(matrix.dtype)
-    matrix[torch.where(again, nowhere, places)] = values
+    matrix[torch.where(again, nowhere, places)] = values[order].to(matrix.dtype)
 
 
 class Kept:
@@ -174,13 +201,17 @@ class Plan:
     def __init__(self, shape: RankTree, device: torch.device) -> None:
         self.frame, self.depth = (-1, *shape.parents), shape.depth
         self.depths = torch.tensor([0, *shape.depths], device=device)
-        self.levels: list[tuple[Tensor, Tensor]] = []  # each node's parent, and its rank
+        # of each level: its nodes, which are neighbours, their parents, and their ranks
+        self.levels: list[tuple[slice, Array, Array]] = []
+        first = 0
         for depth in range(1, shape.depth + 1):
-            nodes = [node for node, path in enumerate(shape.paths) if len(path) == depth]
-            above = [shape.parents[node] for node in nodes]
-            ranks = [shape.ranks[node] for node in nodes]
-            level = torch.tensor(above, device=device), torch.tensor(ranks, device=device)
-            self.levels.append(level)
+            end = first + shape.depths.count(depth)
+            above, ranks = (
+                native(torch.tensor(each[first:end], device=device))
+                for each in (shape.parents, shape.ranks)
+            )
+            self.levels.append((slice(first + 1, end + 1), above, ranks))
+            first = end
 
 
 def _by_accuracy(nodes: int) -> RankTree:

@@ -10,7 +10,6 @@ process, where the cost table was measured just before. The shapes of the sweep 
 `learn` prompts, which do not count: the others are held out.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,27 +58,6 @@ CHAIN = {"branching": 1, "draw": "wor"}  # what is priced: a sampled chain; at T
 NONE, PRICED = "none", "priced"
 
 
-class Timed:
-    """A policy, with the seconds that its answers take."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy, self.seconds = policy, 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.policy, name)
-        if not callable(found):
-            return found
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return found(*arguments, **named)
-            finally:
-                self.seconds += time.perf_counter() - began
-
-        return timed
-
-
 def table_of(bench: "Bench", name: str) -> "Costs":
     from specdec import Costs
 
@@ -112,27 +90,18 @@ def learn(bench: "Bench", way: "Ours") -> None:
         way([tokens], [prompt.index], bench.wanted.max_new_tokens)
 
 
-def expected(bench: "Bench", way: "Ours") -> dict[str, Any]:
+def expected(bench: "Bench", way: "Ours", curves: "Curves") -> dict[str, Any]:
     """What `priced` expected of its rounds on the held-out prompts, and the share of deciding."""
     from specdec.measuring.promises import promises, reliability
-    from specdec.pricing.measure import label
 
-    sampled = way.options["temperature"] > 0
-    steps, deciding = [], 0.0
+    steps, deciding, decoding = [], 0.0, 0.0
     for prompt in bench.prompts[bench.wanted.learn :]:
         tokens = way.target.tokenizer(prompt.text)["input_ids"]
         run = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
-        priced = run.groups.all[0].drafter
         run.finish()
-        steps += run.recorder.steps
-        curves = priced.costs.curves(label(way.drafter.drafter), 128, 1, sampled)
-        timed = way.run([tokens], [prompt.index], bench.wanted.max_new_tokens)
-        priced = timed.groups.all[0].drafter
-        policy = priced._policy = Timed(priced._policy)
-        if priced._governed is not None:
-            priced._governed.policy = policy
-        timed.finish()
-        deciding += policy.seconds / timed.report.decode_seconds
+        steps += run.report.steps
+        deciding += run.report.account["priced"]["deciding_seconds"]
+        decoding += run.report.decode_seconds
     kept, trust = promises(steps), reliability(steps)
     assert kept is not None
     assert trust is not None
@@ -141,7 +110,7 @@ def expected(bench: "Bench", way: "Ours") -> dict[str, Any]:
         "time, measured / expected": f"{kept.time_ratio:.2f}",
         "calibration error": f"{trust.error:.3f}",
         "price / ratio": f"{price_over_ratio(steps, curves):.3f}",
-        "deciding": f"{deciding / max(1, len(bench.prompts) - bench.wanted.learn):.1%}",
+        "deciding": f"{deciding / decoding:.1%}",
     }
 
 
@@ -171,6 +140,7 @@ def measured(bench: "Bench", name: str) -> "tuple[pd.DataFrame, dict[str, Any]]"
     import pandas as pd
 
     from specdec.plugins import build
+    from specdec.pricing.measure import label
 
     wanted = bench.wanted
     costs = table_of(bench, name)
@@ -181,7 +151,8 @@ def measured(bench: "Bench", name: str) -> "tuple[pd.DataFrame, dict[str, Any]]"
         made = build("drafter", {"name": "priced", "drafter": inner, "costs": costs})
         lined = ways(bench, name, temperature, made)
         learn(bench, lined[PRICED])
-        trust = expected(bench, lined[PRICED])
+        curves = costs.curves(label(inner), 128, 1, temperature > 0)
+        trust = expected(bench, lined[PRICED], curves)
         found = bench.compare(f"{name}, T = {temperature:g}", dict(lined))
         compared[f"{name}, T = {temperature:g}"] = found
         for shape in (*SWEEP, PRICED):

@@ -39,7 +39,7 @@ class TrainingFree(Options):
     edits: str | None = "specdec"  # a folder of Python files; null leaves it out
     edited: int = 12  # files of it
     draft: str = "demo-draft"  # of the cascade
-    threshold: float = 3.0  # of the cascade
+    threshold: float | None = None  # of the cascade; null: auto
     batches: list[int] = field(default_factory=lambda: [1, 8])  # for host time
     output: str = "outputs/benchmark_training_free"
 
@@ -53,7 +53,9 @@ def ways(bench: "Bench", store: "SuffixStore | None") -> dict[str, Any]:
     suffix = {"name": "suffix", "nodes": wanted.nodes}
     model = {"name": "small_model", "model": wanted.draft, "depth": 4}
     chain = {"name": "suffix", "tree": False, "nodes": 10}
-    both = {"name": "cascade", "first": chain, "then": model, "threshold": wanted.threshold}
+    both = {"name": "cascade", "first": chain, "then": model}
+    if wanted.threshold is not None:
+        both["threshold"] = wanted.threshold
     drafters: dict[str, dict[str, Any]] = {
         "none": {"name": "none"},
         "ngram": tree,

@@ -104,17 +104,7 @@ class Structure:
         Raises ValueError for lists that are not trees.
         """
         if not isinstance(parents, Tensor):
-            given = np.array(parents, dtype=np.int64, ndmin=2)
-            faults = structure_faults(given)
-            for row in np.flatnonzero(faults.any(1)):
-                raise ValueError(
-                    f"malformed tree in row {row}: {described(faults[row], STRUCTURE)}"
-                )
-            depth = int(host_depths(given).max(initial=0))
-            width = max(
-                (int(np.bincount(row[row >= 0]).max(initial=0)) for row in given), default=0
-            )
-            parents = torch.from_numpy(given).to(device or torch.device("cpu"))
+            return _given(np.array(parents, dtype=np.int64, ndmin=2), device or torch.device("cpu"))
         most = parents.shape[1] - 1
         # Clamped, so that no lookup leaves the tree. A parent past the end is still reported.
         parents = parents.clamp(max=most)
@@ -435,6 +425,44 @@ def _shared(frame: tuple[int, ...], rows: int, device: torch.device) -> Structur
         False,
         frame,
         True,
+    )
+
+
+def _given(parents: np.ndarray, device: torch.device) -> Structure:
+    """Of parents (B, N) on the host. Plain integers are faster here than small arrays; the bits of
+    one are the nodes on a path."""
+    nodes = parents.shape[1]
+    size, width = (nodes + 7) // 8, 0
+    depths: list[list[int]] = []
+    bits: list[bytes] = []
+    for number, row in enumerate(parents.tolist()):
+        depth, paths, children = [0] * nodes, [1 << node for node in range(nodes)], [0] * nodes
+        whole = row[0] == -1
+        for node in range(1, nodes):
+            above = row[node]
+            if above == -1:
+                continue
+            if not 0 <= above < node or (above > 0 and row[above] < 0):
+                whole = False
+                break
+            depth[node] = depth[above] + 1
+            paths[node] |= paths[above]
+            children[above] += 1
+        if not whole:
+            faults = structure_faults(parents[number : number + 1])[0]
+            raise ValueError(f"malformed tree in row {number}: {described(faults, STRUCTURE)}")
+        width = max(width, max(children))
+        depths.append(depth)
+        bits += [path.to_bytes(size, "little") for path in paths]
+    packed = np.frombuffer(b"".join(bits), np.uint8).reshape(len(parents), nodes, size)
+    ancestors = np.unpackbits(packed, axis=2, count=nodes, bitorder="little").view(bool)
+    return Structure(
+        torch.from_numpy(parents).to(device),
+        torch.tensor(depths).to(device),
+        torch.from_numpy(ancestors).to(device),
+        max(map(max, depths), default=0),
+        width,
+        nodes == 1,
     )
 
 

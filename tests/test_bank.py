@@ -13,6 +13,8 @@ from drafters.small_model import SmallModel
 from drafters.suffix import Suffix
 from experiments.certificates import exact, suite
 from experiments.certificates.laws import TWO_DENSE, TWO_ZEROS
+from experiments.measuring import measures
+from experiments.measuring.measures import balance
 from specdec import Drafter, TokenTree
 from specdec.drafting import banked
 from specdec.drafting.bank import FIRST_WAIT, Bank, NoHarm
@@ -282,6 +284,28 @@ def test_a_run_by_a_table_repeats_and_reports():
     assert account["seconds"] <= account["bound"]
     assert "by the promise at most" in str(report)
     assert report.as_dict()["account"]["no_harm"]["trials"] == account["trials"]
+    assert report.why not in str(report)  # the bank's sentence is about the same
+    found = balance([report, runs[1].report])  # one after the other, each from 0 on
+    rounds = len(runs[0].steps)
+    assert (found.rounds, found.plain_rounds) == (2 * rounds, 2 * account["plain_rounds"])
+    assert found.at == list(range(2 * rounds + 1))
+    assert found.seconds[0] == 0
+    assert found.seconds[rounds] == pytest.approx(account["balance"])
+    assert found.seconds[-1] == pytest.approx(2 * account["balance"])
+    for before, after, step in zip(found.seconds, found.seconds[1:], runs[0].steps, strict=False):
+        assert (before == after) == (step.chosen.drafter is None)  # plain rounds neither gain
+    assert balance([specdec.generate(model, [[1, 2]], max_new_tokens=2).report]) is None
+
+
+def test_a_long_balance_is_thinned_out_and_keeps_its_end(monkeypatch):
+    monkeypatch.setattr(measures, "POINTS", 5)
+    out = specdec.generate(
+        target(), prompts(9), drafter=Suffix(nodes=2), no_harm=True, max_new_tokens=24
+    )
+    found = balance([out.report])
+    assert len(found.at) == len(found.seconds) == 5
+    assert (found.at[0], found.at[-1]) == (0, len(out.steps))
+    assert found.seconds[-1] == out.report.account["no_harm"]["balance"]
 
 
 def test_what_is_learned_is_kept_by_drafter_target_and_temperature():

@@ -1,6 +1,8 @@
 """Lookup first, a model else: which rows go where, the law of the mixture, and what each drafter
 keeps when it sits out rounds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,8 +11,10 @@ from drafters.cascade import Cascade
 from drafters.medusa import Medusa
 from drafters.small_model import SmallModel
 from drafters.suffix import Suffix
-from specdec import Sampling, SiblingLaw
+from specdec import Costs, Sampling, SiblingLaw, State, TokenTree
+from specdec.drafting.turns import FEW, Turns
 from specdec.plugins import build
+from specdec.pricing.measure import here, label
 from tests.models import head, prompts, shared, similar
 
 MODEL = "llama_gqa"
@@ -24,7 +28,7 @@ def draft():
     return specdec.load(similar(shared(MODEL, torch.float64)))
 
 
-def cascade(threshold: float, tree: bool = False, **shape) -> Cascade:
+def cascade(threshold: float | str, tree: bool = False, **shape) -> Cascade:
     shape = {"depth": 3, **shape}
     return Cascade(Suffix(nodes=4, tree=tree), SmallModel(draft(), **shape), threshold)
 
@@ -117,7 +121,7 @@ def test_a_cascade_learns_and_forgets_with_its_parts():
     assert drafter.first.store.tokens == 3 * 16
     drafter.forget()
     assert drafter.first.store.tokens == 0
-    assert not Cascade("suffix", "none").learns
+    assert not Cascade("suffix", "none", 1.0).learns
 
 
 def test_parts_that_cannot_be():
@@ -128,6 +132,10 @@ def test_parts_that_cannot_be():
         Cascade("suffix", Medusa(heads))
     with pytest.raises(ValueError, match="threshold must be a number >= 0"):
         Cascade("suffix", "none", -1)
+    with pytest.raises(ValueError, match="threshold must be a number >= 0, got 'atuo'"):
+        Cascade("suffix", "none", "atuo")
+    with pytest.raises(ValueError, match="costs are for threshold=auto, and it is 2"):
+        Cascade("suffix", "none", 2, "auto")
     with pytest.raises(ValueError, match="unknown drafter 'sufix'; did you mean 'suffix'"):
         Cascade("sufix", "none")
     sampled = Cascade("suffix", "none")
@@ -141,6 +149,104 @@ def test_by_settings_alone():
         "drafter", {"name": "cascade", "first": {"name": "suffix", "nodes": 3}, "then": "none"}
     )
     assert made.first.max_nodes == 4
+
+
+# ---------------------------------------------------------------------------------- threshold=auto
+
+
+def turns(model: float, seconds: tuple[float, float], lookup: float = 1.0) -> Turns:
+    """After rounds of both kinds. model: tokens that its drafts bring; seconds: of a round with the
+    model, and without; lookup: accepted / expected."""
+    made = Turns(3)
+    made.model.accepted.add(model)
+    made.lookup.expected.add(1.0)
+    made.lookup.accepted.add(lookup)
+    for _ in range(FEW):
+        made.model.went(True, True, seconds[0])
+        made.lookup.went(True, True, seconds[1])
+    made._tokens, made._seconds = 1.0, 2.0  # half a token a second
+    return made
+
+
+def rows_of(made: Turns, expected: list[float], live: tuple[bool, ...] = (True, True, True)):
+    state = State.of([[1, 2]] * len(expected), Sampling(0.0))
+    state = replace(state, on_host=state.on_host._replace(live=list(live[: len(expected)])))
+    return made.choose(TokenTree.root(state.roots), expected, state)
+
+
+def test_the_model_is_asked_where_its_tokens_are_worth_their_seconds():
+    made = turns(2.5, (5.0, 2.0))  # it takes 3 s more, which are worth 1.5 tokens
+    assert made.threshold == 1.0
+    assert rows_of(made, [0.9]) == [True]
+    assert rows_of(made, [1.1]) == [False]
+    assert turns(1.4, (5.0, 2.0)).threshold == 0.0
+    trusted = turns(2.5, (5.0, 2.0), lookup=0.5)  # half of what is expected is accepted
+    assert rows_of(trusted, [1.9]) == [True]
+    assert rows_of(trusted, [2.1]) == [False]
+
+
+def test_rows_share_the_models_passes():
+    made = turns(2.5, (5.0, 2.0))
+    assert rows_of(made, [1.8, 1.8, 1.8]) == [True] * 3  # 3 x 0.7 tokens, of one alone too few
+    assert rows_of(made, [1.8, 1.8, 3.0]) == [False] * 3
+    assert rows_of(made, [0.5, 2.4, 3.0]) == [True, True, False]
+    assert rows_of(made, [1.8, 1.8, 1.8], (True, True, False)) == [False] * 3
+
+
+def test_both_are_tried_before_they_are_compared_and_a_model_now_and_then():
+    made = Turns(1)
+    assert made.threshold is None
+    state = State.of([[1, 2]], Sampling(0.0))
+    asked = []
+    for _ in range(40):
+        second = rows_of(made, [1.0])
+        asked.append(second[0])
+        made.went(second, 2, 9.0 if second[0] else 1.0, state)  # the model's drafts bring nothing
+    assert asked[: 2 * FEW] == [True] * FEW + [False] * FEW
+    later = [round for round, one in enumerate(asked) if one][FEW:]
+    assert len(later) in (1, 2)  # after 8 rounds, and after twice as many
+
+
+def by_table(levels: float) -> Cascade:
+    """level: seconds of a pass of the model; a plain round takes one."""
+    first, then = Suffix(nodes=4, tree=False), SmallModel(draft(), depth=3)
+    about = here(target())
+    tables = [Costs.written(about, label(first), 1.0, 0.0, 0.0)]
+    tables.append(Costs.written(about, label(then), 1.0, 0.0, levels))
+    return Cascade(first, then, costs=tables[0].joined(tables[1:]))
+
+
+def test_by_a_table_dear_models_are_left_out_and_runs_repeat():
+    found = {}
+    for levels in (0.0, 3.0):
+        outs = [run(by_table(levels), max_new_tokens=24, seats=1) for _ in range(2)]
+        one, other = ([step.parents.tolist() for step in out.steps] for out in outs)
+        assert one == other
+        found[levels] = outs[0].report.account["cascade"]
+        assert f"{found[levels]['asked']} rounds asked" in found[levels]["says"]
+    assert found[3.0]["asked"] < found[0.0]["asked"]
+    assert found[3.0]["looked_up"] > found[3.0]["asked"]
+
+
+def test_by_the_clock_a_run_begins_with_what_earlier_ones_have_learned():
+    drafter = cascade("auto")
+    assert drafter.learns
+    rounds = []
+    for _ in range(2):
+        account = run(drafter, seats=3).report.account["cascade"]
+        rounds.append(account["asked"] + account["looked_up"])
+    assert rounds[1] > rounds[0] > 0
+    drafter.forget()
+    account = run(drafter, seats=3).report.account["cascade"]
+    assert account["asked"] + account["looked_up"] < rounds[1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_by_the_clock_the_text_is_the_targets_own(temperature):
+    """Whatever the times: under coupled chance, with a rule that is exact under it."""
+    options = {"temperature": temperature, "seed": None, "chance": specdec.Coupled(4)}
+    plain, ours = (run(each, **options) for each in ("none", cascade("auto", draw="topk")))
+    assert [row.tolist() for row in ours.tokens] == [row.tolist() for row in plain.tokens]
 
 
 # ----------------------------------------------------------------- a model that is helped by lookup

@@ -410,11 +410,7 @@ def test_settings_are_checked():
 # -------------------------------------------------------------------------------------- whole runs
 
 
-# sparse_self copies from contiguous memory only, and says so.
-OVER_PAGES = [drafter for drafter in DRAFTERS if drafter["name"] != "sparse_self"]
-
-
-@pytest.mark.parametrize("drafter", OVER_PAGES, ids=title)
+@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
 def test_every_drafter_decodes_over_pages_what_it_decodes_without(drafter, lm):
     target = lm.with_kv(KV("paged", page=4))
     draft = TransformersLM(models.similar(shared("llama_gqa", torch.float64)))

@@ -1,5 +1,7 @@
 """`priced`: what is decided, when, by what, and what the inner drafter sees of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from drafters.priced import Priced
 from drafters.small_model import SmallModel
 from experiments.certificates.suite import make as made
 from specdec import Costs, Drafter, Keyed, Sampling, SiblingLaw, TokenTree
-from specdec.measuring.promises import reliability
+from specdec.measuring.promises import reliability, why
+from specdec.measuring.report import Step
 from specdec.models.table import TableModel
 from specdec.pricing.growing import noted_of
 from specdec.pricing.measure import here, label
@@ -244,6 +247,11 @@ def test_a_run_says_what_was_expected_of_it():
     assert f"tau {report.tau:.2f} at " in report.why
     assert report.why in str(report)
     assert report.as_dict()["promises"]["rounds"] == len(out.steps)
+    account = report.account["priced"]
+    assert account["rounds"] == len(out.steps)
+    assert account["drafted"] == sum(step.num_nodes.any() for step in out.steps) > 0
+    assert 0 < account["deciding_seconds"] < report.decode_seconds
+    assert account["says"] in str(report)
 
 
 def test_other_drafters_say_nothing_of_costs():
@@ -251,6 +259,42 @@ def test_other_drafters_say_nothing_of_costs():
     assert report.why is None
     assert report.promises is None
     assert reliability(decoded("none").steps) is None
+
+
+def rounds_of(*given: tuple[int, int, float, float]) -> list[Step]:
+    """(drafted nodes, kept tokens, seconds of drafting, of the rest), of one row each."""
+    return [
+        Step(
+            number,
+            np.array([True]),
+            np.arange(-1, nodes)[None],
+            np.zeros((1, 0), int),
+            np.array([kept - 1]),
+            np.array([kept]),
+            SimpleNamespace(seconds={"draft": draft, "score": rest}),
+            {},
+            np.array([0]),
+        )
+        for number, (nodes, kept, draft, rest) in enumerate(given)
+    ]
+
+
+def test_without_a_table_a_run_says_why_by_its_own_rounds():
+    plain = [(0, 1, 0.0, 1.0)] * 3
+    slow = why(rounds_of(*plain, *[(4, 2, 2.0, 2.0)] * 3))  # 15 s of 6 rounds for 9 tokens
+    assert slow == "tau 1.50 at 2.0 nodes would need 2.50 to pay on this machine"
+    fast = why(rounds_of(*plain, *[(4, 5, 0.2, 1.0)] * 3))
+    assert fast == "tau 3.00 at 2.0 nodes pays: 1.10 is enough on this machine"
+    few = [(4, 2, 1.0, 3.0)] * 3  # no round without drafts
+    assert why(rounds_of(*few)) == (
+        "tau 2.00 at 4.0 nodes needs 1.33 or more to pay, as drafting takes 25% of the time"
+    )
+    assert why(rounds_of(*[(4, 1, 1.0, 3.0)] * 3)).startswith("tau 1.00 at 4.0 nodes would need")
+    assert why(rounds_of(*plain)) is None
+    assert why([]) is None
+    report = decoded(made(TREE, KNOWN.target, KNOWN.draft)).report
+    assert report.why is not None
+    assert report.why in str(report)
 
 
 def test_the_table_is_among_the_settings_in_effect():

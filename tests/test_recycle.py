@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import specdec
-from drafters.recycle import NONE, Recycle, empty_matrix, write
+from drafters.recycle import NONE, Recycle, empty_matrix, native, write
 from specdec.plugins import build
+from specdec.prefill import few_largest
 from tests.exact import KNOWN, TOY
 from tests.models import prompts, shared, similar
 
@@ -83,13 +84,14 @@ def test_the_matrix_and_its_trees(temperature):
     assert Watched.rounds > 10
 
 
-def test_the_last_writer_wins_and_the_accepted_path_comes_last():
+@pytest.mark.parametrize("form", [native, lambda tensor: tensor], ids=["host", "device"])
+def test_the_last_writer_wins_and_the_accepted_path_comes_last(form):
     matrix = empty_matrix(1, KNOWN.target, 1)
     where = torch.tensor([[0, 1, 0, 1, 2]])
     best = torch.tensor([[[10], [11], [12], [13], [14]]])
     scored = torch.tensor([[True, True, True, True, False]])
     late = torch.tensor([[True, False, False, False, False]])
-    write(matrix, where, best, scored, late)
+    write(*map(form, (matrix, where, best, scored, late)))
     assert matrix[:3, 0].tolist() == [10, 13, -1]
 
 
@@ -130,6 +132,24 @@ def test_a_matrix_of_another_tokenizer_is_refused():
         specdec.generate(target, [[1, 2]], drafter=drafter, max_new_tokens=4)
     drafter.forget()
     specdec.generate(target, [[1, 2]], drafter=drafter, max_new_tokens=4)
+
+
+def test_a_tree_may_name_a_child_before_its_parent():
+    given = {"name": "recycle", "tree": [[0, 0], [1], [0]]}
+    assert build("drafter", given).tree.paths == ((0,), (1,), (0, 0))
+
+
+@pytest.mark.parametrize("k", [1, 3, 16])
+@pytest.mark.parametrize("vocabulary", [5, 1024, 1100, 5001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_few_largest_are_those_of_topk(k, vocabulary, dtype):
+    random = torch.Generator().manual_seed(vocabulary)
+    values, k = torch.randn(7, vocabulary, generator=random).to(dtype), min(k, vocabulary)
+    values[3, -1] = 9.0  # in what is left over of the columns
+    largest, index = few_largest(values, k)
+    assert torch.equal(largest, values.topk(k).values)
+    assert torch.equal(values.gather(1, index), largest)
+    assert all(len(set(row)) == k for row in index.tolist())
 
 
 @pytest.mark.parametrize(

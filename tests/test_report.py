@@ -26,7 +26,7 @@ from experiments.report import contents as pages
 from experiments.report.definitions import DEFINITIONS
 from experiments.report.prediction import cost_model, expected_tokens, interpolated
 from experiments.study import studies
-from experiments.study.outcome import Interval, Speedup
+from experiments.study.outcome import Balance, Interval, Speedup
 from experiments.study.result import Result
 
 SECTIONS = ("Results", "Acceptance", "Time and cost", "Checks", "Setting", "Definitions")
@@ -170,6 +170,23 @@ def test_cold_and_warm_stand_side_by_side(study):
     assert list(told.text["τ"]) == ["3.00", "1.50"] * len(learns)
     assert list(told.raw["speedup_none"]) == [2.0, 1.25] * len(learns)
     assert list(told.raw["speedup_none_low"]) == [1.5, 0.75] * len(learns)
+
+
+def test_what_the_bank_did(study):
+    """Its balance over the rounds, of runs under no_harm; without such runs there is no section."""
+    assert "What the bank did" not in {part.title for part in pages.sections(study)}
+    first, *others = (one for one in study.results if one.method.drafter == "ngram")
+    line = Balance(rounds=40, plain_rounds=6, trials=2, at=[0, 20, 40], seconds=[0.0, -0.25, 1.5])
+    given = [changed(first, balance=line), *others]
+    jobs = [studies.Job(Path(str(n)), [], result, "") for n, result in enumerate(given)]
+    parts = pages.sections(studies.Study(study.folder, study.sweeps, [], jobs))
+    (section,) = (part for part in parts if part.title == "What the bank did")
+    shown = section.tables["bank"].text.iloc[0]
+    assert (shown["rounds"], shown["of these plain"]) == (40, 6)
+    assert (shown["s gained"], shown["at the lowest"]) == ("1.50", "-0.25")
+    (axis,) = section.figures["balance"].figure.axes
+    (drawn,) = (one for one in axis.lines if len(one.get_xdata()) == 3)
+    assert list(drawn.get_ydata()) == [0.0, -0.25, 1.5]
 
 
 def test_tau_of_the_table_is_that_of_the_rounds(study):

@@ -228,12 +228,46 @@ def test_the_command_prints_a_line_for_each_size(tmp_path):
         (["target_cost=[]", "nodes=[]"], "there are no sizes"),
         (["target_cost=[1]", "nodes=[1]", "acceptance=nowhere.json"], "names no file"),
         (["target_cost=[1]", "nodes=[half]"], "nodes"),
-        (["nodes=[1]"], "target_cost must be given"),
+        (["nodes=[1]"], "target_cost must be given.*or costs, the cost table"),
+        (["nodes=[1]", "target_cost=[1]", "costs=x.json"], "costs is given, and target_cost"),
+        (["nodes=[1]", "draft_cost=1", "costs=x.json"], "leave out one of them"),
+        (["nodes=[1]", "costs=nowhere.json"], "costs names no file: nowhere.json"),
     ],
 )
 def test_what_the_command_refuses(options, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         program.lines(parse(program.Sequoia, [written(tmp_path, [0.5]), *options]))
+
+
+def table(folder, *drafters: str) -> str:
+    from specdec.pricing.costs import Costs
+    from specdec.pricing.measure import here
+
+    target = specdec.load(models.shared("llama_gqa"))
+    made = [Costs.written(here(target), name, 1.0, 0.05, 0.3) for name in drafters]
+    made[0].joined(made[1:]).save(folder / "costs.json")
+    return f"costs={folder / 'costs.json'}"
+
+
+def test_the_command_takes_a_cost_table_instead_of_numbers(tmp_path):
+    """A table of straight lines, and the same costs written out."""
+    given, sizes = written(tmp_path, [0.8, 0.1]), "nodes=[1,2,4,8]"
+    by_table = program.lines(parse(program.Sequoia, [given, table(tmp_path, "eagle"), sizes]))
+    numbers = ["target_cost=[1,1.05,1.15,1.35]", "draft_cost=0.3", sizes]
+    by_number = program.lines(parse(program.Sequoia, [given, *numbers]))
+    for one, other in zip(by_table, by_number, strict=True):
+        assert one["children"] == other["children"]
+        assert one["cost"] == pytest.approx(other["cost"])
+        assert one["best"] == other["best"]
+    several = [given, table(tmp_path, "eagle", "medusa"), sizes]
+    with pytest.raises(ValueError, match="has eagle, medusa; name one of its drafters"):
+        program.lines(parse(program.Sequoia, several))
+    chosen = program.lines(parse(program.Sequoia, [*several, "drafter=eagle"]))
+    assert [line["children"] for line in chosen] == [line["children"] for line in by_table]
+    with pytest.raises(ValueError, match="has no rounds of suffix"):
+        program.lines(parse(program.Sequoia, [*several, "drafter=suffix"]))
+    with pytest.raises(ValueError, match="nodes has 500, and cost tables go up to 256"):
+        program.lines(parse(program.Sequoia, [given, table(tmp_path, "eagle"), "nodes=[500]"]))
 
 
 def test_the_command_reads_what_a_run_measured(tmp_path):

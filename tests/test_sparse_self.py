@@ -320,8 +320,38 @@ def test_the_room_is_for_the_tokens_that_choose():
     assert SparseSelf().budget > len(state.text(0))
 
 
-@pytest.mark.parametrize("kv", ["paged", "int8"])
-def test_memory_that_it_cannot_copy_from_is_refused(kv):
-    target = models.lm("llama_gqa").with_kv(specdec.KV.asked(kv))
-    with pytest.raises(ValueError, match="contiguous memory in the model's own dtype"):
-        specdec.generate(target, models.prompts(20), drafter=SparseSelf(budget=8), max_new_tokens=4)
+# -------------------------------------------------------------------- memory in pages, in 8 bits
+
+
+@pytest.mark.parametrize("select", SELECTS)
+@pytest.mark.parametrize("name", ["llama_gqa", "deepseek_v3"])
+def test_over_pages_tokens_and_drafts_are_those_over_contiguous_memory(select, name):
+    """float64, ragged rows that share a beginning, more prompts than seats, a bounded pool."""
+    dtype = torch.float64 if name == "llama_gqa" else torch.float32
+    target, found = specdec.load(models.shared(name, dtype)), []
+    first, second, third = models.prompts(21, 4, 8)
+    rows = [first, second, [*first[:12], *third], third]
+    for kv in ("contiguous", specdec.KV("paged", page=4), specdec.KV("paged", page=4, pages=60)):
+        over = target.with_kv(specdec.KV.asked(kv))
+        out = specdec.generate(
+            over, rows, drafter=drafter(select), temperature=1.0, max_new_tokens=18, seats=2
+        )
+        taken = [step.num_accepted.tolist() for step in out.steps]
+        found.append(([row.tolist() for row in out.tokens], taken))
+    assert found[0] == found[1] == found[2]
+    assert max(map(max, found[0][1])) > 0
+
+
+@pytest.mark.parametrize("kv", [specdec.KV(dtype="int8"), specdec.KV("paged", 4, dtype="int8")])
+@pytest.mark.parametrize("select", SELECTS)
+def test_in_8_bits_the_excerpt_is_of_what_is_stored(select, kv):
+    """A budget that is not exceeded: the draft is the target's own next tokens."""
+    target = specdec.load(models.shared("llama_gqa", torch.float64)).with_kv(kv)
+    options = {"max_new_tokens": 12, "seats": 2}
+    rows = models.prompts(20, 3, 7)
+    plain = specdec.generate(target, rows, drafter="none", **options)
+    for budget in (8, 64):
+        made = SparseSelf(select=select, budget=budget, depth=2)
+        ours = specdec.generate(target, rows, drafter=made, **options)
+        assert [row.tolist() for row in ours.tokens] == [row.tolist() for row in plain.tokens]
+    assert ours.report.acceptance_rate > 0.9

@@ -168,6 +168,57 @@ def test_a_tree_merges_matches_of_all_lengths_the_likeliest_first():
     assert all(parent < node for node, parent in enumerate(draft.parents, 1))
 
 
+def grown_at_once(matches, most: int, depth: int, runners_up=()) -> tuple[list, list, float]:
+    """`lookup.tree` in few words: all continuations are put in order as soon as their node is."""
+    from heapq import heappop, heappush
+    from itertools import count
+
+    tokens, parents, depths, children, expected = [], [], [0], {}, 0.0
+    heap, order = [], count()
+
+    def offer(index, state, length, parent, worth):
+        for found in index.continuations(state, length, most):
+            entry = (-worth * found.worth, next(order), parent, found.token, index)
+            heappush(heap, (*entry, found.state, found.length))
+
+    for index, cursor in matches:
+        for length, state in index.matches(cursor):
+            offer(index, state, length, 0, 1.0)
+    for token, worth in runners_up:
+        heappush(heap, (-worth, next(order), 0, token, None, 0, 0))
+    while heap and len(tokens) < most:
+        worth, _, parent, token, found_in, state, length = heappop(heap)
+        if (parent, token) not in children:
+            tokens.append(token)
+            parents.append(parent)
+            depths.append(depths[parent] + 1)
+            children[parent, token] = len(tokens)
+            expected -= worth
+        node = children[parent, token]
+        if depths[node] == depth:
+            continue
+        for index, cursor in matches if found_in is None else ():
+            ahead = cursor.copy()
+            index.advance(ahead, token)
+            if ahead.length > 1:
+                offer(index, ahead.state, ahead.length, node, -worth)
+        if found_in is not None:
+            offer(found_in, state, length, node, -worth)
+    return tokens, parents, expected
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_tree_is_the_same_when_continuations_are_looked_at_one_by_one(seed):
+    text = [token for one in random_texts(seed) for token in one]
+    own, store, cursor = matched(text), indexed(*random_texts(seed + 100)), Cursor()
+    for token in text:
+        store.advance(cursor, token)
+    for most, depth, others in ((16, 99, []), (16, 3, []), (40, 99, [(2, 0.4), (7, 0.1)])):
+        draft = lookup.tree([own, (store, cursor)], Budget(most, 0.0, most, 0.0), depth, others)
+        found = grown_at_once([own, (store, cursor)], most, depth, others)
+        assert (draft.tokens, draft.parents, draft.expected) == found
+
+
 def test_the_requests_own_text_wins_ties():
     own, store, cursor = matched([1, 2, 1]), indexed([1, 3]), Cursor()
     store.advance(cursor, 1)
@@ -295,6 +346,14 @@ def test_a_store_is_of_outputs_and_makes_the_next_run_better():
     assert drafter.store.tokens == 0
     cold = run(drafter, row, temperature=0.0, max_new_tokens=24)
     assert cold.report.tau == first.report.tau
+
+
+def test_an_empty_store_is_as_none():
+    empty = run(Suffix(nodes=4, store=SuffixStore(10), learn=False))
+    none = run(Suffix(nodes=4))
+    assert [step.parents.tolist() for step in empty.steps] == [
+        step.parents.tolist() for step in none.steps
+    ]
 
 
 def test_a_store_that_does_not_learn_stays_as_it_is():

@@ -18,6 +18,7 @@ from experiments.measuring.play import Played
 from experiments.measuring.ways import AGAIN, COLD, METHOD, Ours, Sample, Way
 from experiments.study.outcome import (
     BIN,
+    Balance,
     Cell,
     Expected,
     Gaps,
@@ -41,6 +42,7 @@ from specdec.measuring.promises import promises, reliability
 from specdec.measuring.report import Report, distinct_ngrams
 
 PERCENTILES = (50, 95, 99)
+POINTS = 200  # of a balance over time
 
 
 def outcome(
@@ -107,6 +109,26 @@ def expected(reports: Sequence[Report]) -> Expected | None:
     )
 
 
+def balance(reports: Sequence[Report]) -> Balance | None:
+    """Of the runs under a bank. Each run's bank begins at 0."""
+    banks = [(each.steps, each.account["no_harm"]) for each in reports if "no_harm" in each.account]
+    if not banks:
+        return None
+    line = [0.0]
+    for steps, bank in banks:
+        before = [step.chosen.balance for step in steps[1:] if step.chosen is not None]
+        after = [*(value for value in before if value is not None), bank["balance"]]
+        line += [line[-1] + value for value in after]
+    at = np.unique(np.linspace(0, len(line) - 1, min(len(line), POINTS)).round().astype(int))
+    sums = {name: sum(bank[name] for _, bank in banks) for name in ("rounds", "plain_rounds")}
+    return Balance(
+        **sums,
+        trials=sum(bank["trials"] for _, bank in banks),
+        at=at.tolist(),
+        seconds=[line[place] for place in at],
+    )
+
+
 def pooled(reports: Sequence[Report]) -> dict[str, Any]:
     """The numbers of several calls of generate as those of one: what `OurResult` has besides
     `WayResult`."""
@@ -133,6 +155,7 @@ def pooled(reports: Sequence[Report]) -> dict[str, Any]:
     first = reports[0]
     return {
         "expected": expected(reports),
+        "balance": balance(reports),
         "drafter": first.drafter,
         "verifier": first.verifier,
         "lossless": first.lossless,

@@ -46,6 +46,11 @@ def sections(study: Study, profile: Path | None = None) -> list[Section]:
         section = Section("What was expected", {"expected": tables.expected(decided)})
         section.figures["reliability"] = acceptance.reliability(frames.reliability(decided))
         found.append(section)
+    banked = [result for result in results if result.method.balance]
+    if banked:
+        section = Section("What the bank did", {"bank": tables.banks(banked)})
+        section.figures["balance"] = figures.balance(frames.balance(banked))
+        found.append(section)
     if table["prompts"].max() > 1 and frames.by_category(results)["category"].nunique() > 1:
         parts = frames.by_category(results)
         drawn = {"per_category": figures.per_category(parts, baselines[0] if baselines else "none")}

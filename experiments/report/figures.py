@@ -212,6 +212,27 @@ def time_by_phase(phases: Frame) -> Drawn:
     )
 
 
+def balance(points: Frame) -> Drawn:
+    """Seconds that drafts have gained over plain decoding, along the rounds."""
+    names = named(points)
+    looks = line_styles(names)
+    figure, (axis,) = panels(1, 1, 2.9)
+    axis.axhline(0, color="black", linewidth=0.7, linestyle=":")
+    for name, part in points.groupby(names, sort=False):
+        every = max(1, len(part) // 8)
+        axis.plot(part["rounds"], part["seconds"], label=str(name), markevery=every, **looks[name])
+    axis.set(xlabel="rounds, all calls one after another", ylabel="seconds gained")
+    legend(figure, [axis])
+    return Drawn(
+        figure,
+        "Balance of the bank",
+        "What drafts have gained over plain decoding, by the bank's own count (no_harm), over "
+        f"n = {span(points.groupby('run')['rounds'].max())} rounds per run. Where the line falls, "
+        "rounds with drafts took longer than plain ones would have; where it is level, rounds "
+        "were plain.",
+    )
+
+
 def predicted_and_measured(table: Frame) -> Drawn:
     """Predicted against measured speed-up while decoding; a marker per model of it."""
     models = {

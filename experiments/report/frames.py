@@ -159,6 +159,35 @@ def reliability(results: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def balance(results: Iterable[Result]) -> pd.DataFrame:
+    """One row per run under a bank and point in time: rounds so far, seconds gained by then."""
+    rows = [
+        {**key(result), "rounds": rounds, "seconds": seconds}
+        for result in results
+        if (found := result.method.balance)
+        for rounds, seconds in zip(found.at, found.seconds, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def banks(results: Iterable[Result]) -> pd.DataFrame:
+    """One row per such run: rounds, plain ones among them, trials, seconds gained at the end and
+    lost at most."""
+    rows = [
+        {
+            **key(result),
+            "rounds": found.rounds,
+            "plain_rounds": found.plain_rounds,
+            "trials": found.trials,
+            "gained": found.seconds[-1],
+            "lowest": min(found.seconds),
+        }
+        for result in results
+        if (found := result.method.balance)
+    ]
+    return pd.DataFrame(rows)
+
+
 def lengths(results: Iterable[Result]) -> pd.DataFrame:
     """One row per run and accepted length: rounds."""
     rows = [

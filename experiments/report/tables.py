@@ -301,6 +301,26 @@ def expected(results: list[Result]) -> Told:
     )
 
 
+def banks(results: list[Result]) -> Told:
+    """Of runs under a bank (no_harm)."""
+    table = frames.banks(results)
+    shown = {
+        **who(table),
+        "rounds": table["rounds"].tolist(),
+        "of these plain": table["plain_rounds"].tolist(),
+        "trials": table["trials"].tolist(),
+        "s gained": table["gained"].map(PLAIN).tolist(),
+        "at the lowest": table["lowest"].map(PLAIN).tolist(),
+    }
+    return Told(
+        "The bank",
+        pd.DataFrame(shown),
+        table,
+        "Under no_harm: rounds, how many of them the bank kept plain, how often it asked the "
+        "drafter again, and the seconds that drafts have gained over plain decoding.",
+    )
+
+
 def warmth(results: list[Result]) -> Told | None:
     """None where no drafter learns across prompts."""
     table, baselines = frames.warmth(results), frames.baselines(results)

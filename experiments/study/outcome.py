@@ -217,6 +217,18 @@ class Expected:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What drafts under a bank have gained over plain decoding, over all calls one after
+    another."""
+
+    rounds: int
+    plain_rounds: int
+    trials: int  # how often the drafter was asked again
+    at: list[int]  # rounds so far
+    seconds: list[float]  # gained by then
+
+
+@dataclass(frozen=True, kw_only=True)
 class OurResult(WayResult):
     """A way that goes through `specdec.generate`, whose rounds are counted."""
 
@@ -250,6 +262,7 @@ class OurResult(WayResult):
     flops_per_token: Operations | None = None  # of the method alone
     compile_seconds: float = 0.0  # not in decode_seconds
     expected: Expected | None = None  # None: the drafter decides by no costs
+    balance: Balance | None = None  # None: no bank
 
 
 @dataclass(frozen=True, kw_only=True)

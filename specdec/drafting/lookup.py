@@ -3,14 +3,15 @@
 Siblings are DET: they are a function of the text. Everything here is Python on the host.
 """
 
-from collections.abc import Sequence
-from heapq import heappop, heappush
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from specdec.drafting.suffix_index import Cursor, SuffixIndex
+from specdec.drafting.suffix_index import Continuation, Cursor, SuffixIndex
 from specdec.state import State
 from specdec.tree import TokenTree
 
@@ -28,6 +29,20 @@ class Draft(NamedTuple):
 
 
 EMPTY = Draft([], [])
+
+
+class Offer(NamedTuple):
+    """What may come below a node, as one index has it: the most frequent first, each looked at when
+    the one before it was taken."""
+
+    parent: int
+    worth: float  # of the parent
+    index: SuffixIndex | None  # None: a runner-up
+    rest: Iterator[Continuation]
+
+
+# (-worth, number of the offer, rank in it, ...): no two entries compare beyond the rank
+Entry = tuple[float, int, int, Continuation, Offer]
 
 
 class Budget(NamedTuple):
@@ -67,16 +82,16 @@ def _follow(index: SuffixIndex, state: int, length: int, most: int, least: float
     shares: list[float] = []
     worth, expected = 1.0, 0.0
     while len(tokens) < most:
-        found = index.continuations(state, length, 1)
-        if not found:
+        found = next(index.continuations(state, length, 1), None)
+        if found is None:
             break
-        worth *= found[0].worth
+        worth *= found.worth
         if worth < least:
             break
-        tokens.append(found[0].token)
-        shares.append(found[0].worth)
+        tokens.append(found.token)
+        shares.append(found.worth)
         expected += worth
-        state, length = found[0].state, found[0].length
+        state, length = found.state, found.length
     return Draft(tokens, list(range(len(tokens))), expected, shares)
 
 
@@ -95,44 +110,57 @@ def tree(
     parents: list[int] = []
     depths, worths = [0], [1.0]
     children: dict[tuple[int, int], int] = {}
-    # (-worth, order, parent, token, index, state, length of the match)
-    heap: list[tuple[float, int, int, int, SuffixIndex | None, int, int]] = []
-    order = count()  # of offers: no two entries compare beyond it
+    heap: list[Entry] = []
+    offers = count()
+    # Of each node: the states that were offered below it, with the longest match of each.
+    offered: dict[tuple[int, SuffixIndex, int], int] = {}
     longest = max((cursor.length for _, cursor in matches), default=0)
     most, expected, least = budget.of(longest), 0.0, budget.least
 
     def offer(index: SuffixIndex, state: int, length: int, parent: int, worth: float) -> None:
-        for token, share, following, reached in index.continuations(state, length, most):
-            if worth * share < least:
-                break
-            entry = (-worth * share, next(order), parent, token, index, following, reached)
-            heappush(heap, entry)
+        # The same with a longer match was worth at least as much, and came before.
+        if offered.get((parent, index, state), -1) >= length:
+            return
+        offered[parent, index, state] = length
+        rest = index.continuations(state, length, most)
+        best = next(rest, None)
+        if best is not None and worth * best.worth >= least:
+            own = Offer(parent, worth, index, rest)
+            heappush(heap, (-worth * best.worth, next(offers), 0, best, own))
 
     for index, cursor in matches if depth > 0 else ():
         for length, state in index.matches(cursor):
             offer(index, state, length, 0, 1.0)
     for token, worth in runners_up if depth > 0 else ():
-        heappush(heap, (-worth, next(order), 0, token, None, 0, 0))
+        alone = Offer(0, worth, None, iter(()))
+        heappush(heap, (-worth, next(offers), 0, Continuation(token, 1.0, 0, 0), alone))
     while heap and len(tokens) < most:
-        worth, _, parent, token, found_in, state, length = heappop(heap)
+        lost, number, rank, found, (parent, above, found_in, rest) = heap[0]
+        following = next(rest, None)
+        if following is not None and above * following.worth >= least:
+            behind = (-above * following.worth, number, rank + 1, following, heap[0][-1])
+            heapreplace(heap, behind)
+        else:
+            heappop(heap)
+        worth, token = -lost, found.token
         node = children.get((parent, token))
         if node is None:
             tokens.append(token)
             parents.append(parent)
             depths.append(depths[parent] + 1)
-            worths.append(-worth)
+            worths.append(worth)
             node = children[parent, token] = len(tokens)
-            expected -= worth
+            expected += worth
         if depths[node] == depth:
             continue
         if found_in is not None:
-            offer(found_in, state, length, node, -worth)
+            offer(found_in, found.state, found.length, node, worth)
             continue
         for index, cursor in matches:
             ahead = cursor.copy()
             index.advance(ahead, token)
             if ahead.length > 1:
-                offer(index, ahead.state, ahead.length, node, -worth)
+                offer(index, ahead.state, ahead.length, node, worth)
     shares = [own / worths[above] for own, above in zip(worths[1:], parents, strict=True)]
     return Draft(tokens, parents, expected, shares)
 
@@ -155,7 +183,7 @@ def tree_of(drafts: Sequence[Draft], state: State, is_chain: bool) -> TokenTree:
     if widest == 0:
         return TokenTree.root(root)
     padded = [draft.tokens + [0] * (widest - len(draft.tokens)) for draft in drafts]
-    nodes = torch.cat([root[:, None], torch.tensor(padded).to(root.device)], 1)
+    nodes = torch.cat([root[:, None], torch.from_numpy(np.array(padded)).to(root.device)], 1)
     if is_chain:
         lengths = torch.tensor([len(draft.tokens) for draft in drafts]).to(root.device)
         return TokenTree.chain(nodes, lengths)

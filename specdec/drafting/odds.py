@@ -15,6 +15,7 @@ from specdec.tree import TokenTree
 
 RECENT = 8  # rounds that the running means look back on
 PENDING = 4  # drafts of a row that wait for more text
+FADES = 0.98  # what a round counts in a price, one round later
 WAITS = (8, 128)  # rounds until a model that was not chosen is tried again: first, and at most
 
 

@@ -197,7 +197,7 @@ class SuffixIndex:
             state = self._links[state]
             length = self._lengths[state]
 
-    def continuations(self, state: int, length: int, most: int) -> list[Continuation]:
+    def continuations(self, state: int, length: int, most: int) -> Iterator[Continuation]:
         """The tokens that came next, the most frequent first, at most `most`; ties go to the token
         that first appeared last. At the end of a text: the tokens after its longest suffix that was
         continued.
@@ -212,16 +212,15 @@ class SuffixIndex:
             length = min(length, self._lengths[state])
         total = followed[state]
         if not total:
-            return []
+            return
         less, each = 1 / (length + 0.3), self.trust / total
         if state == ROOT:
             less, each = 0.0, UNIGRAM * each
-        found = []
+        counts = self._counts
         for token, following in self._best(state, most):
-            worth = (self._counts[following] - less) * each
+            worth = (counts[following] - less) * each
             if worth > 0:
-                found.append(Continuation(token, worth, following, length + 1))
-        return found
+                yield Continuation(token, worth, following, length + 1)
 
     def _best(self, state: int, most: int) -> list[tuple[int, int]]:
         """(token, state), ranked by counts. Where there are many, the ranking is kept until the
@@ -233,6 +232,8 @@ class SuffixIndex:
         def fewest(item: tuple[int, int]) -> int:
             return -counts[item[1]]
 
+        if most == 1 and len(transitions) <= MANY:
+            return [min(reversed(transitions.items()), key=fewest)]
         if len(transitions) <= MANY:
             found = list(transitions.items())
             found.reverse()
@@ -243,4 +244,4 @@ class SuffixIndex:
         if abs(total - then) * 8 > then or len(kept) < most:
             kept = nsmallest(max(most, MANY), transitions.items(), key=fewest)
             self._ranked[state] = total, kept
-        return kept[:most]
+        return sorted(kept[:most], key=fewest)

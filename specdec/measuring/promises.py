@@ -1,4 +1,5 @@
-"""What a drafter that decides by costs expected of its rounds, against what they brought.
+"""What a drafter that decides by costs expected of its rounds, against what they brought; and why
+a run was fast or not.
 
 Letters: R rounds, B rows, N nodes.
 """
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from specdec.measuring.report import Step
 
 BINS = 10
+FEW = 3  # rounds without drafts, from which on they say what plain decoding takes
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,32 @@ def reliability(steps: Sequence["Step"]) -> Reliability | None:
 
 
 def why(steps: Sequence["Step"]) -> str | None:
-    """tau against the tau at which such rounds would be as fast as plain decoding."""
-    found = promises(steps)
-    if found is None:
-        return None
+    """tau against the tau at which such rounds would be as fast as plain decoding. Plain rounds
+    take what the cost table says; without a table, what rounds without drafts took in this run; and
+    without enough of those, at most what a round takes apart from drafting. None where nothing
+    drafts."""
     rows = sum(int(step.live.sum()) for step in steps)
     tau = float(sum(int(step.kept.sum()) for step in steps)) / max(1, rows)
-    needed = float(found.seconds.sum() / found.plain_seconds.sum())
-    nodes = np.mean([float(step.num_nodes.max(initial=0)) for step in steps])
+    drafted = np.array([float(step.num_nodes.max(initial=0)) for step in steps])
+    nodes, found = float(drafted.mean()) if len(steps) else 0.0, promises(steps)
     if nodes < 0.05:
-        return f"nothing was drafted: on this machine drafts would not pay (tau {tau:.2f})"
+        none = f"nothing was drafted: on this machine drafts would not pay (tau {tau:.2f})"
+        return none if found else None
+    if found is not None:
+        return _pays(tau, nodes, float(found.seconds.sum() / found.plain_seconds.sum()))
+    seconds = np.array([step.decode_seconds for step in steps])
+    others = seconds - np.array([step.seconds.get("draft", 0.0) for step in steps])
+    if (drafted == 0).sum() >= FEW:
+        return _pays(tau, nodes, float(seconds.mean() / np.median(others[drafted == 0])))
+    least, share = float(seconds.sum() / others.sum()), float(1 - others.sum() / seconds.sum())
+    needs = "needs" if tau >= least else "would need"
+    return (
+        f"tau {tau:.2f} at {nodes:.1f} nodes {needs} {least:.2f} or more to pay, as drafting takes "
+        f"{share:.0%} of the time"
+    )
+
+
+def _pays(tau: float, nodes: float, needed: float) -> str:
     if tau >= needed:
         return f"tau {tau:.2f} at {nodes:.1f} nodes pays: {needed:.2f} is enough on this machine"
     return f"tau {tau:.2f} at {nodes:.1f} nodes would need {needed:.2f} to pay on this machine"

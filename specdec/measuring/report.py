@@ -285,7 +285,7 @@ class Report:
 
     @property
     def why(self) -> str | None:
-        """In one sentence, why it was fast or not; None where no cost table is known."""
+        """In one sentence, why it was fast or not; None where nothing drafts."""
         return why(self.steps)
 
     def as_dict(self) -> dict[str, object]:
@@ -332,6 +332,7 @@ class Report:
 
     def __str__(self) -> str:
         rate = self.acceptance_rate
+        because = None if "no_harm" in self.account else self.why  # the bank says it, of its rounds
         return (
             f"{self.drafter} + {self.verifier}: tau {self.tau:.2f}, "
             + (f"acceptance rate {rate:.2f}, " if rate is not None else "")
@@ -339,7 +340,7 @@ class Report:
             f"{self.target_calls} target calls"
             + ("" if self.lossless else ", lossy")
             + "".join(f"; {part['says']}" for part in self.account.values())
-            + (f"; {self.why}" if self.why else "")
+            + (f"; {because}" if because else "")
         )
 
 

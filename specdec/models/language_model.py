@@ -241,13 +241,6 @@ class TransformersLM:
         return self.layout.implementation == attention.NAME
 
     def excerpt(self, rows: int, chosen: int, recent: int, nodes: int) -> MemoryExcerpt:
-        """Raises ValueError for memory in pages or in 8 bits, which it cannot copy from."""
-        if self.kv.layout != "contiguous" or self.kv.dtype != "model":
-            raise ValueError(
-                f"a drafter that reads a part of the memory of {self.name} copies from contiguous "
-                f"memory in the model's own dtype, and this is {self.kv}; load it without kv, and "
-                "give an engine kv='contiguous'"
-            )
         noting = attention.rewired(self.model, attention.NOTED) if self.shows_weights else None
         return MemoryExcerpt(self, noting, rows, chosen, recent, nodes)
 

@@ -255,10 +255,20 @@ class Memory:
     def stored(self, rows: Tensor, positions: Sequence[Tensor]) -> list[Tensor]:
         """K and V of committed tokens, (G, H, n, D) for each block: rows (n,); positions (n,) for
         each block, or (G, H, n) where heads have their own."""
-        return [
-            block[each_of(block, rows, chosen)]
+        found = [
+            self._picked(block, rows, chosen)
             for block, chosen in zip(self.blocks, positions, strict=True)
         ]
+        if not self.packed:
+            return found
+        sizes = [size for _, _, size in alike(self.layout.shapes)]
+        return [
+            eight_bits.decode(each, size, self.dtype)
+            for each, size in zip(found, sizes, strict=True)
+        ]
+
+    def _picked(self, block: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+        return block[each_of(block, rows, slots)]
 
     @property
     def _needs_no_mask(self) -> bool:

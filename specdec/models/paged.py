@@ -20,7 +20,7 @@ from torch import Tensor
 from specdec.errors import OutOfPages
 from specdec.interfaces import KV
 from specdec.models import eight_bits
-from specdec.models.memory import Layout, Memory, Pass
+from specdec.models.memory import Layout, Memory, Pass, each_of
 from specdec.models.pool import Key, Pool, key_of
 from specdec.models.slots import Reader
 from specdec.tree import Structure, TokenTree
@@ -101,6 +101,22 @@ class PagedMemory(Memory):
             ]
         )
         return super().scoring(tree, start)._replace(few=None)
+
+    def again(self, count: int) -> Pass:
+        self._claim(
+            [
+                (row, root, root + count)
+                for row, root in enumerate(self.roots)
+                if row not in self.vacant
+            ]
+        )
+        return super().again(count)
+
+    def _picked(self, block: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+        table = torch.from_numpy(self.table).to(self.device)
+        places = table[rows, slots // self.page] * self.page + slots % self.page
+        pool = block.flatten(2, 3)[:, None]  # as if it were one row
+        return pool[each_of(pool, torch.zeros_like(rows), places)]
 
     def _claim(self, spans: Sequence[Span]) -> None:
         """These rows may write these slots. Raises OutOfPages, and changes nothing, where pages

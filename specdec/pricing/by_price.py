@@ -7,10 +7,12 @@ which does not change during a run, so the same table and seed give the same dec
 Letters: B rows, N nodes, C candidates.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
@@ -128,8 +130,22 @@ class Round:
         return self.price * self.curves.node
 
 
+def timed(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose time counts as deciding."""
+
+    @wraps(answer)
+    def counted(self: "ByPrice", *arguments: Any, **named: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return answer(self, *arguments, **named)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    return counted
+
+
 class ByPrice(Policy):
-    """Of one run."""
+    """Of one run. seconds: that deciding and learning have taken so far."""
 
     def __init__(
         self, learnt: Learnt, costs: Costs, drafter: Drafter, target: LanguageModel, sampled: bool
@@ -138,7 +154,9 @@ class ByPrice(Policy):
         self.name, self.sampled = label(drafter), sampled
         self.compiled = bool(compile_of(target))
         self._now: Round | None = None
+        self.seconds = 0.0
 
+    @timed
     def begin(self, state: State, live: Live | None = None) -> Round:
         """A round begins, with one price for all its rows. live: corrects the table."""
         host = state.on_host
@@ -161,6 +179,7 @@ class ByPrice(Policy):
 
     # ----------------------------------------------------------------------------- what is asked
 
+    @timed
     def conditional(self, q: np.ndarray, depth: int, drawn: bool) -> np.ndarray:
         if not drawn or q.shape[-1] == 1:
             return self.learnt.first(q, depth)
@@ -168,17 +187,20 @@ class ByPrice(Policy):
         found[..., 0] = self.learnt.first(q[..., 0], depth)
         return found
 
+    @timed
     def goes_on(self, depth: int, nodes: int, frontier: np.ndarray) -> bool:
         now = self.now
         gain = self.learnt.going_on(depth + 1) * float(frontier.sum())
         cost = now.level + now.node * frontier.shape[1] + now.steps[min(nodes, MOST - 1)]
         return bool(gain > cost)
 
+    @timed
     def draws(self, nodes: int, sites: np.ndarray) -> int:
         worth = sites.sum(0)
         pays = (worth > 0) & (worth > self.now.steps[nodes : nodes + len(worth)])
         return int(pays.cumprod().sum())
 
+    @timed
     def keep(self, candidates: np.ndarray) -> int:
         worth = candidates.sum(0)
         real = int((worth > 0).sum())
@@ -188,6 +210,7 @@ class ByPrice(Policy):
 
     # ---------------------------------------------------------------------------- what is learnt
 
+    @timed
     def decide(self, noted: Noted, live: Sequence[bool]) -> Decision:
         """What is expected of the round, now that its trees are there."""
         now, alive = self.now, np.array(live)
@@ -203,6 +226,7 @@ class ByPrice(Policy):
         )
         return self._decided
 
+    @timed
     def learn(self, state: State) -> None:
         """The round that was decided last is over."""
         if self._live is not None:

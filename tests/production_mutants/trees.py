@@ -121,8 +121,8 @@ MUTANTS = (
     Mutant(
         "width without the root's children",
         TREE,
-        "np.bincount(row[row >= 0])",
-        "np.bincount(row[row > 0])",
+        "max(width, max(children))",
+        "max(width, max(children[1:], default=0))",
         "siblings below the root beyond the width are never tried",
         TREES,
     ),
