@@ -33,9 +33,11 @@ class DFlashHead(BlockHead):
         block: int = 7,
         taps: Sequence[Tap] | None = None,
         mask_token: int | None = None,
+        anchors: int = 32,
     ) -> "DFlashHead":
-        """Untrained."""
-        return cls(**cls.arguments_for(target, layers, block, taps, mask_token))
+        """Untrained. anchors: blocks per window in training."""
+        made = cls(**cls.arguments_for(target, layers, block, taps, mask_token))
+        return made.prepared(target, anchors)
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from specdec import LanguageModel, Sampling
 from specdec.drafting.shape import HeadShapeArguments
 from specdec.drafting.stop_rules import StopRule, share
-from specdec.errors import integer
+from specdec.errors import integer, switch
 from specdec.heads.block import BlockHead, published_settings
 from specdec.heads.block_drafter import SAMPLED, BlockDrafter
 from specdec.heads.files import Published
 from specdec.interfaces import LendsHead, Tap
+from specdec.state import State
 
 
 class Markov(nn.Module):
@@ -69,10 +70,13 @@ class DSparkHead(BlockHead):
         taps: Sequence[Tap] | None = None,
         mask_token: int | None = None,
         rank: int | None = None,
+        anchors: int = 32,
     ) -> "DSparkHead":
-        """Untrained. rank None: 256, or a small vocabulary's size."""
+        """Untrained. rank None: 256, or a small vocabulary's size. anchors: blocks per window in
+        training."""
         rank = min(256, target.vocabulary) if rank is None else rank
-        return cls(**cls.arguments_for(target, layers, block, taps, mask_token), rank=rank)
+        made = cls(**cls.arguments_for(target, layers, block, taps, mask_token), rank=rank)
+        return made.prepared(target, anchors)
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
@@ -105,17 +109,30 @@ class Confidence(StopRule):
         return self.expected < self.least
 
 
+MARGINAL = 64  # tokens that laws are averaged over, the most probable ones
+
+
 class DSpark(BlockDrafter):
     """heads: a folder, or DSparkHead. Shapes: see `specdec.drafting.shape.Shape`; chains also take
-    stop={"confidence": 0.5}."""
+    stop={"confidence": 0.5}.
+
+    conditional: whether laws know the token before them. If not, those below the first level are
+    averaged over it, so that every node of a depth has one law, as DFlash's have."""
 
     Kind = DSparkHead
     variants: ClassVar[Sequence[Mapping[str, Any]]] = (
         *SAMPLED,
         {"depth": 3, "draw": "wor", "branching": 1, "stop": {"confidence": 0.5}},
+        {"depth": 2, "branching": [2, 1], "draw": "wor", "conditional": False},
     )
 
-    def __init__(self, heads: str | Path | DSparkHead, **shape: Unpack[HeadShapeArguments]) -> None:
+    def __init__(
+        self,
+        heads: str | Path | DSparkHead,
+        conditional: bool = True,
+        **shape: Unpack[HeadShapeArguments],
+    ) -> None:
+        self.conditional = switch("conditional", conditional)
         stop = shape.get("stop")
         if isinstance(stop, Mapping) and set(stop) == {"confidence"}:
             shape["stop"] = Confidence(stop["confidence"])
@@ -125,10 +142,30 @@ class DSpark(BlockDrafter):
         super().begin(target, rows, sampling)
         self._confidence = self._stop if isinstance(self._stop, Confidence) else None
 
+    def _guess(self, state: State) -> Tensor:
+        known = super()._guess(state)
+        return known if self.conditional else self._averaged(known, state.roots)
+
+    def _averaged(self, known: Tensor, roots: Tensor) -> Tensor:
+        """(B, D, V) logits of laws averaged over the token before: m_d = sum_x m_{d-1}(x) softmax(
+        U_d + W1[x] W2), over the most probable x. The root is known, so the first needs no mean."""
+        known = known.to(torch.promote_types(known.dtype, torch.float32))
+        found = [self._heads.after(known[:, 0], roots)]
+        for depth in range(1, known.shape[1]):
+            before = found[-1].softmax(-1)
+            mass, tokens = before.topk(min(MARGINAL, before.shape[-1]))
+            laws = self._heads.after(known[:, depth, None], tokens).softmax(-1)
+            share = mass / mass.sum(-1, keepdim=True)
+            found.append((share[:, None] @ laws)[:, 0].clamp(min=1e-30).log())
+        return torch.stack(found, 1)
+
     def _behind(self, depths: Tensor, tokens: Tensor) -> Tensor:
         if self._confidence is not None:  # a chain: one node per row
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]
             share = self._heads.confidence(self._outputs[rows, depths], tokens)
             assert share is not None
             self._confidence.expected = share[:, 0].float().sigmoid()
+        if not self.conditional:
+            rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+            return self._known[rows, depths]
         return super()._behind(depths, tokens)

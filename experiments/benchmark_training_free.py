@@ -12,7 +12,6 @@ beginnings from the same modules. `edits`: files of that folder, rewritten with 
 take more than in plain decoding.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from experiments.terminal.options import start
 
 if TYPE_CHECKING:  # these modules import torch, which --help does not need
     from experiments.benchmarks.bench import Bench, Compared
-    from experiments.study.outcome import OurResult
     from specdec.drafting.suffix_store import SuffixStore
 
 
@@ -100,33 +98,6 @@ def stored(wanted: TrainingFree, bench: "Bench") -> "SuffixStore":
     return store
 
 
-def tau_of(one: "OurResult", prompts: Sequence[int]) -> str:
-    from experiments.measuring.intervals import pooled_interval
-
-    entries = [each for each in one.per_prompt if each.prompt in prompts]
-    kept = [each.tau * each.rounds for each in entries]
-    return pooled_interval(kept, [each.rounds for each in entries]).text()
-
-
-def ratio_of_taus(one: "OurResult", other: "OurResult", prompts: Sequence[int]) -> str:
-    """tau of one / tau of the other, pooled, with its interval over prompts."""
-    import numpy as np
-
-    def sums(way: "OurResult") -> Any:
-        entries = [each for each in way.per_prompt if each.prompt in prompts]
-        return np.array([(each.tau * each.rounds, each.rounds) for each in entries])
-
-    ours, theirs = sums(one), sums(other)
-    random = np.random.default_rng(0)
-    drawn = random.integers(len(ours), size=(2000, len(ours)))
-
-    def ratio(a: Any, b: Any) -> Any:
-        return (a[..., 0] / a[..., 1]) / (b[..., 0] / b[..., 1])
-
-    low, high = np.percentile(ratio(ours[drawn].sum(1), theirs[drawn].sum(1)), (2.5, 97.5))
-    return f"{ratio(ours.sum(0), theirs.sum(0)):.2f}x [{low:.2f}, {high:.2f}]"
-
-
 def halves(found: "Compared") -> dict[str, list[int]]:
     """Prompts by the share of distinct 4-grams in their plain output."""
     entries = sorted(found.ours("none").per_prompt, key=lambda each: each.distinct_4grams or 0.0)
@@ -154,7 +125,8 @@ def table(found: "Compared") -> list[dict[str, str]]:
     for name in found.ways:
         one = found.ours(name)
         row = {"drafter": name}
-        row |= {f"tau, {part}": tau_of(one, prompts) for part, prompts in parts.items()}
+        taus = {f"tau, {part}": found.tau(name, prompts) for part, prompts in parts.items()}
+        row |= {title: tau.text() for title, tau in taus.items()}
         row["against none"] = found.times(name, "none")
         row["distinct 4-grams"] = f"{one.distinct_4grams or 0:.0%}"
         rows.append(row)
@@ -163,9 +135,7 @@ def table(found: "Compared") -> list[dict[str, str]]:
 
 def lines(found: "Compared") -> list[Line]:
     told = [
-        line(
-            f"tau, {one} / {other}, {part}", ratio_of_taus(*map(found.ours, (one, other)), prompts)
-        )
+        line(f"tau, {one} / {other}, {part}", found.tau_ratio(one, other, prompts).text(unit="x"))
         for one, other in PAIRS
         for part, prompts in halves(found).items()
     ]

@@ -11,7 +11,9 @@ import specdec
 from drafters.dflash import DFlash, DFlashHead
 from drafters.dspark import DSpark
 from specdec.heads.block import spread_taps
-from tests.models import head, lm, prompts
+from specdec.models.language_model import TransformersLM
+from specdec.sampling import Sampling
+from tests.models import build, head, lm, prompts
 
 KINDS = {"dflash": DFlash, "dspark": DSpark}
 
@@ -167,3 +169,45 @@ def test_the_memory_holds_the_context_only():
 def test_taps_are_those_of_the_paper_where_there_are_enough_layers():
     assert spread_taps(6) == [1, 2, 3, 4, 5]
     assert spread_taps(36) == [2, 10, 18, 26, 34]
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_head_is_read_out_at_the_targets_scale(kind, name):
+    model = build(name)
+    scales = torch.linspace(1, 5, 32)
+    with torch.no_grad():
+        model.get_decoder().norm.weight.add_(scales)
+    target = TransformersLM(model, name=name)
+    made: Any = type(head(kind, lm("llama_gqa"))).for_target(target, block=3, anchors=5)
+    state = torch.randn(1, 3, 32)
+    torch.testing.assert_close(made.norm(state), target.final_norm(state), rtol=1e-4, atol=1e-4)
+    assert made.anchors == 5
+    with pytest.raises(ValueError, match="anchors must be an integer >= 1, got 0"):
+        type(made).for_target(target, anchors=0)
+
+
+def test_laws_averaged_over_the_token_before(monkeypatch):
+    """By hand, over all tokens: m_1 = sum_x m_0(x) softmax(U_1 + W1[x] W2). Then every node of a
+    depth has one law."""
+    target, trees = lm("llama_gqa", torch.float64), []
+    monkeypatch.setattr("drafters.dspark.MARGINAL", target.vocabulary)
+    made: Any = head("dspark", target)
+
+    class Kept(DSpark):
+        def propose(self, state, chance):
+            trees.append(super().propose(state, chance))
+            return trees[-1]
+
+    drafter = Kept(made, conditional=False, depth=2, branching=[2, 1], draw="wor")
+    decoded(drafter)
+    assert torch.equal(trees[0].q[0, 1], trees[0].q[0, 2])
+
+    drafter.begin(target, 1, Sampling(1.0))
+    random = torch.Generator().manual_seed(0)
+    block = torch.randn(1, 2, target.vocabulary, generator=random, dtype=torch.float64)
+    found = drafter._averaged(block, torch.tensor([5])).softmax(-1)[0]
+    every = torch.arange(target.vocabulary)
+    first = made.after(block[0, 0], torch.tensor(5)).softmax(-1)
+    below = made.after(block[0, 1].expand(len(every), -1), every).softmax(-1)
+    torch.testing.assert_close(found, torch.stack([first, first @ below]))

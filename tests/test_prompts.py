@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -182,7 +183,7 @@ def test_fields_and_files_that_are_not_there(tmp_path):
         read("folder", path)
     with pytest.raises(ValueError, match="holds no prompts"):
         read("jsonl", jsonl(tmp_path / "empty.jsonl"))
-    with pytest.raises(ValueError, match="one of jsonl, text, folder, datasets, got 'json'"):
+    with pytest.raises(ValueError, match="one of jsonl, text, folder, datasets, deepspec, speed_bench, got 'json'"):
         read("json", path)
     with pytest.raises(ValueError, match="limit must be >= 1"):
         read("jsonl", path, limit=0)
@@ -377,3 +378,80 @@ def test_prompts_that_do_not_fit_can_be_skipped(target):
         Play(prompts[1:2], target, False, 1, 4, too_long="skip")
     with pytest.raises(ValueError, match="must be refuse or skip, got 'drop'"):
         Play(prompts, target, False, 1, 4, too_long="drop")
+
+
+# --------------------------------------------------------------------------- published benchmarks
+
+
+def test_data_sets_of_deepspec(tmp_path):
+    """First turns, a category per file; all of them, or one."""
+    jsonl(tmp_path / "gsm8k.jsonl", {"turns": ["two bolts"], "question_id": 1})
+    jsonl(tmp_path / "mt-bench.jsonl", *SPEC_BENCH)
+    found = read("deepspec", str(tmp_path), category="category", thinking=False)
+    assert [(prompt.category, prompt.turns) for prompt in found] == [
+        ("gsm8k", ("two bolts",)),
+        ("mt-bench", ("Describe a sunrise over the sea.",)),
+        ("mt-bench", ("Who wrote the first published algorithm?",)),
+    ]
+    assert all(prompt.thinking is False for prompt in found)
+    (one,) = read("deepspec", str(tmp_path), subset="gsm8k")
+    assert one.category == "gsm8k"
+    with pytest.raises(ValueError, match=r"no alpaca.jsonl in .*data sets there: gsm8k, mt-bench"):
+        read("deepspec", str(tmp_path), subset="alpaca")
+    jsonl(tmp_path / "gsm8k.jsonl", {"question": "two bolts"})
+    with pytest.raises(ValueError, match=r"gsm8k.jsonl, line 1: 'turns' is not there"):
+        read("deepspec", str(tmp_path))
+
+
+SPEED_BENCH = [
+    {"question_id": "a", "category": "coding", "turns": ["Sort it.", "Faster."], "multiturn": True},
+    {"question_id": "b", "category": "math", "turns": ["Add them."], "multiturn": False},
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_speed_bench(kind, tmp_path):
+    inner = tmp_path / "qualitative"
+    inner.mkdir()
+    file = inner / f"test-00000-of-00001.{kind}"
+
+    def write(*rows: dict) -> None:
+        if kind == "parquet":
+            pd.DataFrame(list(rows)).to_parquet(file)
+        else:
+            jsonl(file, *rows)
+
+    write(*SPEED_BENCH)
+    for path, subset in ((tmp_path, "qualitative"), (tmp_path, None), (file, None)):
+        found = read("speed_bench", str(path), category="category", subset=subset)
+        assert [(prompt.category, prompt.turns) for prompt in found] == [
+            ("coding", ("Sort it.", "Faster.")),
+            ("math", ("Add them.",)),
+        ]
+    with pytest.raises(ValueError, match=r"no parquet files and no JSON lines below .*mixed"):
+        read("speed_bench", str(tmp_path), subset="mixed")
+    hidden = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
+    write(SPEED_BENCH[0], {**SPEED_BENCH[1], "turns": [hidden]})
+    with pytest.raises(ValueError, match=r"row 2: its text has yet to be fetched .*prepare_data"):
+        read("speed_bench", str(tmp_path))
+
+
+def test_what_is_no_parquet_file_is_named(tmp_path):
+    (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"half.parquet is no whole parquet file"):
+        read("speed_bench", str(tmp_path))
+
+
+@pytest.mark.parametrize(("thinking", "said"), [(None, "on"), (True, "on"), (False, "off")])
+def test_templates_are_told_whether_to_think(thinking, said):
+    class Thinks:
+        chat_template = "there is one"
+
+        def apply_chat_template(self, turns, tokenize, add_generation_prompt, enable_thinking=True):
+            return "on" if enable_thinking else "off"
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [{"on": 1, "off": 0}[text]]}
+
+    talk = Conversation(Prompt(0, "why", "all", thinking=thinking), Thinks(), True, ())
+    assert talk.ids == [{"on": 1, "off": 0}[said]]

@@ -2,7 +2,7 @@
 another."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,11 @@ import specdec
 from experiments import prompts
 from experiments.benchmarks.options import Options
 from experiments.measuring import lineup, measures
+from experiments.measuring.intervals import pooled_interval, pooled_ratio_interval
 from experiments.measuring.play import Play, Played
 from experiments.measuring.rounds import rounds
 from experiments.measuring.ways import Ours, Way, load
-from experiments.study.outcome import OurResult, Speedup, WayResult
+from experiments.study.outcome import Interval, OurResult, Speedup, WayResult
 from experiments.study.schema import Target
 from experiments.system.files import write_json, write_text
 from experiments.system.libraries import quiet_transformers, set_threads
@@ -46,6 +47,29 @@ class Compared:
 
     def times(self, way: str, baseline: str) -> str:
         return self.ratio(way, baseline).text(unit="x")
+
+    def tau(self, name: str, prompts: Collection[int] | None = None) -> Interval:
+        """With its interval over prompts: those of these numbers, or all."""
+        kept, rounds = self.kept(name, prompts)
+        return pooled_interval(kept, rounds)
+
+    def tau_ratio(self, one: str, other: str, prompts: Collection[int] | None = None) -> Interval:
+        """tau of one way / tau of another, with its interval over prompts, which are paired."""
+        return pooled_ratio_interval(*self.kept(one, prompts), *self.kept(other, prompts))
+
+    def kept(
+        self, name: str, prompts: Collection[int] | None = None
+    ) -> tuple[list[float], list[float]]:
+        """Tokens that were kept, and rounds, of each prompt."""
+        entries = [
+            each for each in self.ours(name).per_prompt if prompts is None or each.prompt in prompts
+        ]
+        return [each.tau * each.rounds for each in entries], [each.rounds for each in entries]
+
+    def drafting(self, name: str) -> float:
+        """Seconds of drafting in a round, the mean."""
+        one = self.ours(name)
+        return one.seconds["draft"] / max(1, one.rounds)
 
     def rate(self, name: str) -> float:
         """Tokens per second of decoding over all prompts, prefills left out."""

@@ -45,6 +45,21 @@ def pooled_interval(
     )
 
 
+def pooled_ratio_interval(
+    above: Sequence[float],
+    below: Sequence[float],
+    other_above: Sequence[float],
+    other_below: Sequence[float],
+    confidence: float = 0.95,
+) -> Interval:
+    """One ratio of sums over another, e.g. tau of two methods over the same prompts."""
+    return _interval(
+        lambda p, q, r, s, axis=-1: (p.sum(axis) / q.sum(axis)) / (r.sum(axis) / s.sum(axis)),
+        [*_paired(above, below), *_paired(other_above, other_below)],
+        confidence,
+    )
+
+
 def _paired(first: Sequence[float], second: Sequence[float]) -> list[np.ndarray]:
     if len(first) != len(second):
         raise ValueError(

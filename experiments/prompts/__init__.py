@@ -2,8 +2,8 @@
 
 prompt.py        what a prompt is
 entry.py         one entry of a data set -> its turns and its category, by the keys that people use
-sources.py       text, folders, JSON lines (.gz or not), Hugging Face data sets -> entries, with the
-                 place of each
+sources.py       text, folders, JSON lines (.gz or not), Hugging Face data sets, DeepSpec's and
+                 SPEED-Bench's files -> entries, with the place of each
 conversation.py  turns -> token ids: chat templates, and the model's own answers between the turns
 """
 
@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 from experiments.prompts.prompt import Prompt
-from experiments.prompts.sources import SOURCES
+from experiments.prompts.sources import OWN, SOURCES
 
 __all__ = ["Prompt", "read"]
 
@@ -27,12 +27,15 @@ def read(
     subset: str | None = None,
     split: str | None = None,
     tokens: int | None = None,
+    thinking: bool | None = None,
 ) -> list[Prompt]:
-    """format: "text" (paragraphs), "folder", "jsonl" or "datasets", which alone takes `subset` and
-    `split`. field, category: the keys of an entry that hold its text or turns, and its kind; null
-    finds the former. limit: that many, taken in turn from each category. seed: shuffle before that.
-    tokens: each prompt gets exactly this length: a longer text keeps its last tokens, and a shorter
-    one is preceded by other texts of the source, so that the end to be continued stays the same.
+    """format: "text" (paragraphs), "folder", "jsonl", "datasets", "deepspec" or "speed_bench"; the
+    last three take a `subset`, and "datasets" a `split`. field, category: the keys of an entry that
+    hold its text or turns, and its kind; null finds the former. limit: that many, taken in turn
+    from each category. seed: shuffle before that. tokens: each prompt gets exactly this length: a
+    longer text keeps its last tokens, and a shorter one is preceded by other texts of the source,
+    so that the end to be continued stays the same. thinking: `enable_thinking` of chat templates
+    that know it.
 
     Raises ValueError, with file and line, for an entry that is no prompt; then nothing has run.
     """
@@ -44,9 +47,10 @@ def read(
         raise ValueError(
             f"prompts.tokens must be >= 1, or null to leave prompts as they are, got {tokens}"
         )
-    options = {"subset": subset, "split": split} if format == "datasets" else {}
+    given = {"subset": subset, "split": split}
+    options = {key: given[key] for key in OWN.get(format, ())}
     found = [
-        Prompt(index, turns[0], kind, tuple(turns[1:]))
+        Prompt(index, turns[0], kind, tuple(turns[1:]), thinking=thinking)
         for index, (turns, kind) in enumerate(SOURCES[format](path, field, category, **options))
     ]
     if not found:

@@ -30,6 +30,8 @@ class Conversation:
     def __init__(self, prompt: Prompt, tokenizer: Any, chat: bool, ends: Collection[int]) -> None:
         self.tokenizer, self.chat, self.ends = tokenizer, chat, ends
         self._coming = list(prompt.later)
+        thinking = {} if prompt.thinking is None else {"enable_thinking": prompt.thinking}
+        self._template: dict[str, Any] = {"add_generation_prompt": True, **thinking}
         self._said: list[dict[str, str]] = []
         self.ids: list[int] = []
         self._say(prompt.text)
@@ -55,9 +57,7 @@ class Conversation:
         first = not self._said
         self._said.append({"role": "user", "content": text})
         if self.chat:
-            whole = self.tokenizer.apply_chat_template(
-                self._said, tokenize=False, add_generation_prompt=True
-            )
+            whole = self.tokenizer.apply_chat_template(self._said, tokenize=False, **self._template)
             self.ids = self._encode(whole)  # special tokens stand in the template
         else:
             self.ids = (

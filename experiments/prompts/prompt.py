@@ -10,6 +10,7 @@ class Prompt:
     category: str
     later: tuple[str, ...] = ()  # the turns that follow the model's answers
     tokens: int | None = None  # cut or filled up to that many, if given
+    thinking: bool | None = None  # for the chat template; None: as it has it
     before: tuple[str, ...] = ()  # what fills it up: the source's other texts, the nearest last
 
     @property

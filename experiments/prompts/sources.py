@@ -67,11 +67,88 @@ def data_set(
         yield turns_of(entry, field, f"{path}, row {number}"), category_of(entry, category)
 
 
+def deepspec(
+    path: str, field: str | None, category: str | None, subset: str | None = None
+) -> Found:
+    """DeepSpec's `eval_datasets` (2607.05147): a folder with a file of JSON lines per data set,
+    of whose entries it asks the first of the `turns`. subset: one of the files, "gsm8k"; null: all.
+    The category is the file's name."""
+    place = Path(path).expanduser()
+    files = sorted(place.glob("*.jsonl"))
+    if subset is not None:
+        files = [file for file in files if file.stem == subset]
+    if not files:
+        wanted = "*.jsonl" if subset is None else f"{subset}.jsonl"
+        there = ", ".join(file.stem for file in sorted(place.glob("*.jsonl"))) or "none"
+        raise ValueError(
+            f"no {wanted} in {place}, which should be the folder eval_datasets of a copy of "
+            f"DeepSpec; data sets there: {there}"
+        )
+    for file in files:
+        for turns, _ in _lines(file, field or "turns", category, file.stem):
+            yield turns[:1], file.stem
+
+
+# what SPEED-Bench's files hold in place of texts that it may not hand on
+NOT_FILLED_IN = "FULL BENCHMARK DATA SHOULD BE FETCHED"
+
+
+def speed_bench(
+    path: str, field: str | None, category: str | None, subset: str | None = None
+) -> Found:
+    """A copy of SPEED-Bench (2604.09557): parquet files or JSON lines with `turns` and `category`,
+    in a folder per subset, "qualitative", "throughput_1k" ...; or one such file. Raises ValueError
+    for rows whose texts have yet to be fetched from their sources."""
+    place = Path(path).expanduser()
+    inside = place if subset is None else place / subset
+    kinds = (".parquet", *LINES)
+    found = [place] if place.is_file() else sorted(inside.rglob("*"))
+    files = [file for file in found if file.name.endswith(kinds)]
+    if not files:
+        raise ValueError(
+            f"no parquet files and no JSON lines below {inside}, which should be a subset of a "
+            "copy of SPEED-Bench, such as prompts.path=SPEED-Bench prompts.subset=qualitative"
+        )
+    for file in files:
+        rows = _table(file) if file.suffix == ".parquet" else _lines(file, field, category, "all")
+        for number, (turns, kind) in enumerate(rows, 1):
+            if any(NOT_FILLED_IN in turn for turn in turns):
+                raise ValueError(
+                    f"{file}, row {number}: its text has yet to be fetched from its source; run "
+                    "the prepare_data.py of NVIDIA's specdec_bench over the data set, and give "
+                    "what it writes"
+                )
+            yield turns, kind
+
+
+def _table(file: Path) -> Found:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is no whole parquet file: {error}") from None
+    for number, entry in enumerate(frame.to_dict("records"), 1):
+        plain = {
+            key: list(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
+            for key, value in entry.items()
+        }
+        where = f"{file}, row {number}"
+        yield turns_of(plain, None, where), category_of(plain, "category")
+
+
 SOURCES: dict[str, Callable[..., Found]] = {
     "jsonl": lines,
     "text": paragraphs,
     "folder": folder,
     "datasets": data_set,
+    "deepspec": deepspec,
+    "speed_bench": speed_bench,
+}
+OWN = {  # keys that not all sources take
+    "datasets": ("subset", "split"),
+    "deepspec": ("subset",),
+    "speed_bench": ("subset",),
 }
 
 

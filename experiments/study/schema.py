@@ -66,13 +66,14 @@ class Sampling:
 
 @dataclass
 class Prompts:
-    format: str = MISSING  # jsonl | text | folder | datasets
+    format: str = MISSING  # jsonl | text | folder | datasets | deepspec | speed_bench
     path: str = MISSING  # "demo" for the bundled ones
     # the key of the text or the turns; null finds turns, prompt or question
     field: str | None = None
     category: str | None = "category"  # the key of an entry's category, if it has one
     chat: bool | None = None  # through the tokenizer's chat template; null: where it has one
-    subset: str | None = None  # of a data set
+    thinking: bool | None = None  # for chat templates with enable_thinking; null: as they have it
+    subset: str | None = None  # of a data set, or of the files of a benchmark
     split: str | None = None  # of a data set; null: test
     limit: int | None = None  # that many, taken in turn from each category
     seed: int | None = None  # shuffle before the limit; null keeps the file's order

@@ -8,16 +8,16 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 WEIGHTS, OPTIMIZERS, PROGRESS = "weights.safetensors", "optimizers.safetensors", "progress.json"
-LOG, SETTINGS = "log.json", "settings.json"
+LOG, SETTINGS, BEST = "log.json", "settings.json", "best.safetensors"
 Settings = Mapping[str, Any]
 
 
@@ -28,7 +28,9 @@ class Progress:
     step: int = 0  # steps done
     loss: float | None = None  # its running mean
     seconds: float = 0.0  # spent, by all the runs that went on from one another
+    training: float = 0.0  # of these, in steps: without evaluations and checkpoints
     log: list[dict[str, float]] = field(default_factory=list)  # an entry per evaluation
+    best: dict[str, Tensor] | None = None  # weights of the evaluation that was best so far
 
 
 def save(
@@ -51,7 +53,10 @@ def save(
         for key, value in slots.items()
     }
     save_file(state, fresh / OPTIMIZERS)
-    reached = asdict(progress)
+    if progress.best is not None:
+        save_file(progress.best, fresh / BEST)
+    reached = asdict(replace(progress, best=None))
+    del reached["best"]
     (fresh / LOG).write_text(json.dumps(reached.pop("log"), indent=1))
     (fresh / PROGRESS).write_text(json.dumps(reached))
     if settings is not None:
@@ -83,7 +88,9 @@ def load(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], folder: 
                 whole["state"].setdefault(int(index), {})[key] = value
         optimizer.load_state_dict(whole)
     reached = json.loads((place / PROGRESS).read_text())
-    return Progress(**reached, log=json.loads((place / LOG).read_text()))
+    log = json.loads((place / LOG).read_text())
+    best = load_file(place / BEST) if (place / BEST).exists() else None
+    return Progress(**reached, log=log, best=best)
 
 
 def last(folder: Path) -> Path | None:

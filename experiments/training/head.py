@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
 import specdec
 from experiments.training.losses import distance, mass_by_rank
@@ -32,24 +32,27 @@ def loss_of(
     """Mean over positions and depths of the distance to the target's law, depth i weighted by
     depth_weight ** i, plus `states_weight` times the smooth L1 distance of guessed to real states
     (EAGLE 2401.15077, section 4.1) and `confidence_weight` times the cross-entropy of the guessed
-    to the real share of drafts that is accepted, sum of min(p, q) (DSpark 2607.05147)."""
+    to the real share of drafts that is accepted, sum of min(p, q) (DSpark 2607.05147). Guesses
+    about another document than their own do not count."""
     total, weights = lesson.last.new_zeros((), dtype=torch.float32), 0.0
+    documents = teacher.documents(lesson.ids)
     for index, guess in enumerate(head.guesses(lesson.ids, lesson.taps, teacher.target)):
         weight = depth_weight**index
-        truth = guess.truth(lesson.last)
+        counts, truth = guess.counts(documents), guess.truth(lesson.last)
         p = teacher.law(truth)
         if head.token_ids is not None:
             p = p[..., head.token_ids]
-        part = distance(p.flatten(0, 1), guess.logits.flatten(0, 1), loss).mean()
+        part = distance(p.flatten(0, 1), guess.logits.flatten(0, 1), loss).view(counts.shape)
         if states_weight and guess.states is not None:
-            distances = torch.nn.functional.smooth_l1_loss(guess.states.float(), truth.float())
-            part = part + states_weight * distances
+            distances = smooth_l1_loss(guess.states.float(), truth.float(), reduction="none")
+            part = part + states_weight * distances.mean(-1)
         if confidence_weight and guess.confidence is not None:
             accepted = torch.minimum(p, guess.logits.detach().float().softmax(-1)).sum(-1)
             part = part + confidence_weight * binary_cross_entropy_with_logits(
-                guess.confidence.float(), accepted
+                guess.confidence.float(), accepted, reduction="none"
             )
-        total, weights = total + weight * part, weights + weight
+        mean = (part * counts).sum() / counts.sum().clamp(min=1)
+        total, weights = total + weight * mean, weights + weight
     return total / weights
 
 
@@ -63,11 +66,12 @@ def accuracies(
     for lesson in lessons:
         with torch.autocast(device, torch.bfloat16):
             guesses = head.guesses(lesson.ids, lesson.taps, teacher.target)
+        documents = teacher.documents(lesson.ids)
         for index, guess in enumerate(guesses):
-            p = teacher.law(guess.truth(lesson.last), temperature)
+            counts, p = guess.counts(documents), teacher.law(guess.truth(lesson.last), temperature)
             if head.token_ids is not None:
                 p = p[..., head.token_ids]
-            mass = mass_by_rank(p.flatten(0, 1), guess.logits.flatten(0, 1), RANKS) / len(lessons)
+            mass = mass_by_rank(p[counts], guess.logits[counts], RANKS) / len(lessons)
             if index == len(table):
                 table.append(torch.zeros_like(mass))
             table[index] += mass

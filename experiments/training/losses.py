@@ -42,6 +42,8 @@ def distance(p: Tensor, logits: Tensor, loss: str) -> Tensor:
 
 def mass_by_rank(p: Tensor, logits: Tensor, ranks: int) -> Tensor:
     """(ranks,) mean probability under p (n, V) of the token that the head ranks r-th: how often
-    that draft is right."""
+    that draft is right; zero of no positions."""
+    if not len(p):
+        return p.new_zeros(min(ranks, logits.shape[-1]))
     best = logits.topk(min(ranks, logits.shape[-1]), -1).indices
     return p.gather(-1, best).mean(0)

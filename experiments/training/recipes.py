@@ -24,7 +24,7 @@ from experiments.training import checkpoints, small_model, target
 from experiments.training.documents import documents
 from experiments.training.head import Decoding, Validation, accuracies
 from experiments.training.head import loss_of as head_loss
-from experiments.training.loop import fit, optimisers
+from experiments.training.loop import Entry, best_of, fit, optimisers
 from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, encode, train_tokenizer
@@ -39,6 +39,7 @@ console = Console(stderr=True)
 
 
 HOW = ("output", "device", "logger", "evaluate_every", "checkpoint_minutes")
+KEPT = ("best", "last")  # weights
 
 
 def train(config: DictConfig, folder: Path, device: str) -> None:
@@ -129,7 +130,7 @@ def train_target(config: DictConfig, folder: Path, device: str) -> None:
     def evaluate() -> dict[str, float]:
         return target.bits_per_byte(model, held_out, recipe.context, config.evaluate_windows)
 
-    run(config, folder, model, tokenizer, training, loss_of, evaluate)
+    run(config, folder, model, tokenizer, training, loss_of, evaluate, None)
 
 
 def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
@@ -162,7 +163,7 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
             draft, teacher.model, held_out, recipe.context, config.evaluate_windows
         )
 
-    run(config, folder, draft, tokenizer, training, loss_of, evaluate)
+    run(config, folder, draft, tokenizer, training, loss_of, evaluate, "tau")
 
 
 def train_head(config: DictConfig, folder: Path, device: str) -> None:
@@ -176,7 +177,8 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
     _, training, held_out = text(config, lm.tokenizer)
     set_seed(config.seed)
     head = untrained(recipe.head, lm, training).to(device)
-    teacher = Teacher(lm, head.taps)
+    head.apart = config.apart
+    teacher = Teacher(lm, head.taps, config.apart)
     windows = mixed(config, lm, training, folder)
     with processes(device).main_process_first():  # what one has put on disk, the others only read
         lesson = (
@@ -206,12 +208,16 @@ def train_head(config: DictConfig, folder: Path, device: str) -> None:
         lambda head: build("drafter", {"name": name, **settings(recipe), "heads": head}),
         device,
     )
-    if not fit_recipe(config, folder, head, training, loss_of, lambda: validation(head)):
+    log = fit_recipe(config, folder, head, training, loss_of, lambda: validation(head), "tau")
+    if log is None:
         return
     # Measured once more on all windows: the table is what static trees are built from.
     lessons = validation.lessons(max(1, config.evaluate_windows // 8))
     table = accuracies(head, teacher, lessons, recipe.temperature, device)
     notes = {"accuracies": table, "temperature": recipe.temperature}
+    best = best_of(log, "tau") if config.keep == "best" else log[-1]
+    notes["training"] = {key: best[key] for key in ("step", "tau", "seconds")}
+    notes["training"]["last_step"] = log[-1]["step"]
     head.to(torch.bfloat16).save(folder / "head", **notes, trained_for=lm.name, target=mark_of(lm))
     console.print(f"written to {folder / 'head'}; drafter={name} drafter.heads={folder / 'head'}")
 
@@ -287,8 +293,9 @@ def run(
     training: Stream,
     loss_of: Any,
     evaluate: Any,
+    measure: str | None,
 ) -> None:
-    if not fit_recipe(config, folder, model, training, loss_of, evaluate):
+    if fit_recipe(config, folder, model, training, loss_of, evaluate, measure) is None:
         return
     model.to(torch.bfloat16).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -308,9 +315,19 @@ def fit_recipe(
     training: Stream,
     loss_of: Any,
     evaluate: Any,
-) -> bool:
-    """Train. True in the one process that writes results; others only share its work."""
+    measure: str | None,
+) -> list[Entry] | None:
+    """Train, and keep the weights for which `measure` was best, unless the config says otherwise.
+    Returns the log, in the one process that writes results; others only share its work."""
     recipe, device = config.drafter, next(model.parameters()).device
+    if config.keep not in KEPT:
+        raise ValueError(f"keep must be one of {', '.join(KEPT)}, got {config.keep!r}")
+    kept = measure if config.keep == "best" else None
+    if config.patience is not None and kept is None:
+        raise ValueError(
+            "patience counts evaluations since the best tau, which this training does not keep; "
+            "set patience=null, or train a drafter with keep=best"
+        )
     writes = processes(device.type).is_main_process
     with reporting(config if writes else None) as report:
         log = fit(
@@ -333,10 +350,13 @@ def fit_recipe(
             report=report,
             minutes=config.checkpoint_minutes,
             settings=settings_of(config, device.type, training),
+            budget=config.minutes,
+            keep=kept,
+            patience=config.patience,
         )
     if writes:
         curves(log, folder / "training.png", config.title)
-    return writes
+    return log if writes else None
 
 
 # any other recipe says which `head` it trains

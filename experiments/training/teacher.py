@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from experiments.terminal.progress import bar
+from specdec.heads.packing import Documents, documents_of
 from specdec.interfaces import Tap
 from specdec.models.language_model import TransformersLM
 
@@ -34,10 +35,13 @@ class Lesson(NamedTuple):
 
 
 class Teacher:
-    """Reads ids with the target. Frozen: nothing here is trained."""
+    """Reads ids with the target. Frozen: nothing here is trained.
 
-    def __init__(self, target: TransformersLM, taps: tuple[Tap, ...]) -> None:
-        self.target, self.taps = target, taps
+    apart: documents that share a window do not see one another.
+    """
+
+    def __init__(self, target: TransformersLM, taps: tuple[Tap, ...], apart: bool = False) -> None:
+        self.target, self.taps, self.apart = target, taps, apart
         target.model.requires_grad_(False)
         target.check_head()
         self.stored: tuple[Tap, ...] = taps if "head" in taps else (*taps, "head")
@@ -47,11 +51,17 @@ class Teacher:
         """(B, T, stored taps, d) in the target's own precision, also where training autocasts: as
         decoding will see them, and the same whether they are cached or not."""
         decoder = self.target.model.get_decoder()
+        # transformers masks packed documents where positions begin anew.
+        positions = {"position_ids": self.documents(ids).position} if self.apart else {}
         with torch.autocast(ids.device.type, enabled=False):
             hidden = decoder(
-                input_ids=ids, use_cache=False, output_hidden_states=True
+                input_ids=ids, use_cache=False, output_hidden_states=True, **positions
             ).hidden_states
         return self.target.tapped(hidden, self.stored)
+
+    def documents(self, ids: Tensor) -> Documents:
+        """Of ids (B, T); one a window unless they are apart."""
+        return documents_of(ids, self.target.eos_ids if self.apart else ())
 
     def lesson(self, ids: Tensor, states: Tensor) -> Lesson:
         return Lesson(ids, states[:, :, : len(self.taps)], states[:, :, self.stored.index("head")])
@@ -92,6 +102,7 @@ class Cached:
             "shape": list(shape),
             "taps": list(teacher.stored),
             "target": teacher.target.name,
+            "apart": teacher.apart,
             # of the first batch: another seed or text is seen by it
             "text": zlib.crc32(first.tobytes()),
         }

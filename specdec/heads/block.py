@@ -16,7 +16,7 @@ level, D guessed tokens, K taps, d hidden size, V vocabulary.
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ from specdec.errors import integer, switch
 from specdec.heads.decoder_head import DecoderHead
 from specdec.heads.decoder_layer import decoder_of, layer_config, published_layers
 from specdec.heads.head import Guess
+from specdec.heads.packing import Documents, documents_of
 from specdec.interfaces import LanguageModel, LendsHead, LendsLayers, Tap
 from specdec.models.masks import Masks
+from specdec.models.support import layer_kinds
 
 
 class WithContext(nn.Module):
@@ -59,7 +61,7 @@ class BlockHead(DecoderHead):
     """
 
     from_anchor_default: ClassVar[bool]
-    anchors: int = 32  # blocks per window in training
+    anchors: int = 32  # blocks per window in training, drawn anew in each step
 
     def __init__(
         self,
@@ -106,8 +108,10 @@ class BlockHead(DecoderHead):
 
     @classmethod
     @abstractmethod
-    def for_target(cls, target: LendsHead, layers: int = 2, block: int = 7) -> "BlockHead":
-        """Untrained."""
+    def for_target(
+        cls, target: LendsHead, layers: int = 2, block: int = 7, *, anchors: int = 32
+    ) -> "BlockHead":
+        """Untrained. anchors: blocks per window in training."""
 
     @classmethod
     def arguments_for(
@@ -131,6 +135,18 @@ class BlockHead(DecoderHead):
             "mask_token": mask,
             "from_anchor": cls.from_anchor_default,
         }
+
+    @torch.no_grad()
+    def prepared(self, target: LendsHead, anchors: int) -> Self:
+        """For training. The last norm begins with the target's scale, since the target's LM head
+        reads it out: an optimiser would take long to get there from one."""
+        self.anchors = integer("anchors", anchors, 1)
+        sign = 1.0 - 2.0 * (torch.arange(self.hidden_size) % 2)
+        both = torch.stack([sign, -sign])[None]  # RMS 1, and mean 0
+        theirs = target.final_norm(both.to(target.device, target.dtype)).float().cpu()
+        scale, own = ((out[0, 0] - out[0, 1]) / 2 * sign for out in (theirs, self.norm(both)))
+        self.norm.get_parameter("weight").add_(scale - own)
+        return self
 
     @property
     def places(self) -> int:
@@ -230,33 +246,45 @@ class BlockHead(DecoderHead):
         is_context = torch.zeros(1, states.shape[1], 1, dtype=torch.bool, device=ids.device)
         is_context[:, :length] = True
         place = torch.arange(places, device=ids.device)
-        positions = torch.arange(length, device=ids.device).expand(rows, -1)
-        positions = torch.cat([positions, (anchors[:, :, None] + place).flatten(1)], 1)
+        documents = documents_of(ids, target.eos_ids if self.apart else ())
+        start = documents.position.gather(1, anchors)
+        positions = torch.cat([documents.position, (start[:, :, None] + place).flatten(1)], 1)
         out: Tensor = self(
             states,
             is_context.expand(rows, -1, -1),
             positions,
-            self._mask(anchors, length),
+            self._mask(anchors, positions, documents),
             None,
             use_cache=False,
         )
         return out[:, length:].view(rows, count, places, -1)
 
-    def _mask(self, anchors: Tensor, length: int) -> Tensor:
-        """(B, 1, n, n): bool, or additive for eager attention. Context tokens are nobody's queries;
-        each sees itself, since a row of a mask may not be empty."""
-        rows, count = anchors.shape
-        device = anchors.device
+    def _mask(self, anchors: Tensor, positions: Tensor, documents: Documents) -> Masks:
+        """Masks (B, 1, n, n), one per kind of layer, a dict where there are several: bool, or
+        additive for eager attention. positions (B, n), of context and blocks.
+
+        Where a layer has a window, a block sees what it will see when it drafts. Context tokens are
+        nobody's queries; each sees itself, since a row of a mask may not be empty.
+        """
+        (rows, count), device = anchors.shape, anchors.device
+        length = documents.number.shape[1]
         own = torch.arange(count, device=device).repeat_interleave(self.places)
-        key = torch.arange(length, device=device)
-        start = anchors.repeat_interleave(self.places, 1)[:, :, None]
-        seen = torch.cat([key < start, (own[:, None] == own).expand(rows, -1, -1)], 2)
+        key = torch.arange(length, device=device).expand(rows, -1)
+        start = anchors.repeat_interleave(self.places, 1)
+        context = (key[:, None] < start[:, :, None]) & documents.same(start, key)
+        seen = torch.cat([context, (own[:, None] == own).expand(rows, -1, -1)], 2)
         alone = torch.eye(length, length + len(own), dtype=torch.bool, device=device)
-        mask: Tensor = torch.cat([alone.expand(rows, -1, -1), seen], 1)[:, None]
-        if self.decoder.config._attn_implementation == "eager":
-            least = torch.finfo(torch.float32).min
-            mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, least)
-        return mask
+        found: dict[str, Tensor | None] = {}
+        for kind in layer_kinds(self.decoder.config):
+            near = seen
+            if kind.size is not None:
+                near = seen & kind.reaches(positions[:, length:, None], positions[:, None])
+            mask = torch.cat([alone.expand(rows, -1, -1), near], 1)[:, None]
+            if self.decoder.config._attn_implementation == "eager":
+                least = torch.finfo(torch.float32).min
+                mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, least)
+            found[kind.name] = mask
+        return found if len(found) > 1 else next(iter(found.values()))
 
 
 def spread_taps(layers: int) -> list[Tap]:

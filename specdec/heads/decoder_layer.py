@@ -144,10 +144,13 @@ class Unrolled(Cache):
 
     Pass s starts from the output of pass s - 1: its token at index t represents the path (truth up
     to t, then s guesses). It sees the first pass up to t and only index t of every later pass
-    (EAGLE-3 2503.01840, "training-time test").
+    (EAGLE-3 2503.01840, "training-time test"). In the first pass it sees its own document alone.
+
+    documents, positions: (B, T) the document of each token of the first pass, and its position.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, documents: Tensor, positions: Tensor) -> None:
+        self.documents, self.positions = documents, positions
         self.layers: list[Any] = []
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -165,20 +168,25 @@ class Unrolled(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return sum(keys.shape[2] for keys in self.keys) + query_length, 0
 
-    def mask(self, length: int, config: Any, device: torch.device) -> Tensor:
-        """(1, 1, length, S), for the coming pass of `length` tokens: bool, or additive for eager
+    def mask(self, length: int, config: Any) -> Tensor:
+        """(B, 1, length, S), for the coming pass of `length` tokens: bool, or additive for eager
         attention."""
-        kind, passes = layer_kinds(config)[0], len(self.keys)
+        kind, passes, device = layer_kinds(config)[0], len(self.keys), self.documents.device
         sizes = [*(keys.shape[2] for keys in self.keys), length]
         query = torch.arange(length, device=device)[:, None]
+        number, place = self.documents, self.positions
         seen = []
-        for number, size in enumerate(sizes):
+        for step, size in enumerate(sizes):
             key = torch.arange(size, device=device)
-            visible = key <= query if number == 0 else key == query
+            if step == 0:
+                visible = (key <= query) & (number[:, :length, None] == number[:, None, :size])
+            else:
+                visible = (key == query).expand(len(number), -1, -1)
             if kind.size is not None:
-                visible = visible & kind.reaches(query + passes, key + number)
+                ours, theirs = place[:, :length, None] + passes, place[:, None, :size] + step
+                visible = visible & kind.reaches(ours, theirs)
             seen.append(visible)
-        mask = torch.cat(seen, 1)[None, None]
+        mask = torch.cat(seen, 2)[:, None]
         if config._attn_implementation == "eager":
             return torch.zeros(mask.shape, device=device).masked_fill(
                 ~mask, torch.finfo(torch.float32).min

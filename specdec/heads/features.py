@@ -46,6 +46,7 @@ from specdec.heads.head import (
     static_tree,
     with_states,
 )
+from specdec.heads.packing import documents_of
 from specdec.interfaces import LanguageModel, LendsHead, compile_of, kv_of, lends_head
 from specdec.models import attention
 from specdec.models.compiled import CompiledModel
@@ -112,12 +113,18 @@ class FeatureHead(DecoderHead):
 
     def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
         embeddings, features = target.embed(ids), self.fuse(taps)[:, :-1]
-        rows, pairs = len(ids), ids.shape[1] - 1
-        unrolled, found = Unrolled(), []
+        pairs = ids.shape[1] - 1
+        documents = documents_of(ids, target.eos_ids if self.apart else ())
+        # A pair of two documents is no part of either: it is alone in one of its own.
+        whole = documents.number[:, 1:] == documents.number[:, :-1]
+        alone = -1 - torch.arange(pairs, device=ids.device)
+        of_pairs = torch.where(whole, documents.number[:, :-1], alone)
+        place = documents.position[:, :-1]
+        unrolled, found = Unrolled(of_pairs, place), []
         for step in range(self.steps):
             length = pairs - step
-            positions = (torch.arange(length, device=ids.device) + step).expand(rows, -1)
-            mask = unrolled.mask(length, self.decoder.config, ids.device)
+            positions = place[:, :length] + step
+            mask = unrolled.mask(length, self.decoder.config)
             features = self(
                 embeddings[:, 1 + step :], features[:, :length], positions, mask, unrolled
             )

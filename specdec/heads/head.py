@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from specdec.drafting.rank_tree import RankTree
 from specdec.heads.files import Published, fill, folder_of, read_folder, write_folder
 from specdec.heads.marks import Mark, check_mark
+from specdec.heads.packing import Documents
 from specdec.interfaces import LanguageModel, LendsHead, Tap
 from specdec.models.kept import kept
 from specdec.plugins import construct
@@ -47,6 +48,17 @@ class Guess(NamedTuple):
     anchors: Tensor | None = None
     # (B, T') logits of its guess at the share of its drafts that is accepted, if it makes one
     confidence: Tensor | None = None
+
+    def counts(self, documents: Documents) -> Tensor:
+        """(B, T') bool: guesses about the document that they were made in."""
+        length = self.logits.shape[1]
+        anchors = self.anchors
+        if anchors is None:
+            rows = documents.number.shape[0]
+            anchors = torch.arange(length, device=documents.number.device).expand(rows, -1)
+        number, truth = documents.number, anchors + self.offset
+        ended = documents.ends.gather(1, truth)  # what follows is another document
+        return (number.gather(1, anchors) == number.gather(1, truth)) & ~ended
 
     def truth(self, values: Tensor) -> Tensor:
         """(B, T', ...) of values (B, T, ...) at the positions whose law is predicted."""
@@ -76,6 +88,10 @@ class Head(nn.Module):
     from; under "target", the mark of the target that it was trained for (`specdec.heads.marks`)."""
 
     from_file: bool = False  # loaded; else made here, and then known to fit
+
+    apart: bool = False
+    """In training: documents that share a window do not see one another
+    (`specdec.heads.packing`)."""
 
     @property
     def token_ids(self) -> Tensor | None:

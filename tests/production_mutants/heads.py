@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         "training forgets the step's positions",
         FEATURES,
-        "torch.arange(length, device=ids.device) + step",
-        "torch.arange(length, device=ids.device)",
+        "positions = place[:, :length] + step",
+        "positions = place[:, :length]",
         "training-time test rotates the later passes by other angles than drafting",
         f"{HEADS} -k three_steps",
     ),
@@ -79,8 +79,8 @@ MUTANTS = (
     Mutant(
         "later passes see each other's past",
         LAYER,
-        "visible = key <= query if number == 0 else key == query",
-        "visible = key <= query",
+        "visible = (key == query).expand",
+        "visible = (key <= query).expand",
         "training on its own states sees guesses of other paths",
         f"{HEADS} -k three_steps",
     ),
