@@ -13,7 +13,8 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from specdec.drafting.shape import HeadShapeArguments
-from specdec.heads.block import BlockHead, published_settings
+from specdec.heads import block_files
+from specdec.heads.block import BlockHead
 from specdec.heads.block_drafter import BlockDrafter
 from specdec.heads.files import Published
 from specdec.interfaces import LendsHead, Tap
@@ -41,11 +42,11 @@ class DFlashHead(BlockHead):
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
-        """The release's layout: a Qwen3-style config with `block_size` (the root counted) and
-        `dflash_config`."""
-        if "dflash_config" not in config or any(name.startswith("markov_") for name in weights):
+        """The release's layout, a Qwen3-style config with `dflash_config`, and that of
+        `speculators`."""
+        if block_files.kind_of(config, weights) != cls.kind:
             return None
-        return Published(published_settings(config, cls.from_anchor_default), weights)
+        return block_files.published(config, weights, cls.from_anchor_default)
 
 
 class DFlash(BlockDrafter):

@@ -23,9 +23,10 @@ from specdec import LanguageModel, Sampling
 from specdec.drafting.shape import HeadShapeArguments
 from specdec.drafting.stop_rules import StopRule, share
 from specdec.errors import integer, switch
-from specdec.heads.block import BlockHead, published_settings
+from specdec.heads import block_files
+from specdec.heads.block import BlockHead
 from specdec.heads.block_drafter import SAMPLED, BlockDrafter
-from specdec.heads.files import Published
+from specdec.heads.files import Published, renamed
 from specdec.interfaces import LendsHead, Tap
 from specdec.state import State
 
@@ -80,12 +81,25 @@ class DSparkHead(BlockHead):
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
-        """DFlash's layout with the further weights; `block_size` tokens are guessed."""
-        found = weights.get("markov_head.W1")
-        if "dflash_config" not in config or found is None:
+        """The release's layout, DFlash's with the further weights, and that of `speculators`."""
+        if block_files.kind_of(config, weights) != cls.kind:
             return None
-        settings = published_settings(config, cls.from_anchor_default)
-        return Published({**settings, "rank": found.shape[1]}, weights)
+        found = block_files.published(config, weights, cls.from_anchor_default)
+        return block_files.with_markov(found, config)
+
+    def to_speculators(
+        self, verifier: str, architectures: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        config, weights = super().to_speculators(verifier, architectures)
+        weights["markov_head.W2"] = weights["markov_head.W2"].T
+        names = block_files.DSPARK_NAMES
+        own = {
+            "markov_rank": self.settings["rank"],
+            "markov_head_type": "vanilla",
+            "enable_confidence_head": True,
+            "confidence_head_with_markov": True,
+        }
+        return {**config, **own}, {renamed(key, names): value for key, value in weights.items()}
 
     def after(self, laws: Tensor, tokens: Tensor) -> Tensor:
         markov = self.markov_head

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments
 from specdec.errors import switch
+from specdec.heads import speculators
 from specdec.heads.decoder_layer import layer_config, published_layer
 from specdec.heads.features import FeatureDrafter, FeatureHead
 from specdec.heads.files import Published
@@ -49,10 +50,10 @@ class EagleHead(FeatureHead):
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
         """EAGLE-1 and 2: the config of one layer, `bias` (of fc; true if it is not said), keys that
         are ours. The target's embedding and LM head may lie beside them."""
-        if not {"hidden_size", "vocab_size"} <= set(config) or {
-            "draft_vocab_size",
-            "speculators_config",
-        } & set(config):
+        of_others = ("draft_vocab_size", "dflash_config", "target_layer_ids")
+        if not {"hidden_size", "vocab_size"} <= set(config) or set(of_others) & set(config):
+            return None
+        if speculators.type_of(config):
             return None
         if not any(name.startswith("fc.") for name in weights):  # an ordinary model
             return None

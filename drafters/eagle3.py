@@ -28,6 +28,11 @@ RENAMED = {  # ours -> the published checkpoints'
     "decoder.layers.0.input_layernorm.hidden.": "midlayer.hidden_norm.",
     "decoder.layers.0.": "midlayer.",
 }
+NOT_HERE = {  # what a published config may ask for
+    "fc_norm": "norms each tap before it is fused",
+    "norm_output": "feeds its normed output back",
+    "embed_requires_grad": "has a trained embedding of its own",
+}
 
 
 class Beside(nn.Module):
@@ -167,11 +172,12 @@ class Eagle3Head(FeatureHead):
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
         """The native layout (a Llama-style config of one layer with `draft_vocab_size`) and that of
         `speculators`."""
-        if "speculators_model_type" in config or "speculators_config" in config:
-            config = speculators.flattened(config)
-        elif "draft_vocab_size" not in config:
+        named = speculators.type_of(config)
+        if named not in (None, cls.kind) or (named is None and "draft_vocab_size" not in config):
             return None
-        if unable := [why for key, why in speculators.NOT_HERE.items() if config.get(key)]:
+        if named:
+            config = speculators.flattened(config, ("draft_vocab_size", "norm_before_residual"))
+        if unable := [why for key, why in NOT_HERE.items() if config.get(key)]:
             raise ValueError(f"the head {' and '.join(unable)}, which is not supported here")
         layer, vocabulary = published_layer(config), config.get("vocab_size")
         if vocabulary is None:
@@ -201,20 +207,29 @@ class Eagle3Head(FeatureHead):
         native = any(name.startswith("midlayer.") for name in weights)
         shared = (EMBEDDING,) if EMBEDDING in weights else ()
         return Published(
-            {**settings, **norms}, weights, {} if native else speculators.NAMES, shared
+            {**settings, **norms}, weights, {} if native else speculators.EAGLE3_NAMES, shared
         )
 
     def to_speculators(
         self, verifier: str, architectures: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        norms = {key: self.settings[key] for key in ("norm_before_residual", "norm_before_fc")}
-        dtype = str(self.fc.weight.dtype).removeprefix("torch.")
-        sizes = (self.vocabulary, len(self.d2t))
         config = speculators.written(
-            self.settings["layer"], *sizes, self.taps, verifier, architectures, norms, dtype
+            self.kind,
+            self.settings["layer"],
+            self.vocabulary,
+            self.taps,
+            verifier,
+            architectures,
+            str(self.fc.weight.dtype).removeprefix("torch."),
+            tokens=5,
+            draft_vocab_size=len(self.d2t),
+            norm_before_residual=self.settings["norm_before_residual"],
+            norm_before_fc=self.settings["norm_before_fc"],
+            eagle_aux_hidden_state_layer_ids=list(self.taps) or None,
         )
         return config, {
-            renamed(name, speculators.NAMES): weight for name, weight in self.weights().items()
+            renamed(name, speculators.EAGLE3_NAMES): weight
+            for name, weight in self.weights().items()
         }
 
     def taps_for(self, target: LanguageModel) -> tuple[Tap, ...]:

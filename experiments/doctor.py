@@ -8,17 +8,11 @@ something is wrong, and for an error. --json prints one JSON object on standard 
 else there (docs/doctor.md).
 """
 
-import json
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from experiments.terminal.options import start
-
-if TYPE_CHECKING:
-    from experiments.checkups.finding import Finding
 
 
 @dataclass
@@ -49,7 +43,7 @@ class Doctor:
 
 def main(wanted: Doctor) -> None:
     from experiments.checkups.examine import examine
-    from experiments.checkups.finding import WRONG
+    from experiments.checkups.finding import tell
     from experiments.checkups.patient import Patient
     from experiments.prompts import read
     from experiments.study.schema import Sampling, Target
@@ -79,47 +73,14 @@ def main(wanted: Doctor) -> None:
         wanted.allow_lossy,
     )
     patient.check()
-    began = time.perf_counter()
-    findings = []
-    for found in examine(patient):
-        findings.append(found)
-        if not wanted.json:
-            show(found)
-    count = sum(found.verdict == WRONG for found in findings)
-    seconds = time.perf_counter() - began
-    if wanted.json:
-        content = {
-            "target": wanted.target,
-            "drafter": wanted.drafter,
-            "verifier": wanted.verifier,
-            "temperature": wanted.temperature,
-            "wrong": count,
-            "seconds": seconds,
-            "checks": [found.as_dict() for found in findings],
-        }
-        print(json.dumps(content), flush=True)
-    else:
-        said = "Nothing is wrong" if count == 0 else f"{count} of {len(findings)} checks are wrong"
-        print(f"\n{said} ({seconds:.0f} s).", flush=True)
-    if count:
+    about = {
+        "target": wanted.target,
+        "drafter": wanted.drafter,
+        "verifier": wanted.verifier,
+        "temperature": wanted.temperature,
+    }
+    if tell(examine(patient), about, wanted.json):
         sys.exit(1)
-
-
-def show(found: "Finding") -> None:
-    """A check, its verdict and its sentence, wrapped beside them."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    colours = {"good": "green", "note": "yellow", "wrong": "bold red"}
-    table = Table.grid(padding=(0, 2))
-    table.add_column(width=15)
-    table.add_column(width=5)
-    table.add_column(overflow="fold")
-    table.add_row(
-        found.check, Text(found.verdict, style=colours[found.verdict]), Text(found.sentence)
-    )
-    Console(highlight=False).print(table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A trained EAGLE-3 head -> the `speculators` layout, so that it can be served elsewhere.
+"""A trained head (eagle3, dflash, dspark) -> the `speculators` layout, so that it can be served
+elsewhere.
 
 python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=HUB_ID
 
 The embedding is not written: a server uses the target's, as we do. `heads` may be any folder that
-the drafter eagle3 takes, so native checkpoints can be converted too.
+a drafter takes, so published checkpoints can be converted too.
 """
 
 import json
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from experiments.terminal.options import start
-from specdec.plugins import build, names
 
 if TYPE_CHECKING:  # this module imports torch, which --help does not need
     from specdec.heads.head import Head
@@ -25,7 +25,7 @@ class Export:
     """python -m experiments.export_head heads=FOLDER output=FOLDER verifier=NAME_OR_PATH: a head in
     the speculators layout."""
 
-    heads: str = MISSING  # a folder that the drafter eagle3 takes
+    heads: str = MISSING  # a folder that eagle3, dflash or dspark takes, or a bundled head
     output: str = MISSING
     # the target that the head was trained for: a hub id or a folder, as the server will know it
     verifier: str = MISSING
@@ -33,13 +33,10 @@ class Export:
 
 def export(heads: str, output: str | Path, verifier: str) -> "Head":
     """Raises ValueError for a head, or a part of one, that the layout cannot represent."""
-    from specdec.heads.files import folder_of, read_folder, write_folder
+    from specdec.heads.files import write_folder
+    from specdec.heads.recognised import recognise
 
-    config, _ = read_folder(folder_of(heads))
-    kind = config.get("specdec_head", "eagle3")
-    if kind not in names("drafter"):
-        raise ValueError(f"{heads} holds a head of the unknown kind {kind!r}")
-    head = build("drafter", {"name": kind, "heads": heads}).heads
+    head = recognise(heads).head_class.load(heads)
     write_folder(output, *head.to_speculators(verifier, architectures(verifier, head)))
     return head
 

@@ -77,7 +77,7 @@ def test_the_releases_layout_is_read(kind, tmp_path):
         ("outside", "mask_token must be"),
         ("missing", "missing: fc.weight"),
         ("left over", "not expected: extra.weight"),
-        ("size", "block must be"),
+        ("size", "block_size is 0; the root counts"),
     ],
 )
 def test_what_is_wrong_with_a_published_head_is_named(kind, broken, said, tmp_path):

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import specdec
+from drafters.dflash import DFlashHead
+from drafters.dspark import DSparkHead
 from drafters.eagle import EagleHead
 from drafters.eagle3 import Eagle3Head, default_taps
 from drafters.medusa import MedusaHeads
@@ -165,6 +167,36 @@ def test_missing_extra_and_misshapen_keys_are_named(layout, tmp_path):
     assert f"missing: {told[0]};" in message
     assert "not expected: surplus.weight;" in message
     assert f"wrong shape: {told[1]} is (" in message
+
+
+@every_layout
+def test_all_missing_keys_are_named(layout, tmp_path):
+    def spoil(config, weights):
+        for name in [name for name in weights if name.endswith("_proj.weight") or "linear" in name]:
+            told.append(name)
+            del weights[name]
+
+    told: list[str] = []
+    folder_of(tmp_path, layout, spoil)
+    with pytest.raises(ValueError, match="missing: ") as error:
+        LAYOUTS[layout][0].load(tmp_path)
+    assert len(told) > 5
+    assert all(name in str(error.value) for name in told)
+
+
+@every_layout
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(layout, value, tmp_path):
+    def spoil(config, weights):
+        for name in [name for name in weights if weights[name].dim() == 2][:2]:
+            weights[name][0, 0] = value
+            told.append(name)
+
+    told: list[str] = []
+    folder_of(tmp_path, layout, spoil)
+    with pytest.raises(ValueError, match=r"NaN or infinite.*take an earlier checkpoint") as error:
+        LAYOUTS[layout][0].load(tmp_path)
+    assert all(name in str(error.value) for name in told)
 
 
 @every_layout
@@ -368,7 +400,7 @@ def test_what_the_layout_has_no_place_for(tmp_path):
         (
             "speculators",
             {"speculators_model_type": "eagle"},
-            "of type 'eagle'; of this layout, 'eagle3'",
+            "type 'eagle', expected a head of kind 'eagle3'; no drafter here reads this type",
         ),
         ("speculators", {"norm_before_residual": None}, "lacks norm_before_residual"),
         ("speculators", {"fc_norm": True}, "norms each tap"),
@@ -408,7 +440,7 @@ def test_tables_that_contradict(key, value, message, tmp_path):
         Eagle3Head.load(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [MedusaHeads, EagleHead, Eagle3Head])
+@pytest.mark.parametrize("kind", [MedusaHeads, EagleHead, Eagle3Head, DFlashHead, DSparkHead])
 def test_folders_that_hold_no_such_head(kind, tmp_path):
     with pytest.raises(ValueError, match=r"no head at /nowhere/at/all.*config\.json"):
         kind.load("/nowhere/at/all")

@@ -1,9 +1,10 @@
-"""All checks, in their order."""
+"""Checks, one after the other; the doctor's, in their order."""
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from experiments.checkups import acceptance, costs, fit, law, positions, text
 from experiments.checkups.finding import Finding, does_not_apply, wrong
@@ -14,7 +15,7 @@ from experiments.terminal.refusals import FULL
 @dataclass(frozen=True)
 class Check:
     name: str
-    ask: Callable[[Patient], Finding]
+    ask: Callable[[Any], Finding]  # of a Patient
     decodes: bool = True  # it needs a drafter that takes the target
 
 
@@ -33,9 +34,9 @@ CHECKS = (
 )
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
-    """Every check's finding, as soon as it is there."""
-    for check in CHECKS:
+def examine(patient: Patient, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
+    """Every check's finding, as soon as it is there. checks None: the doctor's."""
+    for check in CHECKS if checks is None else checks:
         began = time.perf_counter()
         if check.decodes and patient.refusal is not None:
             found = does_not_apply("the drafter refuses this target")

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from specdec.errors import integer, switch
+from specdec.heads import speculators
 from specdec.heads.decoder_head import DecoderHead
-from specdec.heads.decoder_layer import decoder_of, layer_config, published_layers
+from specdec.heads.decoder_layer import decoder_of, layer_config
 from specdec.heads.head import Guess
 from specdec.heads.packing import Documents, documents_of
 from specdec.interfaces import LanguageModel, LendsHead, LendsLayers, Tap
@@ -207,6 +208,27 @@ class BlockHead(DecoderHead):
             for name, w in self.state_dict().items()
         }
 
+    def to_speculators(
+        self, verifier: str, architectures: Sequence[str]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        config = speculators.written(
+            self.kind,
+            self.settings["layers"],
+            self.vocabulary,
+            self.taps,
+            verifier,
+            architectures,
+            str(self.fc.weight.dtype).removeprefix("torch."),
+            tokens=self.block,
+            draft_vocab_size=self.vocabulary,
+            block_size=self.places,
+            aux_hidden_state_layer_ids=list(self.taps),
+            mask_token_id=self.mask_token,
+            sample_from_anchor=self.from_anchor,
+            sliding_window_non_causal=True,  # all tokens of a block see one another
+        )
+        return config, self.weights()
+
     # ---------------------------------------------------------------------------------- training
 
     def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
@@ -293,31 +315,3 @@ def spread_taps(layers: int) -> list[Tap]:
     if layers < 12:
         return list(range(max(1, layers - 5), layers))
     return [1 + round(1 + i * (layers - 4) / 4) for i in range(5)]
-
-
-def published_settings(config: dict[str, Any], from_anchor: bool) -> dict[str, Any]:
-    """A block head's settings from a published config. Raises ValueError for what is missing.
-
-    target_layer_ids names layers by what leaves them, our taps by what enters: one more.
-    """
-    own = config["dflash_config"]
-    lacking = [
-        name
-        for name, place in (
-            ("dflash_config.target_layer_ids", own.get("target_layer_ids")),
-            ("dflash_config.mask_token_id", own.get("mask_token_id")),
-            ("block_size", config.get("block_size")),
-            ("vocab_size", config.get("vocab_size")),
-        )
-        if place is None
-    ]
-    if lacking:
-        raise ValueError(f"the config lacks {', '.join(lacking)}")
-    return {
-        "layers": published_layers(config),
-        "vocabulary": config["vocab_size"],
-        "taps": [layer + 1 for layer in own["target_layer_ids"]],
-        "block": config["block_size"] - (not from_anchor),
-        "mask_token": own["mask_token_id"],
-        "from_anchor": from_anchor,
-    }

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specdec.errors import some
 from specdec.models.load import DEMO, weight_files
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -35,6 +34,7 @@ class Published(NamedTuple):
     weights: dict[str, Tensor]  # as the file calls them
     names: Mapping[str, str] = MappingProxyType({})  # beginnings of our names -> the file's
     shared: tuple[str, ...] = ()  # weights that are the target's own: EMBEDDING, LM_HEAD
+    target_layers: int | None = None  # how many layers its target has, where the file says it
 
 
 def write_folder(
@@ -87,8 +87,9 @@ def fill(
     where: str,
     names: Mapping[str, str],
 ) -> None:
-    """Copy every weight of a module from `weights`; no key may be left over or missing. names:
-    prefixes of the module's names -> prefixes in `weights`.
+    """Copy every weight of a module from `weights`. Raises ValueError, naming all of them, for keys
+    that are left over or missing, and for weights that are not finite. what: "a dflash head";
+    names: prefixes of the module's names -> prefixes in `weights`.
 
     The weights start as NaN, so that a forgotten one is noticed.
     """
@@ -105,12 +106,18 @@ def fill(
     ]
     if missing or extra or wrong:
         told = [
-            f"missing: {some(missing)}" if missing else "",
-            f"not expected: {some(extra)}" if extra else "",
-            f"wrong shape: {some(wrong)}" if wrong else "",
+            f"missing: {', '.join(missing)}" if missing else "",
+            f"not expected: {', '.join(extra)}" if extra else "",
+            f"wrong shape: {', '.join(wrong)}" if wrong else "",
         ]
         raise ValueError(
             f"the weights in {where} do not fit {what}; {'; '.join(filter(None, told))}"
+        )
+    broken = sorted(name for name in own if not weights[name].isfinite().all())
+    if broken:
+        raise ValueError(
+            f"the weights in {where} are NaN or infinite: {', '.join(broken)}; the file is "
+            f"damaged, or training diverged. Copy it again, or take an earlier checkpoint of {what}"
         )
     with torch.no_grad():
         for name, value in own.items():

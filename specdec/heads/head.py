@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from specdec.drafting.rank_tree import RankTree
+from specdec.heads import speculators
 from specdec.heads.files import Published, fill, folder_of, read_folder, write_folder
 from specdec.heads.marks import Mark, check_mark
 from specdec.heads.packing import Documents
-from specdec.interfaces import LanguageModel, LendsHead, Tap
+from specdec.interfaces import LanguageModel, LendsHead, LendsLayers, Tap
 from specdec.models.kept import kept
 from specdec.plugins import construct
 from specdec.state import State
@@ -86,6 +87,9 @@ class Head(nn.Module):
     notes: Mapping[str, Any] = MappingProxyType({})
     """What training wrote beside the settings, such as the accuracies that static trees are built
     from; under "target", the mark of the target that it was trained for (`specdec.heads.marks`)."""
+
+    target_layers: int | None = None
+    """How many layers its target has, where its file says it."""
 
     from_file: bool = False  # loaded; else made here, and then known to fit
 
@@ -159,6 +163,7 @@ class Head(nn.Module):
         if len(types) == 1:
             head.to(types.pop())
         fill(head.weights(), own, f"a {cls.kind} head", str(folder), published.names)
+        head.target_layers = published.target_layers
         head.shared = {key: head._sample(key, published.weights[key], folder) for key in shared}
         if "specdec_head" in config:
             own_keys = ("specdec_head", "settings")
@@ -178,9 +183,13 @@ class Head(nn.Module):
             return Published(config["settings"], weights)
         published = cls.from_published(config, weights) if "specdec_head" not in config else None
         if published is None:
-            said = ("specdec_head", "speculators_model_type", "architectures", "model_type")
+            said = ("specdec_head", "architectures", "model_type")
             found = next((config[key] for key in said if config.get(key)), "an unknown model")
-            raise ValueError(f"it holds {found}, expected a head of kind {cls.kind!r}")
+            advice = ""
+            if named := speculators.type_of(config):
+                found = f"a speculators head of type {named!r}"
+                advice = speculators.advice(named, cls.kind)
+            raise ValueError(f"it holds {found}, expected a head of kind {cls.kind!r}{advice}")
         return published
 
     @classmethod
@@ -195,8 +204,8 @@ class Head(nn.Module):
         """config.json and weights in the `speculators` layout. Raises ValueError for what it has no
         place for."""
         raise ValueError(
-            f"a {self.kind} head cannot be written in the speculators layout, which is for eagle3 "
-            "here"
+            f"a {self.kind} head cannot be written in the speculators layout; of the heads here, "
+            f"it has a place for {', '.join(speculators.ARCHITECTURES)}"
         )
 
     def weights(self) -> dict[str, Tensor]:
@@ -235,6 +244,12 @@ def check_target(head: Head, target: LendsHead) -> None:
                 f"{name} was trained for a {what} of {size}, the target has {own[what]}; train one "
                 "for it"
             )
+    layers = target.layers - target.extra_layers if isinstance(target, LendsLayers) else None
+    if None not in (head.target_layers, layers) and head.target_layers != layers:
+        raise ValueError(
+            f"{name} was trained for a target of {head.target_layers} layers, {target.name} has "
+            f"{layers}; load the target that it was trained for, or train a head for this one"
+        )
     for key, rows in head.shared.items():
         ids = spread(head.vocabulary).to(target.device)
         theirs = (target.embed(ids) if key == EMBEDDING else target.head_weight[ids]).float()

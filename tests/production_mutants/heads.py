@@ -8,7 +8,9 @@ LAYER, FILES, MARKS = (
     "specdec/heads/files.py",
     "specdec/heads/marks.py",
 )
+BLOCK_FILES = "specdec/heads/block_files.py"
 HEADS, PUBLISHED = "tests/test_heads.py", "tests/test_published_heads.py"
+HEAD_FILES = "tests/test_head_files.py"
 IN_STEP = f"{HEADS} -k 'whatever_was_accepted and llama_gqa'"
 
 MUTANTS = (
@@ -126,11 +128,59 @@ MUTANTS = (
     ),
     Mutant(
         "speculators of any kind",
-        "specdec/heads/speculators.py",
-        "if found != ALGORITHM:",
-        "if False:",
+        "drafters/eagle3.py",
+        "if named not in (None, cls.kind) or",
+        "if",
         "a head of another algorithm is read as EAGLE-3",
         PUBLISHED,
+    ),
+    Mutant(
+        "a release's layer ids as they are",
+        BLOCK_FILES,
+        "[layer + 1 for layer in",
+        "[layer for layer in",
+        "a published block head reads layers that it was not trained on",
+        f"{HEAD_FILES} -k releases_names",
+    ),
+    Mutant(
+        "every root guesses",
+        BLOCK_FILES,
+        "return size - (not from_anchor)",
+        "return size",
+        "guesses of a published DFlash head are one place off",
+        f"{HEAD_FILES} -k 'releases_names or drafts_the_same'",
+    ),
+    Mutant(
+        "the anchor convention of the drafter, not of the file",
+        BLOCK_FILES,
+        'bool(flat.get("sample_from_anchor", from_anchor))',
+        "from_anchor",
+        "a speculators head is read one place off",
+        f"{HEAD_FILES} -k drafts_the_same",
+    ),
+    Mutant(
+        "a head for any number of layers",
+        HEAD,
+        "and head.target_layers != layers:",
+        "and False:",
+        "a published head of another target of its size passes",
+        f"{HEAD_FILES} -k another_target",
+    ),
+    Mutant(
+        "NaN passes",
+        FILES,
+        "    if broken:",
+        "    if False:",
+        "a damaged head drafts nothing that is accepted, without a word",
+        f"{HEAD_FILES} {PUBLISHED} -k finite",
+    ),
+    Mutant(
+        "any difference of tau counts",
+        "experiments/checkups/head_readings.py",
+        "return low is None or low > 0",
+        "return True",
+        "chance decides how a head is read",
+        "tests/test_inspect_head.py -k clearly_better",
     ),
     Mutant(
         "left-over keys pass",
