@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from specdec.errors import integer, switch
+from specdec.heads.anchors import drawn_anchors
 from specdec.heads.decoder_head import DecoderHead
 from specdec.heads.decoder_layer import decoder_of, layer_config, published_layers
 from specdec.heads.head import Guess
@@ -203,9 +204,7 @@ class BlockHead(DecoderHead):
                 f"windows of {length} tokens have no room for a block of {self.block}; "
                 "raise context"
             )
-        count = min(self.anchors, possible)
-        drawn = torch.rand(rows, possible, device=ids.device).topk(count, 1).indices
-        anchors = drawn.sort(1).values
+        anchors = drawn_anchors(rows, possible, self.anchors, ids.device)
         out = self._blocks(ids, self.fuse(taps), anchors, target)
         found = []
         for depth in range(self.block):
