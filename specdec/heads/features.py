@@ -131,7 +131,9 @@ class FeatureHead(DecoderHead):
         return None
 
 
-def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ranked") -> Shape:
+def shape_for(
+    head: Head | type[Head], given: HeadShapeArguments, depth: int, draw: str = "ranked"
+) -> Shape:
     """The shape that a head's drafter is asked for. Unless given, trees by value, sequoia and
     static ones have 24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled
     is a chain."""
