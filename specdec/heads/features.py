@@ -64,6 +64,8 @@ class FeatureHead(DecoderHead):
     and read out."""
 
     steps: int = 1  # of training on its own states
+    depths: int = 1  # tokens that one pass guesses, with masks for those behind the first
+    anchors: int = 32  # pairs of a window behind which training puts masks
 
     def _build(self, layer: dict[str, Any]) -> None:
         self.decoder = decoder_of(layer)
@@ -125,6 +127,11 @@ class FeatureHead(DecoderHead):
                 Guess(self.logits(features, target), 1 + step, self.guessed_states(features))
             )
         return found
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """The embedding and the feature (d,) of a token that is not known yet, of heads with
+        several `depths`."""
+        raise NotImplementedError(f"{type(self).__name__} guesses one token per pass")
 
     def guessed_states(self, features: Tensor) -> Tensor | None:
         """The guess at the target's "head" state, for heads whose features are that."""
