@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from specdec import LanguageModel
 from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments
-from specdec.errors import switch
+from specdec.errors import integer, switch
 from specdec.heads import speculators
+from specdec.heads.block_drafter import SAMPLED
 from specdec.heads.decoder_layer import layer_config, published_layer
-from specdec.heads.features import FeatureDrafter, FeatureHead
+from specdec.heads.features import FeatureHead
 from specdec.heads.files import Published, renamed
-from specdec.heads.head import EMBEDDING
-from specdec.interfaces import LendsHead, LendsLayers, Tap
+from specdec.heads.head import EMBEDDING, Guess, random_head
+from specdec.heads.parallel import ParallelDrafter, parallel_guesses
+from specdec.interfaces import LendsHead, LendsLayers, Tap, lends_head
 
 RENAMED = {  # ours -> the published checkpoints'
     "decoder.layers.0.input_layernorm.embedding.": "midlayer.input_layernorm.",
@@ -71,6 +73,9 @@ class Eagle3Head(FeatureHead):
     taps   three layers whose entering states it reads; stored, never recomputed. None if a
            published file does not name them: then `default_taps` of the first target that the
            head is used with
+    depths  tokens that one pass guesses (P-EAGLE 2602.01469); above 1 it has mask_embedding (d) and
+            mask_hidden (3 d), which stand for a token, and for the states before it, that are not
+            known yet
     norm_before_residual, norm_before_fc   whether the state is normed before the layer adds to it,
                                            and the taps before they are fused (input_norm.weight):
                                            no in the paper, often yes in heads trained with
@@ -89,6 +94,7 @@ class Eagle3Head(FeatureHead):
         taps: Sequence[Tap] | None,
         norm_before_residual: bool = False,
         norm_before_fc: bool = False,
+        depths: int = 1,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -98,6 +104,7 @@ class Eagle3Head(FeatureHead):
             "taps": None if taps is None else list(taps),
             "norm_before_residual": switch("norm_before_residual", norm_before_residual),
             "norm_before_fc": switch("norm_before_fc", norm_before_fc),
+            "depths": integer("depths", depths, 1, 256),
         }
         self.vocabulary, self.taps = vocabulary, tuple(taps or ())
         self._build(layer)
@@ -134,6 +141,10 @@ class Eagle3Head(FeatureHead):
             self.input_norm.weight = nn.Parameter(torch.ones(width))
         self.norm = copy.deepcopy(norm)
         self.lm_head = nn.Linear(self.hidden_size, draft_vocabulary, bias=False)
+        self.depths = depths
+        if depths > 1:
+            self.mask_embedding = nn.Parameter(torch.randn(self.hidden_size))
+            self.mask_hidden = nn.Parameter(torch.randn(width))
         self.register_buffer("d2t", torch.zeros(draft_vocabulary, dtype=torch.long))
         self.register_buffer("t2d", torch.arange(vocabulary) < draft_vocabulary)
 
@@ -145,6 +156,7 @@ class Eagle3Head(FeatureHead):
         draft_vocabulary: int | None = None,
         frequency: Tensor | None = None,
         taps: Sequence[Tap] | None = None,
+        depths: int = 1,
     ) -> "Eagle3Head":
         """Untrained. Its vocabulary: the `draft_vocabulary` (default: all) tokens of highest
         `frequency` (V,). Its head begins as those rows of the target's."""
@@ -158,6 +170,7 @@ class Eagle3Head(FeatureHead):
             target.vocabulary,
             size,
             default_taps(target) if taps is None else taps,
+            depths=depths,
         )
         head.steps = steps
         counts = torch.zeros(target.vocabulary) if frequency is None else frequency
@@ -213,6 +226,11 @@ class Eagle3Head(FeatureHead):
     def to_speculators(
         self, verifier: str, architectures: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if self.depths > 1:
+            raise ValueError(
+                f"the head guesses {self.depths} tokens in one pass; what is written here is the "
+                "layout of eagle3 heads that guess one"
+            )
         config = speculators.written(
             self.kind,
             self.settings["layer"],
@@ -256,6 +274,15 @@ class Eagle3Head(FeatureHead):
     def logits(self, features: Tensor, target: LendsHead) -> Tensor:
         logits: Tensor = self.lm_head(self.norm(features))
         return logits
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        states = self.mask_hidden.view(1, 1, -1, self.hidden_size)
+        return self.mask_embedding, self.fuse(states)[0, 0]
+
+    def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
+        if self.depths > 1:
+            return parallel_guesses(self, ids, taps, target)
+        return super().guesses(ids, taps, target)
 
     def weights(self) -> dict[str, Tensor]:
         return {renamed(name, RENAMED): weight for name, weight in self.state_dict().items()}
@@ -308,13 +335,29 @@ def default_taps(target: LanguageModel) -> tuple[Tap, ...]:
     return (2, layers // 2, layers - 3) if layers >= 8 else (1, layers // 2, layers - 1)
 
 
-class Eagle3(FeatureDrafter):
-    """heads: a folder, "demo-eagle3", or Eagle3Head. The other settings are those of `eagle`."""
+class Eagle3(ParallelDrafter):
+    """heads: a folder, "demo-eagle3", or Eagle3Head. The other settings are those of `eagle`.
+
+    parallel  all depths in one pass, with a head that was trained for it (P-EAGLE)
+    """
 
     Kind = Eagle3Head
-    variants = FEW_VARIANTS
+    variants = (
+        *FEW_VARIANTS,
+        *({**settings, "parallel": True} for settings in SAMPLED),
+        {"depth": 2, "draw": "static", "tree": [[0], [1], [0, 0]], "parallel": True},
+    )
 
     def __init__(
-        self, heads: str | Path | Eagle3Head = "demo-eagle3", **shape: Unpack[HeadShapeArguments]
+        self,
+        heads: str | Path | Eagle3Head = "demo-eagle3",
+        parallel: bool | None = None,
+        **shape: Unpack[HeadShapeArguments],
     ) -> None:
-        super().__init__(heads, **shape)
+        super().__init__(heads, parallel, **shape)
+
+    @classmethod
+    def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Eagle3":
+        lender, depths = lends_head(target, cls.Kind.kind), 3 if arguments.get("parallel") else 1
+        heads = random_head(lambda: Eagle3Head.for_target(lender, depths=depths), target.dtype)
+        return cls(**{**arguments, "heads": heads})

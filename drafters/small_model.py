@@ -8,8 +8,6 @@ Letters: B rows, N nodes, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -18,14 +16,14 @@ from torch import Tensor
 from specdec import LanguageModel, Sampling, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.by_level import Grown, Score
+from specdec.drafting.draft_model import DraftModelDrafter, loaded
 from specdec.drafting.guessed import Guesses
-from specdec.drafting.shape import STOPPED, VARIANTS, Shape, ShapeArguments, TreeDrafter
+from specdec.drafting.shape import STOPPED, VARIANTS, Shape, ShapeArguments
 from specdec.drafting.whole import whole_shape
 from specdec.drafting.written import written
 from specdec.errors import switch
-from specdec.interfaces import OpenedCompiled, open_beside
 from specdec.models import translation
-from specdec.models.load import Loadable, load, load_kept
+from specdec.models.load import Loadable
 from specdec.models.session import TransformersSession
 from specdec.models.toy_tokenizers import toy_tokenizers
 from specdec.models.translated import Translated, TranslatedSession
@@ -41,7 +39,7 @@ OTHER_TOKENS: tuple[Mapping[str, Any], ...] = (  # drafts of a model with anothe
 )
 
 
-class SmallModel(TreeDrafter):
+class SmallModel(DraftModelDrafter):
     """Drafts with `model`: a name or path for `specdec.load`, a transformers model, or a
     LanguageModel. `lookup`: a chain's tokens are first looked up in the text and scored in one
     pass, which saves passes without changing the chain (`specdec.drafting.guessed`). `shape`: see
@@ -55,7 +53,6 @@ class SmallModel(TreeDrafter):
                               shared, or if a tree is asked for; else text
     """
 
-    weight_arguments = frozenset({"model"})
     variants = (*VARIANTS, *STOPPED, {"depth": 2, "lookup": True}, *OTHER_TOKENS)
 
     def __init__(
@@ -78,10 +75,7 @@ class SmallModel(TreeDrafter):
                 f"stop={self.shape.stop!r}, lookup={self.lookup}; or take "
                 "vocabulary='intersection'"
             )
-        if isinstance(model, LanguageModel):
-            self.model = model
-        else:
-            self.model = load_kept(model) if isinstance(model, (str, Path)) else load(model)
+        self.model = loaded(model)
         self._tokenizers: tuple[Any, Any] | None = None  # in place of the models' own
 
     @classmethod
@@ -93,15 +87,7 @@ class SmallModel(TreeDrafter):
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         super().begin(target, rows, sampling)
-        self._reader = self._reading(target)
-        if self.model.device != target.device:
-            raise ValueError(
-                f"the draft model {self.model.name} is on {self.model.device}, the target on "
-                f"{target.device}; load it there: specdec.load(..., device={str(target.device)!r})"
-            )
-        self._session = open_beside(target, self._reader, rows)
-        self.opened = (self._session,)
-        self._seen = [0] * rows  # tokens in memory
+        self._open(target, self._reading(target), rows)
         self._grown: Grown | None = None
         same = self.vocabulary == translation.SAME
         fixed = same and not self.lookup and self.grower is None
@@ -128,21 +114,9 @@ class SmallModel(TreeDrafter):
         return self.chain and plain
 
     def enter(self, rows: Sequence[int], state: State) -> None:
-        """Read the prompts of these rows, but for their roots."""
-        self._session.release(rows)
-        if isinstance(self._session, OpenedCompiled):
-            longest = min(state.committed.shape[1], self.model.context)
-            self._session.reserve(longest + self.max_nodes)
+        super().enter(rows, state)
         if self._guesses is not None:
             self._guesses.enter(rows, state)
-        lengths = state.on_host.lengths
-        counts = [lengths[row] - 1 if self._has_positions(lengths[row]) else 0 for row in rows]
-        for row, count in zip(rows, counts, strict=True):
-            self._seen[row] = count
-        if any(counts):
-            every = len(rows) == state.rows
-            tokens = state.tokens if every else state.tokens[list(rows)]
-            self._session.read(tokens[:, : max(counts)], counts, None if every else rows)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         self._grown = self.aside = None
@@ -178,23 +152,6 @@ class SmallModel(TreeDrafter):
         for row, count in enumerate(counts):
             self._seen[row] += max(count, 0)
 
-    def _has_positions(self, length: int) -> bool:
-        """Whether the model can draft behind a text of so many tokens."""
-        return length <= self._reader.context - self.shape.depth
-
-    def _within_context(self, state: State) -> State:
-        """The same state, with only those rows live for which the model has positions."""
-        host = state.on_host
-        if self._has_positions(max(host.lengths)):
-            self._drafted = host.live
-            return state
-        live = [
-            alive and self._has_positions(length)
-            for alive, length in zip(host.live, host.lengths, strict=True)
-        ]
-        self._drafted = live
-        return replace(state, on_host=host._replace(live=live))
-
     def _score(self, tree: TokenTree, start: int) -> Tensor:
         return self._session.score(tree, start).logits
 
@@ -223,26 +180,7 @@ class SmallModel(TreeDrafter):
         self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]
         return whole.grown(*found, state)
 
-    def _new(self, state: State) -> list[int]:
-        """How many tokens of each row are to be read: the root, and perhaps the leaf before it,
-        which was never scored."""
-        lengths, live = state.on_host.lengths, state.on_host.live
-        return [
-            length - seen if alive else 0
-            for length, seen, alive in zip(lengths, self._seen, live, strict=True)
-        ]
-
     def _read_new(self, state: State) -> Tensor:
-        """Read what was committed since; (B, 1, V) logits after the root."""
-        counts = self._new(state)
-        older = [max(count - 1, 0) for count in counts]
-        if max(older) > self.shape.depth:  # it was left out of rounds: read as a prompt is read
-            self._read(state, older)
-            counts = [count - past for count, past in zip(counts, older, strict=True)]
-        return self._read(state, counts, root=True)
-
-    def _read(self, state: State, counts: list[int], root: bool = False) -> Tensor:
-        """Read the next `counts` tokens of each row; logits (B, 1, V) after them."""
-        tokens = state.tokens_from(self._seen, max(counts))
-        self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]
-        return self._session.read(tokens, counts, root=root).logits
+        """Read what was committed since: the root, and perhaps the leaf before it, which was never
+        scored; (B, 1, V) logits after the root."""
+        return self._read(state, self._caught_up(state), root=True)

@@ -20,6 +20,7 @@ from drafters.eagle import EagleHead
 from drafters.eagle3 import Eagle3Head
 from drafters.hydra_heads import HydraHeads
 from drafters.medusa import MedusaHeads
+from drafters.mtp import MtpHead
 from specdec.heads.head import Head, random_head
 from specdec.models.language_model import TransformersLM
 
@@ -277,6 +278,7 @@ HEADS: dict[str, Callable[[TransformersLM], Head]] = {
     "eagle3": _eagle3,  # two thirds of the target's tokens, not the first ones
     "dflash": lambda target: DFlashHead.for_target(target, block=3),
     "dspark": lambda target: DSparkHead.for_target(target, block=3),
+    "mtp": MtpHead.for_target,
 }
 CHAINS: dict[str, dict[str, Any]] = {  # of the best tokens
     "medusa": {"branching": [1, 1, 1]},
@@ -285,6 +287,7 @@ CHAINS: dict[str, dict[str, Any]] = {  # of the best tokens
     "eagle3": {"depth": 3, "draw": "topk"},
     "dflash": {"depth": 3, "draw": "topk"},
     "dspark": {"depth": 3, "draw": "topk"},
+    "mtp": {"depth": 3, "draw": "topk"},
 }
 
 

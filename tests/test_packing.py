@@ -18,7 +18,7 @@ from tests.models import HEADS, lm, prompts
 from tests.test_heads import drafter, standing
 
 END = 3
-KINDS = ("eagle", "eagle3", "dflash", "dspark", "medusa")
+KINDS = ("eagle", "eagle3", "dflash", "dspark", "medusa", "mtp")
 
 
 def target_with_end(name: str) -> TransformersLM:

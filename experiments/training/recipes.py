@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from experiments.training import checkpoints, small_model, target
+from experiments.training import checkpoints, pard, small_model, target
 from experiments.training.documents import documents
 from experiments.training.head import Decoding, Validation, accuracies
 from experiments.training.head import loss_of as head_loss
@@ -29,6 +29,7 @@ from experiments.training.samples import sample
 from experiments.training.teacher import Cached, Teacher
 from experiments.training.text import Stream, encode, train_tokenizer
 from experiments.training.watch import curves, reporting
+from specdec.errors import integer
 from specdec.heads.head import Head
 from specdec.heads.marks import mark_of
 from specdec.models.language_model import TransformersLM
@@ -134,7 +135,8 @@ def train_target(config: DictConfig, folder: Path, device: str) -> None:
 
 
 def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
-    """A draft model for `config.target`; `folder`/model is what the drafter small_model takes."""
+    """A draft model for `config.target`; `folder`/model is what the drafter small_model takes, or
+    pard, whose recipe has a `block`."""
     if config.target is None:
         raise ValueError(
             "a drafter is trained for a target: give target=demo, a folder or a hub id"
@@ -144,6 +146,9 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
     set_seed(config.seed)
     draft = llama(recipe.architecture, tokenizer, teacher.context).to(device)
     small_model.start_from(draft, teacher.model)
+    block = recipe.get("block")
+    if block is not None:
+        draft.config.pard_token = mask_of(recipe, tokenizer)
     windows, validation = (
         mixed(config, teacher, training, folder),
         decoding(config, teacher, held_out),
@@ -152,7 +157,13 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
     def loss_of(step: int) -> torch.Tensor:
         ids = torch.from_numpy(windows(step)).to(device)
         with torch.autocast(device, torch.bfloat16):
-            return small_model.loss(draft, teacher.model, ids, recipe.loss)
+            if block is None:
+                return small_model.loss(draft, teacher.model, ids, recipe.loss)
+            random = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            mask, weight = draft.config.pard_token, recipe.depth_weight
+            return pard.loss(
+                draft, teacher.model, ids, recipe.loss, block, recipe.anchors, mask, weight, random
+            )
 
     def evaluate() -> dict[str, float]:
         copied = TransformersLM(copy.deepcopy(draft).to(teacher.dtype).eval(), name="draft")
@@ -164,6 +175,15 @@ def train_small_model(config: DictConfig, folder: Path, device: str) -> None:
         )
 
     run(config, folder, draft, tokenizer, training, loss_of, evaluate, "tau")
+
+
+def mask_of(recipe: DictConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that stands for tokens not known yet. Raises ValueError for one that the tokenizer
+    does not have, and where there is none."""
+    mask = tokenizer.eos_token_id if recipe.mask_token is None else recipe.mask_token
+    if mask is None:
+        raise ValueError("the tokenizer has no end of text to serve as mask; give mask_token=ID")
+    return integer("mask_token", mask, 0, len(tokenizer) - 1)
 
 
 def train_head(config: DictConfig, folder: Path, device: str) -> None:
@@ -360,4 +380,4 @@ def fit_recipe(
 
 
 # any other recipe says which `head` it trains
-RECIPES = {"target": train_target, "small_model": train_small_model}
+RECIPES = {"target": train_target, "small_model": train_small_model, "pard": train_small_model}

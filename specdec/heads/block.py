@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache
 
 from specdec.errors import integer, switch
 from specdec.heads import speculators
+from specdec.heads.anchors import drawn_anchors
 from specdec.heads.decoder_head import DecoderHead
 from specdec.heads.decoder_layer import decoder_of, layer_config
 from specdec.heads.head import Guess
@@ -241,9 +242,7 @@ class BlockHead(DecoderHead):
                 f"windows of {length} tokens have no room for a block of {self.block}; "
                 "raise context"
             )
-        count = min(self.anchors, possible)
-        drawn = torch.rand(rows, possible, device=ids.device).topk(count, 1).indices
-        anchors = drawn.sort(1).values
+        anchors = drawn_anchors(rows, possible, self.anchors, ids.device)
         out = self._blocks(ids, self.fuse(taps), anchors, target)
         found = []
         for depth in range(self.block):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specdec.chance import Draws
+from specdec.drafting.marginal import depths_from, laws_at
 from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments, TreeDrafter
 from specdec.heads.block import BlockHead
 from specdec.heads.decoder_layer import shape_of
@@ -158,13 +159,11 @@ class BlockDrafter(TreeDrafter):
         return self._target.head(self._outputs)
 
     def _score(self, tree: TokenTree, start: int) -> Tensor:
-        depths = tree.depths[:, start:].clamp(max=self._known.shape[1] - 1)
-        return self._behind(depths, tree.tokens[:, start:])
+        return self._behind(depths_from(tree, start, self._known), tree.tokens[:, start:])
 
     def _behind(self, depths: Tensor, tokens: Tensor) -> Tensor:
         """(B, m, V) logits behind nodes of these depths and tokens (B, m)."""
-        rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-        return self._heads.after(self._known[rows, depths], tokens)
+        return self._heads.after(laws_at(self._known, depths), tokens)
 
 
 class _Arranged:

@@ -46,7 +46,7 @@ from specdec.heads.head import (
     static_tree,
     with_states,
 )
-from specdec.heads.packing import documents_of
+from specdec.heads.packing import documents_of, of_pairs
 from specdec.interfaces import LanguageModel, LendsHead, compile_of, kv_of, lends_head
 from specdec.models import attention
 from specdec.models.compiled import CompiledModel
@@ -65,6 +65,8 @@ class FeatureHead(DecoderHead):
     and read out."""
 
     steps: int = 1  # of training on its own states
+    depths: int = 1  # tokens that one pass guesses, with masks for those behind the first
+    anchors: int = 32  # pairs of a window behind which training puts masks
 
     def _build(self, layer: dict[str, Any]) -> None:
         self.decoder = decoder_of(layer)
@@ -114,13 +116,8 @@ class FeatureHead(DecoderHead):
     def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
         embeddings, features = target.embed(ids), self.fuse(taps)[:, :-1]
         pairs = ids.shape[1] - 1
-        documents = documents_of(ids, target.eos_ids if self.apart else ())
-        # A pair of two documents is no part of either: it is alone in one of its own.
-        whole = documents.number[:, 1:] == documents.number[:, :-1]
-        alone = -1 - torch.arange(pairs, device=ids.device)
-        of_pairs = torch.where(whole, documents.number[:, :-1], alone)
-        place = documents.position[:, :-1]
-        unrolled, found = Unrolled(of_pairs, place), []
+        number, place = of_pairs(documents_of(ids, target.eos_ids if self.apart else ()))
+        unrolled, found = Unrolled(number, place), []
         for step in range(self.steps):
             length = pairs - step
             positions = place[:, :length] + step
@@ -133,12 +130,19 @@ class FeatureHead(DecoderHead):
             )
         return found
 
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """The embedding and the feature (d,) of a token that is not known yet, of heads with
+        several `depths`."""
+        raise NotImplementedError(f"{type(self).__name__} guesses one token per pass")
+
     def guessed_states(self, features: Tensor) -> Tensor | None:
         """The guess at the target's "head" state, for heads whose features are that."""
         return None
 
 
-def shape_for(head: Head, given: HeadShapeArguments, depth: int, draw: str = "ranked") -> Shape:
+def shape_for(
+    head: Head | type[Head], given: HeadShapeArguments, depth: int, draw: str = "ranked"
+) -> Shape:
     """The shape that a head's drafter is asked for. Unless given, trees by value, sequoia and
     static ones have 24 nodes, a ranked one expands 6 nodes a level by 6 tokens, and what is sampled
     is a chain."""

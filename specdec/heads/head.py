@@ -308,7 +308,7 @@ def random_head(make: Callable[[], AnyHead], dtype: torch.dtype, deviation: floa
 
 
 def static_tree(
-    head: Head,
+    head: Head | type[Head],
     nodes: int | None,
     tree: Sequence[Sequence[int]] | None,
     branching: Sequence[int] | None,

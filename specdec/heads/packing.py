@@ -35,3 +35,13 @@ def documents_of(ids: Tensor, eos_ids: Collection[int]) -> Documents:
     begins[:, 1:] = ends[:, :-1]
     first = torch.where(begins, index, 0).cummax(1).values
     return Documents(number, index - first, ends)
+
+
+def of_pairs(documents: Documents) -> tuple[Tensor, Tensor]:
+    """(B, T - 1) each: which document a pair (token i + 1, state of token i) belongs to, and the
+    position of its state. A pair of two documents is part of neither: it has a document of its
+    own."""
+    number = documents.number
+    whole = number[:, 1:] == number[:, :-1]
+    alone = -1 - torch.arange(number.shape[1] - 1, device=number.device)
+    return torch.where(whole, number[:, :-1], alone), documents.position[:, :-1]

@@ -3,6 +3,7 @@
 from tests.production_mutants.mutant import Mutant
 
 NGRAM, SMALL = "drafters/ngram.py", "drafters/small_model.py"
+DRAFT_MODEL = "specdec/drafting/draft_model.py"
 LOOKUP = "tests/test_ngram.py"
 HEADS = "tests/test_heads.py"
 
@@ -99,7 +100,7 @@ MUTANTS = (
     ),
     Mutant(
         "the root is read with the prompt",
-        SMALL,
+        DRAFT_MODEL,
         "counts = [lengths[row] - 1 if",
         "counts = [lengths[row] if",
         "the draft model reads the root twice",
@@ -107,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         "one position past the draft model's context",
-        SMALL,
+        DRAFT_MODEL,
         "length <= self._reader.context - self.shape.depth",
         "length <= self._reader.context - self.shape.depth + 1",
         "a draft at a position that the model does not have",
