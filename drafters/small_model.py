@@ -23,7 +23,7 @@ from specdec.drafting.shape import STOPPED, VARIANTS, Shape, ShapeArguments, Tre
 from specdec.drafting.whole import whole_shape
 from specdec.drafting.written import written
 from specdec.errors import switch
-from specdec.interfaces import OpenedCompiled, open_beside
+from specdec.interfaces import OpenedCompiled, OpenedPages, open_beside
 from specdec.models import translation
 from specdec.models.load import Loadable, load, load_kept
 from specdec.models.session import TransformersSession
@@ -101,6 +101,8 @@ class SmallModel(TreeDrafter):
             )
         self._session = open_beside(target, self._reader, rows)
         self.opened = (self._session,)
+        if isinstance(self._session, OpenedPages):
+            self._session.reach = self.shape.slots
         self._seen = [0] * rows  # tokens in memory
         self._grown: Grown | None = None
         same = self.vocabulary == translation.SAME

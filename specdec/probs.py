@@ -100,7 +100,8 @@ class Laws:
         grammars = self.state.grammars
         if grammars is None:
             return logits
-        return grammars.mask(logits, self.state.text, self.trees, rows, nodes)
+        state = self.state
+        return grammars.mask(logits, state.text, self.trees, rows, nodes, state.fail)
 
     def _all_allowed(self) -> Tensor:
         """The same of all nodes, (B N, V)."""
@@ -146,7 +147,8 @@ class DraftLaws:
             return prefixes(self.state, tree, *places())
 
         if self.state.grammars is not None:
-            masked = self.state.grammars.mask(flat, self.state.text, tree, *places())
+            state = self.state
+            masked = state.grammars.mask(flat, state.text, tree, *places(), state.fail)
             # A drafter with few words may know none of those that are allowed.
             flat = torch.where(masked.amax(-1, keepdim=True).isfinite(), masked, flat)
         failed = failing(self.state, lambda: places()[0])
