@@ -30,6 +30,8 @@ from specdec.plugins import build, find
 from specdec.pricing import known
 from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here, label
+from specdec.ranks import refuse_own_clocks
+from specdec.state import tokens_added
 
 Choice = str | Mapping[str, Any] | Drafter
 
@@ -96,6 +98,8 @@ class Portfolio(Drafter):
     # ------------------------------------------------------------------------------------ a run
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        if self.choice is None:
+            refuse_own_clocks(target, "portfolio")
         self._members: list[Occasional] = []
         self._tables: list[Costs] = []
         self.left_out: dict[str, str] = {}
@@ -141,7 +145,7 @@ class Portfolio(Drafter):
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         self._watch.start(state)
-        self._lengths, self._live = state.on_host.lengths, sum(state.on_host.live)
+        self._before, self._live = state.on_host, sum(state.on_host.live)
         trees: dict[int, TokenTree] = {}
         worth = self._worth = dict[int, float]()  # tokens of a row, the target's own included
         for number, (each, odds) in enumerate(zip(self._members, self._odds, strict=True)):
@@ -201,7 +205,7 @@ class Portfolio(Drafter):
 
     def _account(self, state: State, chosen: int | None) -> None:
         """What the round brought, and what it took."""
-        added = (sum(state.on_host.lengths) - sum(self._lengths)) / self._live
+        added = tokens_added(self._before, state.on_host)
         seconds = self._took(state, chosen)
         self._tokens = FADES * self._tokens + added
         self._seconds = FADES * self._seconds + seconds

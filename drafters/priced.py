@@ -29,6 +29,7 @@ from specdec.pricing.kinds import DEEPEST, LARGEST, WIDEST, Bounds, governed
 from specdec.pricing.live import Live
 from specdec.pricing.measure import here, idle, label
 from specdec.pricing.pruning import Pruned, pruned
+from specdec.ranks import refuse_own_clocks
 from specdec.tree import SiblingLaw
 
 
@@ -98,6 +99,8 @@ class Priced(Drafter):
     # ------------------------------------------------------------------------------------ a run
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        if self.live:
+            refuse_own_clocks(target, "priced with live=true")
         self.costs = known.costs_for(
             self.choice, target, self.drafter, rows, self.bounds, self.strict
         )

@@ -3,13 +3,14 @@
 python -m experiments.load target=demo drafter=small_model,ngram arrivals=poisson rate=1,2,4,8
 python -m experiments.load drafter=eagle concurrency=1,2,4,8,16,32       closed loop
 python -m experiments.load drafter=ngram arrivals=trace trace=times.txt
+python -m experiments.load experiment=load               the options of conf/experiment/load.yaml
 
 Every load is played with each drafter and with plain decoding, in turn, on the same requests. The
 folder gets result.json, three parquet files and index.html (docs/load.md).
 """
 
-import json
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,9 @@ class LoadStudy:
     """python -m experiments.load drafter=NAME,argument=value,... rate=1,2,4: serve requests at
     several loads, with drafts and without, and find where speculation stops paying."""
 
+    # a study of conf/experiment/, which sets other options; the command line has the last word
+    experiment: str | None = None
+    study: str = "load"  # the folder that results of one question share
     target: str = "demo"  # its name, folder or hub id
     drafter: str = "small_model"  # NAME,argument=value,... ; several one after the other
     verifier: str = "auto"
@@ -57,7 +61,7 @@ class LoadStudy:
     threads: int | None = None
     allow_lossy: bool = False
     progress: bool = True
-    output: str = "outputs/load"
+    output: str | None = None  # the folder that is written; null: outputs/STUDY/TIME
 
 
 def study(wanted: LoadStudy) -> "Study":
@@ -71,10 +75,11 @@ def study(wanted: LoadStudy) -> "Study":
     from experiments.measuring.lineup import make_drafter
     from experiments.measuring.play import Play
     from experiments.measuring.ways import load
-    from experiments.study.schema import Target
+    from experiments.study.schema import Target, check_study
     from specdec.__main__ import drafter_choice
     from specdec.errors import integer
 
+    check_study(wanted.study)
     arrivals.check(wanted.arrivals, wanted.trace, wanted.concurrency)
     if wanted.concurrency is not None and wanted.rate is not None:
         raise ValueError("rate and concurrency were both given; rate is an open loop: choose one")
@@ -148,17 +153,21 @@ def study(wanted: LoadStudy) -> "Study":
 
 
 def main(wanted: LoadStudy) -> None:
-    from experiments.load_study import page
+    from experiments.load_study import record
     from experiments.load_study.study import frames
-    from experiments.system.files import write_json, written
+    from experiments.study.folder import FAILED, claimed
+    from experiments.study.result import Failure, Identity
+    from experiments.study.result import write as write_failure
     from experiments.system.libraries import quiet_transformers, set_threads
-    from experiments.system.surroundings import surroundings
     from experiments.terminal.progress import bar
 
     quiet_transformers()
     set_threads(wanted.threads, wanted.target)
     planned = study(wanted)
-    tables = frames(list(planned(partial(bar, shown=wanted.progress))))
+    folder = Path(wanted.output) if wanted.output else record.new_folder(wanted.study)
+    choices = {"experiment": wanted.experiment, "drafter": wanted.drafter}
+    overrides = [each for each in sys.argv[1:] if "=" in each]
+    identity = Identity(study=wanted.study, run=folder.name, overrides=overrides, choices=choices)
     unit = "requests at once" if wanted.concurrency is not None else "requests/s"
     how = (
         f"{planned.loads[0].arrivals(planned.times(0)).__class__.__name__} loop"
@@ -166,18 +175,16 @@ def main(wanted: LoadStudy) -> None:
         f"{len(planned.draw(0))} requests of {wanted.shortest} to {wanted.longest} new tokens, the "
         f"first {wanted.warmup:.0%} not counted; {wanted.seats} seats."
     )
-    folder = Path(wanted.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        with written(folder / f"{name}.parquet") as draft:
-            table.to_parquet(draft, index=False)
-    crossings = page.crossings(tables["plays"], unit)
-    plays = json.loads(tables["plays"].to_json(orient="records"))
-    content = {**asdict(surroundings()), "config": asdict(wanted), "unit": unit}
-    write_json(folder / "result.json", {**content, "crossings": crossings, "plays": plays})
-    command = f"python -m experiments.load {' '.join(sys.argv[1:])}".strip()
-    where = page.write(tables["plays"], tables["rounds"], unit, how, folder, command)
-    print("\n".join([*crossings, str(where)]))
+    with claimed(folder):
+        try:
+            tables = frames(list(planned(partial(bar, shown=wanted.progress))))
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            told = Failure(**vars(identity), error=said, traceback=traceback.format_exc())
+            write_failure(folder / FAILED, told)
+            raise
+        crossings = record.write(folder, identity, asdict(wanted), unit, how, tables)
+    print("\n".join([*crossings, str(record.draw(folder))]))
 
 
 if __name__ == "__main__":

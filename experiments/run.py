@@ -5,11 +5,13 @@ python -m experiments.run drafter=ngram sampling=cool
 python -m experiments.run -m experiment=demo
 python -m experiments.run -m study=demo resume=true          go on in the study's latest sweep
 python -m experiments.run -m resume=multirun/demo/FOLDER     go on in that sweep
+python -m experiments.run drafter=ngram shards=8 launcher=joblib    eight jobs, one result
 """
 
 import logging
 import sys
 import traceback
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,9 @@ from omegaconf import DictConfig
 from experiments.study import schema, sweeps
 from experiments.study.folder import FAILED, OUTPUTS, RESULT, ROUNDS, claimed
 from experiments.study.label import label
+from experiments.system import ranks
 from experiments.terminal import search_path
+from experiments.terminal.options import check_experiment
 from experiments.terminal.program import JobError, start
 
 if TYPE_CHECKING:  # --help does not need these modules
@@ -54,10 +58,11 @@ def main(config: DictConfig) -> float | None:
         },
     )
     search_path.check(choices)
-    if config.resume and (folder / RESULT).exists():
+    again = bool(config.resume) or config.shard is not None  # Ray repeats jobs whose process died
+    if again and (folder / RESULT).exists():
         log.info("job %s has a result", identity.run)
         return None
-    with claimed(folder, again=bool(config.resume)):
+    with claimed(folder, again):
         try:
             settings = schema.settings_of(config)
             settings = replace(settings, label=label(settings, choices["drafter"], overrides))
@@ -81,7 +86,7 @@ def execute(
     out."""
     from experiments import prompts
     from experiments.certificates.kept import attached
-    from experiments.measuring import flops, lineup, measures
+    from experiments.measuring import flops, lineup, measures, shards
     from experiments.measuring.outputs import write_outputs
     from experiments.measuring.play import Play, Played
     from experiments.measuring.rounds import rounds, write_rounds
@@ -94,6 +99,12 @@ def execute(
     from specdec import Refused
 
     logger.check(settings.logger)
+    ranks.check(settings.target.tp_plan)
+    if settings.shards > 1 and settings.shard is None:
+        raise ValueError(
+            f"shards={settings.shards} is a sweep over its shards: say it on the command line, or "
+            f"sweep shard=range({settings.shards}) too"
+        )
     quiet_transformers()
     set_threads(settings.threads, settings.target.name)
     asked, found = settings.prompts, prompts.read(**settings.prompts.source)
@@ -107,6 +118,8 @@ def execute(
         settings.batch_size,
         settings.max_new_tokens,
         asked.too_long,
+        settings.shard or 0,
+        settings.shards,
     )
     if play.skipped:
         numbers = ", ".join(str(one.prompt) for one in play.skipped)
@@ -138,8 +151,11 @@ def execute(
         skipped=play.skipped,
     )
     write_rounds(folder / ROUNDS, frame)
+    if settings.shard is not None:
+        shards.write(folder / shards.PLAYED, played)
     if keep_texts:
-        write_outputs(folder / OUTPUTS, played, method.target)
+        name = OUTPUTS if settings.shard is None else shards.OUTPUTS_OF_SHARD
+        write_outputs(folder / name, played, method.target)
     result.write(folder / RESULT, measured)
     if settings.logger:
         try:
@@ -152,8 +168,15 @@ def execute(
 
 def program() -> None:
     def run() -> None:
-        sys.argv[1:] = sweeps.in_each_job(sys.argv[1:])
-        main()
+        for argument in sys.argv[1:]:
+            if argument.startswith("experiment="):
+                check_experiment(argument.partition("=")[2], "experiments.run")
+        with ranks.of_this_rank(sweeps.in_each_job(sys.argv[1:])) as arguments:
+            sys.argv[1:] = arguments
+            try:
+                main()
+            except BrokenExecutor as error:
+                raise ValueError(sweeps.of_lost_worker(error)) from error
 
     try:
         start(run, schema.Command, sweeps.interrupted)

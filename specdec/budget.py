@@ -1,11 +1,16 @@
 """How much memory an engine may use: in bytes, as pages of a pool or as slots of every row."""
 
+import copy
 import re
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from specdec.errors import integer
-from specdec.interfaces import KV, KeepsKV, LanguageModel
+from specdec.interfaces import KV, Drafter, KeepsKV, LanguageModel, OpenedPages
+from specdec.models.paged import Among
+from specdec.sampling import Sampling
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "KB": 10**3, "MB": 10**6}
 UNITS |= {"GB": 10**9, "B": 1}
@@ -20,9 +25,15 @@ class Room(NamedTuple):
 
 
 def room(
-    target: LanguageModel, layout: str | None, page: int, memory: int | str | None, seats: int
+    target: LanguageModel,
+    layout: str | None,
+    page: int,
+    memory: int | str | None,
+    seats: int,
+    drafter: Drafter,
 ) -> Room:
-    """layout None: the target's own, or pages if `memory` is bounded. Raises ValueError for a size
+    """layout None: the target's own, or pages if `memory` is bounded. A size in pages is for the
+    target's memory and for that of the drafter, as many pages each. Raises ValueError for a size
     that is none, for one that is too small, and for targets without pages."""
     if layout not in (None, *LAYOUTS):
         raise ValueError(f"kv must be 'paged' or 'contiguous', got {layout!r}")
@@ -46,11 +57,25 @@ def room(
         return Room(whole, slots)
     kv = KV("paged", page, None, dtype)
     if most is not None:
-        pages = most // (page * target.bytes_per_token(kv))
+        own, beside = target.bytes_per_token(kv), beside_of(drafter, target.with_kv(kv), seats)
+        pages = most // (page * (own + beside))
         if pages < 1:
-            raise _too_small(memory, f"one page of {page} tokens in every layer")
-        kv = replace(kv, pages=pages)
+            drafts = f" of the target and of the drafter ({own} and {beside} bytes a token)"
+            what = f"one page of {page} tokens in every layer{drafts if beside else ''}"
+            raise _too_small(memory, what)
+        kv = replace(kv, pages=pages, among=Among())
     return Room(target.with_kv(kv), None)
+
+
+def beside_of(drafter: Drafter, target: LanguageModel, seats: int) -> int:
+    """Bytes that a drafter keeps of a token in pages of its own."""
+    begun = copy.copy(drafter)
+    with torch.no_grad():
+        begun.begin(target, seats, Sampling())
+    found = sum(one.token_bytes for one in begun.opened if isinstance(one, OpenedPages))
+    for one in begun.opened:
+        one.close()
+    return found
 
 
 def _too_small(memory: int | str | None, what: str) -> ValueError:

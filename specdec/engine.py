@@ -43,6 +43,7 @@ from specdec.requests import (
     plain,
 )
 from specdec.sampling import Processor
+from specdec.seats import reach_of
 from specdec.tickets import CANCELLED, Ticket
 
 
@@ -51,11 +52,11 @@ class Engine:
     frees the memory.
 
     target, drafter, verifier, no_harm, allow_lossy: as in `generate`. seats: how many requests
-    decode at the same time. memory: of the target, in bytes or as "2GiB"; None: it grows. kv:
-    "paged", where requests of different lengths share the memory and equal prefixes are kept once,
-    or "contiguous"; None: paged if `memory` is given. page: tokens of a page. prefill_chunk: how
-    many tokens of prompts are read before a round; None: all. record: keep every round for
-    `report`.
+    decode at the same time. memory: of the target, in bytes or as "2GiB"; None: it grows. In pages
+    it is for draft models and heads too. kv: "paged", where requests of different lengths share the
+    memory and equal prefixes are kept once, or "contiguous"; None: paged if `memory` is given.
+    page: tokens of a page. prefill_chunk: how many tokens of prompts are read before a round; None:
+    all. record: keep every round for `report`.
     """
 
     @misspelt_arguments_are_named
@@ -78,10 +79,11 @@ class Engine:
         seats = integer("seats", seats, 1)
         if prefill_chunk is not None:
             prefill_chunk = integer("prefill_chunk (None: all at once)", prefill_chunk, 1)
-        model, self._slots = room(model, kv, page, memory, seats)
+        made = under_bank(make_drafter(drafter), no_harm, drafter)
+        model, self._slots = room(model, kv, page, memory, seats, made)
         call = Call(
             model,
-            under_bank(make_drafter(drafter), no_harm, drafter),
+            made,
             verifier,
             seats,
             switch("allow_lossy", allow_lossy),
@@ -187,7 +189,7 @@ class Engine:
 
     def _admit(self, request: Request) -> Handle:
         group = self._run.groups.of(request)
-        self._check_size(request, group.drafter.max_nodes)
+        self._check_size(request, reach_of(group))
         tokenizer = self._run.call.target.tokenizer
         work, now = Work(self.step, self._finish), self._run.recorder.now()
         handle = Handle(self._submitted, request, group, tokenizer, work, now)

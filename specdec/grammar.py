@@ -33,6 +33,7 @@ HEADER = '%llguidance {"no_forcing": true}'
 SLASH = "\\x2f"  # as a regular expression may write it
 AS_DUMPED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 Texts = Callable[[int, int], Sequence[int]]  # (row, start): its committed tokens from there on
+Failed = Callable[[int, Exception], None]  # (row, why): it has no law
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,17 @@ class Grammars:
             self._rows[row] = _Row(_Node(matcher(grammar, self.tokens)), len(prompt))
 
     def mask(
-        self, logits: Tensor, texts: Texts, tree: TokenTree, rows: Tensor, nodes: Tensor
+        self,
+        logits: Tensor,
+        texts: Texts,
+        tree: TokenTree,
+        rows: Tensor,
+        nodes: Tensor,
+        failed: Failed,
     ) -> Tensor:
         """Logits (n, V) with -inf at tokens that may not follow these nodes (n,) of these rows.
-        texts: `State.text`.
+        texts: `State.text`. failed: told of rows whose grammar cannot go on; they keep their
+        logits.
 
         The numbers of the nodes and the tree are read from the device.
         """
@@ -156,7 +164,11 @@ class Grammars:
         bits = np.full((len(places), -(-logits.shape[1] // 8)), 0xFF, np.uint8)
         for place, (row, node) in enumerate(places):
             if row in self._rows:
-                found = self._behind(row, node, texts, tokens[row], parents[row]).allowed()
+                try:
+                    found = self._behind(row, node, texts, tokens[row], parents[row]).allowed()
+                except ValueError as error:
+                    failed(row, error)
+                    continue
                 if found is not None:
                     bits[place] = found[: bits.shape[1]]
         allowed = np.unpackbits(bits, axis=1, bitorder="little")[:, : logits.shape[1]] > 0

@@ -23,6 +23,7 @@ from specdec.outcome import Inspector, Outcome
 from specdec.pairing import name_of, pair
 from specdec.pricing.decision import Decision
 from specdec.probs import Laws
+from specdec.ranks import ranks_of
 from specdec.requests import Call, Request
 from specdec.sampling import Sampling
 from specdec.state import HostVerdict, Last, State
@@ -48,7 +49,8 @@ class Group:
             self.drafter, call.verifier, self.sampling, self.chance, vocabulary, call.allow_lossy
         )
         self.names = name_of(call.drafter), name_of(self.verifier)
-        self.inspector = Inspector(self.drafter, self.verifier, self.names, vocabulary)
+        ranks = ranks_of(call.target)
+        self.inspector = Inspector(self.drafter, self.verifier, self.names, vocabulary, ranks)
         self._judge = Traced(self.verifier) if call.trace else self.verifier
         self.last = Last(None, None, [0] * call.seats, None, None)
         self.requests = 0  # that wait or have a seat

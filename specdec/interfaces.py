@@ -7,7 +7,7 @@ T tokens, K taps, d hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -58,6 +58,7 @@ class KV:
     page    tokens of a page
     pages   of the pool; None: it grows
     dtype   "model": as the model computes them; "int8": 8 bits, with a scale per token and head
+    among   sessions of one model that are opened with this object have one pool between them
 
     Raises ValueError for other values, and for pages of a contiguous layout.
     """
@@ -66,6 +67,7 @@ class KV:
     page: int = 16
     pages: int | None = None
     dtype: Kept = "model"
+    among: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     def asked(cls, value: "KV | str | None") -> "KV":
@@ -134,6 +136,19 @@ class OpenedCompiled(Opened, Protocol):
     def reserve(self, slots: int) -> None:
         """So many tokens per row are to come, the nodes of a tree included. Compiled passes are
         made for a size of memory; without it the memory grows with the texts, through several."""
+
+
+@runtime_checkable
+class OpenedPages(Opened, Protocol):
+    """A drafter's memory in pages."""
+
+    reach: int  # slots behind a text that its drafter may write; set by the drafter
+
+    @property
+    def token_bytes(self) -> int: ...  # that it keeps of a token
+
+    def release(self, rows: Sequence[int]) -> None:
+        """Empty these rows."""
 
 
 class Session(Opened, Protocol):
@@ -282,6 +297,14 @@ class CompilableModel(LanguageModel, Protocol):
 
 
 @runtime_checkable
+class ShardedModel(LanguageModel, Protocol):
+    """A model that several processes may hold between them (`specdec.ranks`)."""
+
+    @property
+    def ranks(self) -> int: ...  # how many; 1: this process has all of it
+
+
+@runtime_checkable
 class KeepsKV(LanguageModel, Protocol):
     """A model whose sessions keep keys and values as they are asked to."""
 
@@ -409,13 +432,13 @@ def kv_of(target: LanguageModel) -> KV:
 def open_beside(target: LanguageModel, model: LanguageModel, rows: int) -> Session:
     """Memory of a draft model, which grows with the texts. Its passes are compiled if the target's
     are, unless the draft model was loaded with a setting of its own; it is paged if the target's
-    is, and keeps numbers as the draft model was loaded."""
+    is, with as many pages, and keeps numbers as the draft model was loaded."""
     options: dict[str, Any] = {}
     if isinstance(model, CompilableModel) and model.compile is None:
         options["compile"] = compile_of(target)
     kv = kv_of(target)
     if kv.layout == "paged" and isinstance(model, KeepsKV):
-        options["kv"] = replace(kv, pages=None, dtype=model.kv.dtype)
+        options["kv"] = replace(kv, dtype=model.kv.dtype)
     return model.open(rows, 0, **options)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specdec.interfaces import Drafter, Verifier
 from specdec.probs import Laws, picked, top
+from specdec.ranks import agreed, check_same_trees
 from specdec.state import HostVerdict, State, Verdict
 from specdec.tree import STRUCTURE, SiblingLaw, TokenTree, structure_faults
 
@@ -42,9 +43,15 @@ class Inspector:
     """
 
     def __init__(
-        self, drafter: Drafter, verifier: Verifier, names: tuple[str, str], vocabulary: int
+        self,
+        drafter: Drafter,
+        verifier: Verifier,
+        names: tuple[str, str],
+        vocabulary: int,
+        ranks: int = 1,
     ) -> None:
-        self.drafter, self.verifier = drafter, verifier
+        """ranks: processes that hold the target."""
+        self.drafter, self.verifier, self._ranks = drafter, verifier, ranks
         self.drafter_name, self.verifier_name = names
         self.vocabulary = vocabulary
         self._widest: dict[int, int] = defaultdict(int)  # most children of a node, by its depth
@@ -122,7 +129,9 @@ class Inspector:
             pieces["runners up"] = runners_up(laws, verdict, self.drafter.runners_up)
         counts = {f"count {name}": values for name, values in verdict.counts.items()}
         notes = {f"note {name}": values for name, values in verdict.notes.items()}
-        host = fetched(pieces | counts | notes)
+        host = fetched(pieces | counts | notes, self._ranks)
+        if self._ranks > 1:
+            check_same_trees(self._tokens, torch.from_numpy(host["tokens"]))
         if shape is not None:
             host |= {"parents": shape.parents, "depths": shape.depths}
         path, accepted, bonus, tokens = (
@@ -192,12 +201,8 @@ class Inspector:
         for row in live:
             if bad[row]:
                 named = "; ".join(name for name, found in faults.items() if found[row])
-                fail(
-                    state,
-                    row,
-                    f"malformed tree of drafter {self.drafter_name!r} in "
-                    f"{self._where(state, row)}: {named}",
-                )
+                why = f"malformed tree of drafter {self.drafter_name!r} in "
+                state.fail(row, ValueError(f"{why}{self._where(state, row)}: {named}"))
 
     def _promises(
         self, host: dict[str, np.ndarray], trees: TokenTree, drafted: np.ndarray, live: np.ndarray
@@ -244,13 +249,12 @@ class Inspector:
     def _check_laws(self, no_law: list[bool], state: State, live: list[int]) -> None:
         for row in live:
             if no_law[row]:
-                fail(
-                    state,
-                    row,
+                why = (
                     f"the target's logits in {self._where(state, row)}, after position "
                     f"{state.on_host.lengths[row] - 1}, are NaN or leave no token possible (a row "
-                    "of -inf); check the model's dtype and the logits processors",
+                    "of -inf); check the model's dtype and the logits processors"
                 )
+                state.fail(row, ValueError(why))
 
     def _check_verdict_form(self, verdict: Any, state: State) -> None:
         """Raises ValueError for faults of types, shapes and devices."""
@@ -300,13 +304,6 @@ class Inspector:
             raise ValueError(f"verifier {self.verifier_name!r} returned {what} (row {row})")
 
 
-def fail(state: State, row: int, why: str) -> None:
-    """The row has failed. Raises ValueError where that ends the run."""
-    if state.failures is None:
-        raise ValueError(why)
-    state.failures.setdefault(row, ValueError(why))
-
-
 def _is_path(path: list[int], accepted: int, parents: np.ndarray) -> bool:
     """Whether the first `accepted` nodes lead down from the root, with nothing after them."""
     above = 0
@@ -351,13 +348,15 @@ def runners_up(laws: Laws, verdict: Verdict, k: int) -> Tensor:
     return top(picked(laws.scores, laws.rows, nodes), min(k, laws.vocabulary))
 
 
-def fetched(pieces: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Tensors (B,) or (B, n) on the host, in one copy. Floats come as float64."""
+def fetched(pieces: dict[str, Tensor], ranks: int = 1) -> dict[str, np.ndarray]:
+    """Tensors (B,) or (B, n) on the host, in one copy: those of rank 0 where there are several.
+    Floats come as float64."""
     columns = []
     for piece in pieces.values():
         flat = piece if piece.ndim == 2 else piece[:, None]
         columns.append(flat.double().view(torch.long) if flat.is_floating_point() else flat)
-    whole = torch.cat(columns, 1).cpu().numpy()
+    joined = torch.cat(columns, 1)
+    whole = (joined if ranks == 1 else agreed(joined)).cpu().numpy()
     found, start = {}, 0
     for (name, piece), column in zip(pieces.items(), columns, strict=True):
         values = whole[:, start : start + column.shape[1]]

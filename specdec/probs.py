@@ -100,7 +100,8 @@ class Laws:
         grammars = self.state.grammars
         if grammars is None:
             return logits
-        return grammars.mask(logits, self.state.text, self.trees, rows, nodes)
+        state = self.state
+        return grammars.mask(logits, state.text, self.trees, rows, nodes, state.fail)
 
     def _all_allowed(self) -> Tensor:
         """The same of all nodes, (B N, V)."""
@@ -145,8 +146,9 @@ class DraftLaws:
         def paths() -> list[Tensor]:
             return prefixes(self.state, tree, *places())
 
-        if self.state.grammars is not None:
-            masked = self.state.grammars.mask(flat, self.state.text, tree, *places())
+        state, grammars = self.state, self.state.grammars
+        if grammars is not None:
+            masked = grammars.mask(flat, state.text, tree, *places(), state.fail)
             # A drafter with few words may know none of those that are allowed.
             flat = torch.where(masked.amax(-1, keepdim=True).isfinite(), masked, flat)
         failed = failing(self.state, lambda: places()[0])

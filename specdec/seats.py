@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specdec.grammar import Grammars
 from specdec.groups import Group, Groups
-from specdec.interfaces import Paged, Scores, Session, kv_of
+from specdec.interfaces import OpenedPages, Paged, Scores, Session, kv_of
 from specdec.measuring.clock import PREFILL
 from specdec.measuring.recorder import Recorder
 from specdec.models.grammars import tokens_of
@@ -144,12 +144,13 @@ class Seats:
 
     def _state(self, group: Group, last: Last) -> State:
         """As a group sees it: the rows of others are not live."""
-        host = self.host
+        host, share = self.host, 1.0
         if len(self.groups.all) > 1:
             pairs = zip(self.tickets, host.live, strict=True)
             live = [
                 alive and ticket is not None and ticket.group is group for ticket, alive in pairs
             ]
+            share = sum(live) / max(1, sum(host.live))
             host = host._replace(live=live)
         failures: dict[int, Exception] | None = {} if self.call.goes_on else None
         return State(
@@ -161,6 +162,7 @@ class Seats:
             self.target,
             self._grammars,
             failures,
+            share,
         )
 
     def _renew(self) -> None:
@@ -175,7 +177,11 @@ class Seats:
         target = self._bounded
         if target is None or not self.taken or ticket is None:
             return True
-        text, nodes = ticket.text, max(self._nodes, ticket.group.drafter.max_nodes)
+        text, nodes = ticket.text, max(self._nodes, reach_of(ticket.group))
+        if self._drafts_in_pages:
+            texts = [text, *(other.text for other in self.tickets if other is not None)]
+            if sum(self._pages(target, one, nodes) for one in texts) > target.pages:
+                return False
         shared = self._prefill.shared(text[:-1]) // target.page
         wanted = self._pages(target, text, nodes) - shared
         for row, other in enumerate(self.tickets):
@@ -192,7 +198,21 @@ class Seats:
     @property
     def _nodes(self) -> int:
         """Of the largest tree that may be scored."""
-        return max((one.group.drafter.max_nodes for one in self.tickets if one), default=1)
+        return max((reach_of(one.group) for one in self.tickets if one), default=1)
+
+    @property
+    def _drafts_in_pages(self) -> bool:
+        """Whether drafters have pages, as many as the target. Those of equal prefixes are not
+        shared: each text needs its own."""
+        return any(isinstance(one, OpenedPages) for one in self.groups.opened)
+
+    def _lacks_pages(self, target: Paged, rows: Sequence[int]) -> bool:
+        """Whether these rows cannot all score a tree."""
+        if target.lacking(rows, self._nodes):
+            return True
+        lengths = [self.host.lengths[row] - 1 + self._nodes for row in rows]
+        needed = sum(map(target.pages_for, lengths))
+        return self._drafts_in_pages and needed > target.pages
 
     def _make_room(self) -> None:
         """Set the youngest requests aside until the others have memory for a tree."""
@@ -200,7 +220,7 @@ class Seats:
         if target is None:
             return
         while len(rows := [row for row, one in enumerate(self.tickets) if one is not None]) > 1:
-            if not target.lacking(rows, self._nodes):
+            if not self._lacks_pages(target, rows):
                 return
             row = max(rows, key=self._at)
             ticket = self._at(row)
@@ -212,7 +232,7 @@ class Seats:
         """Nobody sits here any more."""
         ticket = self._at(row)
         if not self._prefill.has(row):
-            ticket.group.drafter.leave([row])
+            self._leave(ticket.group, [row])
         self._prefill.drop(row)
         self.target.release([row])
         self.tickets[row] = None
@@ -257,7 +277,7 @@ class Seats:
             group.drafter.observe(group.state)
             gone = [row for row in over if decoded[row]]
             if gone:
-                group.drafter.leave(gone)
+                self._leave(group, gone)
         self._free(over)
         return np.array(kept)
 
@@ -270,12 +290,26 @@ class Seats:
         asked = outcome.aside, outcome.runners_up, best
         return Last(trees, outcome.verdict, accepted, drafted, newest, *asked)
 
+    def _leave(self, group: Group, rows: Sequence[int]) -> None:
+        """These rows are none of the group's any more, nor are their pages."""
+        group.drafter.leave(rows)
+        for one in group.drafter.opened if self._bounded else ():
+            if isinstance(one, OpenedPages):
+                one.release(rows)
+
     def _free(self, rows: Sequence[int]) -> None:
         self.ended = [self._at(row) for row in rows]
         for row in rows:
             self.tickets[row] = None
         if rows and self.pages is not None:
             self.target.release(rows)  # others may need the pages now
+
+
+def reach_of(group: Group) -> int:
+    """Slots behind a text that a round of the group may write."""
+    drafter = group.drafter
+    opened = [one.reach for one in drafter.opened if isinstance(one, OpenedPages)]
+    return max([drafter.max_nodes, *opened])
 
 
 def on_path(taps: Tensor | None, path: np.ndarray) -> Tensor | None:

@@ -71,6 +71,12 @@ class OnHost(NamedTuple):
     texts: list[list[int]]  # the first `lengths` tokens are committed; see `State.text`
 
 
+def tokens_added(before: OnHost, after: OnHost) -> float:
+    """By a round, the mean over the rows that were live in it."""
+    live = np.array(before.live)
+    return float((np.array(after.lengths) - before.lengths)[live].mean())
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """What is committed. Drafters read it and never write to it; every commit makes a new one."""
@@ -83,7 +89,10 @@ class State:
     memory: Any = None  # the target's session of this run, for drafters that use its layers
     grammars: Grammars | None = None  # of the run's texts, if they have any
     failures: dict[int, Exception] | None = None
-    """Rows whose own processors failed in this round, and why; None: a failure ends the run."""
+    """Rows whose own processors or grammar failed in this round, and why; None: a failure ends the
+    run."""
+
+    share: float = 1.0  # of the rows that decode in this round, those of the same sampling
 
     @classmethod
     def of(
@@ -99,6 +108,15 @@ class State:
         host = OnHost(lengths, [True] * rows, [room] * rows, [False] * rows, written)
         last = Last(None, None, [0] * rows, None, None)
         return cls(host, tokens, torch.arange(rows), sampling, last)
+
+    def fail(self, row: int, error: Exception) -> None:
+        """This row has failed. Raises the error where a failure ends the run. Of rows that are not
+        live nothing is expected."""
+        if not self.on_host.live[row]:
+            return
+        if self.failures is None:
+            raise error
+        self.failures.setdefault(row, error)
 
     @property
     def rows(self) -> int:

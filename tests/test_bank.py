@@ -19,6 +19,7 @@ from specdec import Drafter, TokenTree
 from specdec.drafting import banked
 from specdec.drafting.bank import FIRST_WAIT, Bank, NoHarm
 from specdec.drafting.banked import Banked, under_bank
+from specdec.models.session import TransformersSession
 from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here
 from tests.models import head, prompts, shared, similar
@@ -256,6 +257,52 @@ def test_every_drafter_runs_under_a_bank(name, temperature, pattern):
     if temperature == 0:
         plain = specdec.generate(target(), rows, drafter="none", **given)
         assert [row.tolist() for row in out.tokens] == [row.tolist() for row in plain.tokens]
+
+
+class Still:
+    """A clock that goes on by a second in every pass of the target."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __call__(self):
+        return float(self.passes)
+
+
+@pytest.mark.parametrize("by_table", [False, True])
+def test_a_bank_is_charged_its_rows_share_of_a_round(by_table, pattern, monkeypatch):
+    """Two samplings in one engine: three rows of one, one of the other. Tokens are its own rows'
+    too."""
+    clock, noted, model = Still(), [], target()
+    score = TransformersSession.score
+    monkeypatch.setattr(
+        TransformersSession,
+        "score",
+        lambda *given, **named: (
+            setattr(clock, "passes", clock.passes + 1) or score(*given, **named)
+        ),
+    )
+    note = Pattern.note
+    monkeypatch.setattr(
+        Pattern, "note", lambda bank, *given: noted.append((id(bank), *given)) or note(bank, *given)
+    )
+    costs = Costs.written(here(model), "suffix", plain=1.0, node=0.0, level=0.0)
+    settings = NoHarm(costs=costs if by_table else None, remember=False)
+    made = Banked(Suffix(nodes=4), settings, clock=clock)
+    with specdec.Engine(model, drafter=made, seats=4) as engine:
+        for number, row in enumerate(prompts(9, 4, 6, 5)):
+            engine.submit(row, temperature=float(number == 3), max_new_tokens=12)
+        engine.step()
+        assert len({bank for bank, *_ in noted}) == 2
+        assert [seconds for *_, seconds in noted] == pytest.approx([0.75, 0.25])
+        list(engine)
+        rounds = engine._run.recorder.rounds
+    tokens = dict.fromkeys((bank for bank, *_ in noted), 0.0)
+    for bank, _, added, _ in noted:
+        tokens[bank] += added
+    assert sum(seconds for *_, seconds in noted) == pytest.approx(rounds)
+    assert max(tokens.values()) <= 3 * 12
+    assert list(tokens.values())[1] == 12  # one row
 
 
 def test_a_run_by_a_table_repeats_and_reports():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 import specdec
 from experiments.certificates import suite
-from specdec.budget import size
+from specdec.budget import beside_of, size
 from specdec.handles import Handle
 from specdec.models.session import TransformersSession
 from tests.exact import TOY, title
@@ -350,7 +350,8 @@ def test_requests_that_are_set_aside_go_on_as_if_nothing_had_happened(drafter):
     wanted = {"temperature": 1.0, "max_new_tokens": 24, "seed": 3}
     texts = [[0, 1, 2, 0, 1][: 2 + number % 4] for number in range(6)]
     expected = [alone(table, made, n, text, **wanted) for n, text in enumerate(texts)]
-    memory = 4 * pages_for(made, table, 27)
+    beside = beside_of(made, table.with_kv(specdec.KV("paged", 4)), 4)
+    memory = 4 * pages_for(made, table, 27) * (1 + beside)
     with specdec.Engine(table, drafter=made, seats=4, memory=memory, page=4) as engine:
         handles = [engine.submit(text, **wanted) for text in texts]
         while engine.busy:
@@ -455,7 +456,9 @@ def test_pages_that_are_shared_taken_away_and_given_back_change_no_token(drafter
         alone(target, made, number, row, **options)
         for number, (row, options) in enumerate(zip(rows, wanted, strict=True))
     ]
-    memory = 4 * pages_for(made, target, 38) * target.bytes_per_token()
+    paged = target.with_kv(specdec.KV("paged", 4))
+    token = target.bytes_per_token() + beside_of(made, paged, 3)
+    memory = 4 * pages_for(made, target, 38) * token
     with specdec.Engine(
         target, drafter=made, seats=3, memory=memory, page=4, prefill_chunk=6
     ) as engine:
@@ -463,9 +466,39 @@ def test_pages_that_are_shared_taken_away_and_given_back_change_no_token(drafter
         while engine.busy:
             engine.step()
             engine.memory.check_integrity()
+            held = [engine.memory, *engine._run.groups.opened]
+            assert sum(one.nbytes for one in held) <= memory + 4 * token  # and the scratch pages
         assert [handle.result().tokens for handle in handles] == expected
         assert sum(handle.set_aside for handle in handles) > 0
         assert engine.pages_in_use == 0
+        pools = [one.memory.pool for one in held if hasattr(one, "memory")]
+        assert all(pool.free == pool.pages for pool in pools)
+
+
+@pytest.mark.parametrize("kind", ["small_model", "eagle", "dflash"])
+def test_memory_is_for_drafters_too(kind, target, draft):
+    """As many pages for each; requests of all samplings have them between them."""
+    made = suite.make({"name": kind}, target, draft)
+    own = target.bytes_per_token()
+    beside = beside_of(made, target.with_kv(specdec.KV("paged", 4)), 2)
+    assert 0 < beside <= own
+    memory = 4 * 40 * (own + beside)
+    with specdec.Engine(
+        target, drafter=made, seats=2, memory=memory, page=4, record=True
+    ) as engine:
+        assert engine.memory.pages == 40
+        first = [engine.submit(ROWS[0], temperature=t, max_new_tokens=6) for t in (0.0, 1.0)]
+        engine.step()
+        opened = engine._run.groups.opened
+        assert len(opened) == 2
+        assert engine.memory.nbytes == 4 * 41 * own
+        assert sum(one.nbytes for one in opened) == 4 * 41 * beside
+        list(engine)
+    assert all(handle.finish_reason == "length" for handle in first)
+    assert engine.report.cache_bytes == {"target": 4 * 41 * own, "drafter": 4 * 41 * beside}
+    says = rf"of the target and of the drafter \({own} and {beside} bytes a token\); give more"
+    with pytest.raises(ValueError, match=says):
+        specdec.Engine(target, drafter=made, memory=4 * (own + beside) - 1, page=4)
 
 
 def test_a_pool_that_grows_takes_everybody_at_once():

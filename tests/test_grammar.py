@@ -225,7 +225,8 @@ def test_a_text_is_what_it_is_alone(temperature):
     for seats in (1, 2, 4):
         found = specdec.generate(target, prompts, grammar=kinds, seats=seats, **options)
         assert [row.tolist() for row in found.tokens] == [row.tolist() for row in alone]
-    drafter, memory = options.pop("drafter"), 4 * 15 * target.bytes_per_token()
+    # The drafter keeps as much of a token as the target.
+    drafter, memory = options.pop("drafter"), 4 * 15 * 2 * target.bytes_per_token()
     with specdec.Engine(target, drafter=drafter, seats=4, memory=memory, page=4) as engine:
         asked = [
             engine.submit(prompt, grammar=kind, **options)
@@ -233,6 +234,45 @@ def test_a_text_is_what_it_is_alone(temperature):
         ]
         assert [one.result().tokens for one in asked] == [row.tolist() for row in alone]
         assert sum(one.set_aside for one in asked) > 0
+
+
+NO_WAY_ON = Grammar.regex(" a d")  # nothing writes " d"
+DRAFTED = ("none", "ngram", {"name": "small_model", "depth": 2, "model": BOUND.draft})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", DRAFTED, ids=["none", "ngram", "small_model"])
+@pytest.mark.parametrize("stuck", [NO_WAY_ON, "an error of the matcher"])
+def test_a_grammar_that_cannot_go_on_ends_its_own_request(stuck, drafter, temperature, monkeypatch):
+    target, given = BOUND.target, {"max_new_tokens": 8, "temperature": temperature}
+    prompt = list(BOUND.prompt)
+    alone = [
+        specdec.generate(
+            target, prompt, drafter=drafter, request_ids=[number], grammar=kind, **given
+        )
+        for number, kind in ((1, LETTERS), (2, None))
+    ]
+    if stuck is not NO_WAY_ON:
+        stuck, behind = LETTERS, Grammars._behind
+
+        def broken(grammars, row, *more):
+            if row == 0:
+                raise ValueError("the grammar cannot go on: it is too complex")
+            return behind(grammars, row, *more)
+
+        monkeypatch.setattr(Grammars, "_behind", broken)
+    with specdec.Engine(target, drafter=drafter, seats=3) as engine:
+        bad = engine.submit(prompt, grammar=stuck, **given)
+        fine = [engine.submit(prompt, grammar=kind, **given) for kind in (LETTERS, None)]
+        events = list(engine)
+        assert bad.result().finish_reason == "failed"
+        said = str(bad.result().error)
+        assert "cannot go on" in said or "leave no token possible" in said
+        assert [event.finish_reason for event in events if event.row == bad.number][-1] == "failed"
+        found = [handle.result().tokens for handle in fine]
+        assert found == [out.tokens[0].tolist() for out in alone]
+    with pytest.raises(ValueError, match=r"cannot go on|leave no token possible"):
+        specdec.generate(target, prompt, drafter=drafter, grammar=stuck, **given)
 
 
 def test_a_cut_text_is_the_beginning_of_one_that_matches():

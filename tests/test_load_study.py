@@ -2,16 +2,21 @@
 
 import json
 import math
+import re
+import sys
 
 import pandas as pd
 import pytest
 
 import specdec
-from experiments import load
+from experiments import collect, load
 from experiments.load_study import arrivals, measures
+from experiments.load_study import study as study_module
 from experiments.load_study.measures import Limits, crossing, measured, sentence, with_speedups
 from experiments.load_study.play import Asked, Closed, Open, Played, Request, Round, play
 from experiments.load_study.study import drawn, named
+from experiments.report import __main__ as report
+from experiments.terminal import options
 from experiments.terminal.options import parse
 
 OPTIONS = {"ignore_eos": True, "temperature": 0.0, "seed": 0}
@@ -266,3 +271,57 @@ def test_the_program_leaves_a_record_and_a_page(tiny, tmp_path, capsys):
     assert "Speed-up against load" in page
     assert "over time" in page
     assert (tmp_path / "figures" / "speedup_against_load.pdf").exists()
+
+
+def without_pictures(page):
+    return re.sub(r"base64,[\w+/=]+", "", page)
+
+
+def test_a_study_of_conf_is_played_recorded_and_drawn_again(tiny, tmp_path, monkeypatch, capsys):
+    """conf/experiment/load.yaml, made small by the command line, which comes after it."""
+    monkeypatch.chdir(tmp_path)
+    small = f"experiment=load target={tiny} prompts={tiny}/prompts.jsonl drafter=ngram rate=500"
+    small += " requests=4 shortest=2 longest=4 seats=2 repeats=1 progress=false"
+    monkeypatch.setattr(sys, "argv", ["load", *small.split()])
+    options.start(load.main, load.LoadStudy)
+    (folder,) = (tmp_path / "outputs" / "load").iterdir()
+    found = json.loads((folder / "result.json").read_text())
+    assert (found["kind"], found["study"], found["run"]) == ("load", "load", folder.name)
+    assert "experiment=load" in found["overrides"]
+    assert found["config"]["arrivals"] == "poisson"
+    assert found["config"]["drafter"] == "ngram"
+    assert found["git"] is None or found["git"]["commit"]
+    drawn = (folder / "index.html").read_text()
+    (folder / "index.html").unlink()
+    monkeypatch.setattr(sys, "argv", ["report", "study=load"])
+    options.start(report.main, report.Report)
+    assert without_pictures((folder / "index.html").read_text()) == without_pictures(drawn)
+    assert "experiments.load experiment=load" in drawn
+    with pytest.raises(ValueError, match="already belongs to a run"):
+        load.main(parse(load.LoadStudy, [*small.split(), f"output={folder}"]))
+    collect.main(collect.Collect("load"))
+    assert "is of a load study; draw its page with" in " ".join(capsys.readouterr().out.split())
+
+
+def test_studies_of_other_programs_are_refused(command):
+    says = "is a study of another program: python -m experiments"
+    with pytest.raises(ValueError, match=rf"experiment=demo {says}\.run -m experiment=demo"):
+        parse(load.LoadStudy, ["experiment=demo"])
+    with pytest.raises(ValueError, match=rf"experiment=load {says}\.load experiment=load"):
+        command("experiment=load")
+    with pytest.raises(ValueError, match=r"unknown experiment 'lod'; did you mean 'load'\?"):
+        parse(load.LoadStudy, ["experiment=lod"])
+    every = parse(load.LoadStudy, ["experiment=load", "seats=3"])
+    assert (every.rate, every.seats) == ("1,2,4,8,16,32", 3)
+
+
+def test_a_play_that_fails_says_so_in_its_folder(tiny, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of paper")
+
+    monkeypatch.setattr(study_module, "play", broken)
+    given = f"target={tiny} prompts={tiny}/prompts.jsonl drafter=ngram rate=5 requests=4"
+    given += f" shortest=2 longest=4 seats=2 repeats=1 progress=false output={tmp_path}/here"
+    with pytest.raises(RuntimeError, match="out of paper"):
+        load.main(parse(load.LoadStudy, given.split()))
+    assert "out of paper" in json.loads((tmp_path / "here" / "failed.json").read_text())["error"]

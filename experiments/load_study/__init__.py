@@ -5,4 +5,5 @@ play.py          one load: submit what has arrived, run rounds, note what happen
 measures.py      one load in figures; speed-up over plain decoding; where it ends
 study.py         all loads of all drafters, played in turn on the same requests
 page.py          tables, figures and the page
+record.py        what is on disk: written, found again, drawn
 """

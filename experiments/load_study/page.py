@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from experiments.load_study.measures import PLAIN, medians, sentence, with_speedups
+from experiments.load_study.measures import PLAIN, crossing, medians, sentence, with_speedups
 from experiments.report.looks import Drawn, legend, line_styles, panels
 from experiments.report.page import Section, render, write_figures, write_tables
 from experiments.report.tables import PERCENT, WHOLE, Told, mebibytes, milliseconds
@@ -123,7 +125,8 @@ def _lines(
         for name, own in table.groupby("drafter", sort=False):
             axis.plot(own["load"], own[column], label=name, **looks[name])
         if column == "speedup":
-            axis.axhline(1.0, color="black", linewidth=0.8)
+            axis.axhline(1.0, color="black", linewidth=0.8, label="without speculation")
+            _name_crossings(axis, table, looks)
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted(table["load"].unique()))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -132,6 +135,16 @@ def _lines(
         axis.set_ylabel(label)
     legend(figure, axes)
     return Drawn(figure, f"{title} against load", caption)
+
+
+def _name_crossings(axis: Axes, table: pd.DataFrame, looks: dict[Any, dict[str, Any]]) -> None:
+    """The load from which on each drafter is slower than none."""
+    for number, (name, own) in enumerate(table.groupby("drafter", sort=False)):
+        load = crossing(own["load"].tolist(), own["speedup"].tolist())
+        if load is not None:
+            axis.plot([load], [1.0], "o", color=looks[name]["color"], fillstyle="none")
+            place = {"xytext": (4, 5 + 9 * number), "textcoords": "offset points"}
+            axis.annotate(f"{name}: {load:.3g}", (load, 1.0), fontsize=7, **place)
 
 
 def _over_time(rounds: pd.DataFrame, unit: str) -> Drawn:

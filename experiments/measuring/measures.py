@@ -4,7 +4,7 @@ study/outcome.py says what each number is.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from experiments.study.outcome import (
     BIN,
     Balance,
     Cell,
+    Divergences,
     Expected,
     Gaps,
     Groups,
@@ -51,23 +52,36 @@ def outcome(
     """`rounds`: the frame of rounds.py. The method, and itself in the cold, are set against every
     baseline; the first baseline decoded again against itself."""
     greedy, plain = sampling.temperature == 0, sampling.repetition_penalty == 1
-    baselines = [name for name in ways if name not in (METHOD, AGAIN, COLD)]
-    against = {METHOD: baselines, COLD: baselines, AGAIN: baselines[:1]}
-    found = way_results(played, ways)
     target = next(iter(ways.values())).target
+    compared = baselines_of(ways) if greedy else []
+    apart = {name: divergences(played, target, name, plain) for name in compared}
+    return combined(way_results(played, ways), played, apart, rounds)
+
+
+def baselines_of(ways: Iterable[str]) -> list[str]:
+    return [name for name in ways if name not in (METHOD, AGAIN, COLD)]
+
+
+def combined(
+    found: Mapping[str, WayResult],
+    played: Sequence[Played],
+    divergence: dict[str, Divergences],
+    rounds: pd.DataFrame,
+) -> Outcome:
+    """Of ways that have not been set against one another yet."""
+    baselines = baselines_of(found)
+    against = {METHOD: baselines, COLD: baselines, AGAIN: baselines[:1]}
     return Outcome(
         prompts=len({prompt.index for one in played for prompt in one.prompts}),
         batches=[[prompt.index for prompt in one.prompts] for one in played if one.turn == 0],
-        learns=COLD in ways,
+        learns=COLD in found,
         ways={
             name: replace(
                 way, speedup={other: speedup(way, found[other]) for other in against.get(name, [])}
             )
             for name, way in found.items()
         },
-        divergence={name: divergences(played, target, name, plain) for name in baselines}
-        if greedy
-        else {},
+        divergence=divergence,
         **parts(rounds),
     )
 
@@ -78,6 +92,11 @@ def way_results(played: Sequence[Played], ways: Mapping[str, Way]) -> dict[str, 
 
 def way_result(played: Sequence[Played], name: str, way: Way) -> WayResult:
     """One way over all prompts."""
+    return summed(played, name, memory(way, [one.samples[name] for one in played]))
+
+
+def summed(played: Sequence[Played], name: str, memory: Memory) -> WayResult:
+    """The same, where its memory is known."""
     samples = [one.samples[name] for one in played]
     tokens = [row for sample in samples for row in sample.tokens]
     count, wall = sum(map(len, tokens)), sum(sample.wall_seconds for sample in samples)
@@ -87,7 +106,7 @@ def way_result(played: Sequence[Played], name: str, way: Way) -> WayResult:
         "wall_tokens_per_second": count / wall,
         "distinct_4grams": distinct_ngrams(tokens),
         "per_prompt": per_prompt(played, name),
-        "memory": memory(way, samples),
+        "memory": memory,
     }
     reports = [sample.report for sample in samples if sample.report]
     if not reports:

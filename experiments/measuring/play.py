@@ -29,6 +29,12 @@ class Played:
     samples: Mapping[str, Sample]
     batch: int = 0
     turn: int = 0
+    earlier: int | None = None  # batches that were decoded before it; None: all with lower numbers
+
+    @property
+    def is_first(self) -> bool:
+        """Whether its drafter can have learnt from no other batch."""
+        return (self.batch if self.earlier is None else self.earlier) == 0
 
 
 class Play:
@@ -36,7 +42,8 @@ class Play:
     anything is decoded.
 
     too_long: "refuse", or "skip" for leaving out prompts that do not fit the target's context;
-    `skipped` names them.
+    `skipped` names them. shard, shards: every `shards`-th batch is played, from number `shard` on;
+    batches, and the numbers that key chance, are those of the whole.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class Play:
         batch_size: int,
         max_new_tokens: int,
         too_long: str = "refuse",
+        shard: int = 0,
+        shards: int = 1,
     ) -> None:
         if too_long not in ("refuse", "skip"):
             raise ValueError(f"prompts.too_long must be refuse or skip, got {too_long!r}")
@@ -60,10 +69,17 @@ class Play:
         self.skipped: list[Skipped] = []
         if too_long == "skip":
             prompts = self._fitting(prompts)
-        self.batches = [
+        batches = [
             list(prompts[first : first + batch_size])
             for first in range(0, len(prompts), batch_size)
         ]
+        if shards > len(batches):
+            raise ValueError(
+                f"shards={shards} and {len(prompts)} prompts in batches of {batch_size}: there are "
+                f"only {len(batches)} batches to share out; ask for at most so many shards"
+            )
+        self.numbers = range(shard, len(batches), shards)  # of the batches
+        self.batches = [batches[number] for number in self.numbers]
         self.turns = sum(max(len(prompt.turns) for prompt in batch) for batch in self.batches)
         self._beyond = 1 + max(prompt.index for prompt in prompts)
         check_prompts(
@@ -131,7 +147,7 @@ class Play:
             if isinstance(way, Ours):
                 way.drafter.forget()
         rounds = 0
-        for number, batch in enumerate(self.batches):
+        for earlier, (number, batch) in enumerate(zip(self.numbers, self.batches, strict=True)):
             talks = {name: [self._begin(prompt) for prompt in batch] for name in ways}
             for turn in range(max(len(prompt.turns) for prompt in batch)):
                 rows = [row for row, prompt in enumerate(batch) if len(prompt.turns) > turn]
@@ -140,7 +156,8 @@ class Play:
                 samples = in_every_way(
                     ways, given, ids, self.max_new_tokens, backwards=rounds % 2 == 1
                 )
-                yield Played([batch[row] for row in rows], given, samples, number, turn)
+                found = [batch[row] for row in rows]
+                yield Played(found, given, samples, number, turn, earlier)
                 for name, sample in samples.items():
                     for row, tokens in zip(rows, sample.tokens, strict=True):
                         if not talks[name][row].over:

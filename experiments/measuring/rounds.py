@@ -80,7 +80,7 @@ def _rounds(one: Played, way: str, report: Report) -> dict[str, np.ndarray]:
         "round": number.astype(np.int32),
         "live_rows": np.bincount(number).astype(np.int16)[number],
         "position": (told - kept).astype(np.int32),
-        "warm": constant(one.batch > 0 and way == METHOD and COLD in one.samples, bool),
+        "warm": constant(not one.is_first and way == METHOD and COLD in one.samples, bool),
         "depth": nodes.depth.max(1, initial=0).astype(np.int16),
         "nodes": nodes.offered.sum(1).astype(np.int16),
         "reached": nodes.reached.sum(1).astype(np.int16),

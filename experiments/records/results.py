@@ -38,13 +38,6 @@ from specdec.tree import host_depths
 PLAIN = "none"
 
 
-class Predicted(Times):
-    """The seconds of a round, by phase, as a cost table has them."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds = seconds
-
-
 def write(
     found: Replayed,
     folder: Path,
@@ -152,7 +145,7 @@ def _step(
         path[None].astype(np.int16),
         np.array([(path >= 0).sum()]),
         np.array([kept]),
-        Predicted(seconds),
+        Times.of(seconds),  # as a cost table has them
         {},
         np.array([0]),
     )

@@ -3,6 +3,7 @@
 
 python -m experiments.report study=demo
 python -m experiments.report study=outputs/demo/FOLDER          one run
+python -m experiments.report study=load                         a load study (experiments.load)
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from experiments.load_study import record
 from experiments.report.contents import write
 from experiments.study import studies
 from experiments.terminal.options import start
@@ -29,15 +31,25 @@ class Report:
 
 
 def main(wanted: Report) -> None:
+    page = _of_load_study(wanted) or _of_study(wanted)
+    print(page)
+    for kind in ("figures", "tables"):
+        print(f"{page.parent / kind}: {len(list((page.parent / kind).iterdir()))} files")
+
+
+def _of_load_study(wanted: Report) -> Path | None:
+    folder = record.find(wanted.study, wanted.root)
+    into = Path(wanted.folder) if wanted.folder else None
+    return None if folder is None else record.draw(folder, into)
+
+
+def _of_study(wanted: Report) -> Path:
     study = studies.read(wanted.study, wanted.root, wanted.sweep)
-    page = write(
+    return write(
         study,
         Path(wanted.folder) if wanted.folder else study.folder / "report",
         Path(wanted.profile),
     )
-    print(page)
-    for kind in ("figures", "tables"):
-        print(f"{page.parent / kind}: {len(list((page.parent / kind).iterdir()))} files")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from experiments.study.result import Result
 from experiments.study.studies import Study
 from experiments.system.files import write_text
 
-HIDDEN = ("study", "progress")  # change no number; classes are left out too: the commit has them
+# change no number; classes are left out too: the commit has them
+HIDDEN = ("study", "progress", "shards", "shard")
 
 
 def sections(study: Study, profile: Path | None = None) -> list[Section]:

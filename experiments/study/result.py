@@ -83,6 +83,11 @@ def from_json(content: Any, where: str) -> Result | NotApplicable:
     from pydantic import ValidationError
 
     version = content.get("schema_version") if isinstance(content, Mapping) else None
+    if isinstance(content, Mapping) and content.get("kind") == "load":
+        raise ValueError(
+            f"{where} is of a load study; draw its page with python -m experiments.report "
+            f"study={content.get('study')}"
+        )
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"{where} has schema version {version} and this code reads {SCHEMA_VERSION}: run it "

@@ -51,6 +51,8 @@ class Target:
     compile: Any = None
     # int8 | int4: pack the linear layers (torchao); null: the weights as they are
     quantize: str | None = None
+    # auto: the processes that torchrun starts hold it between them; null: this one has all of it
+    tp_plan: str | None = None
 
 
 @dataclass
@@ -127,6 +129,10 @@ class Settings:
     batch_size: int = 1  # prompts of one call
     # of those, how many decode side by side: the next takes the seat of one that ends; null: all
     seats: int | None = None
+    # so many jobs decode the prompts, each its share of the batches; their results come back as one
+    shards: int = 1
+    # which of them this job is, from 0; the command that says shards=N adds it
+    shard: int | None = None
     ignore_eos: bool = False  # decode on after an end-of-sequence token
     allow_lossy: bool = False  # permit rules that do not keep the target's law
     # leave the drafter out of rounds where it makes decoding slower: true | false | {slack: 0.02,
@@ -153,13 +159,18 @@ class Settings:
     def __post_init__(self) -> None:
         check_study(self.study)
         check_threads(self.threads)
-        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("warmup", 0)):
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("warmup", 0), ("shards", 1)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
         if self.seats is not None and not 1 <= self.seats <= self.batch_size:
             raise ValueError(
                 f"seats must be from 1 to batch_size={self.batch_size}, or null for as many, got "
                 f"{self.seats}"
+            )
+        if self.shard is not None and not 0 <= self.shard < self.shards:
+            raise ValueError(
+                f"shard={self.shard} must be one of shards={self.shards}, from 0; the command that "
+                "says shards=N adds it by itself"
             )
         unknown = [name for name in self.baselines if name not in BASELINES]
         if unknown:

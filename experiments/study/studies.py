@@ -146,10 +146,12 @@ def _is_job(path: Path) -> bool:
 
 
 def _jobs_of(sweep: Path) -> list[Job]:
-    """Those that have a folder, then those that were planned and have none."""
+    """Those that have a folder, then those that were planned and have none. Jobs whose results have
+    been made one are that one."""
     folders = [path for path in sweep.iterdir() if path.is_dir() and _is_job(path)]
-    found = [_job(path) for path in sorted(folders, key=_order)]
-    there = {job.name for job in found}
+    there = {path.name for path in folders}
+    merged = {number for path in folders for number in _merged(path)}
+    found = [_job(path) for path in sorted(folders, key=_order) if path.name not in merged]
     missing = [
         Job(sweep / str(number), overrides, None, "never started")
         for number, overrides in enumerate(plans.read_or_nothing(sweep).jobs or [])
@@ -158,8 +160,22 @@ def _jobs_of(sweep: Path) -> list[Job]:
     return found + missing
 
 
+def _merged(folder: Path) -> list[str]:
+    """The jobs whose results are one in this folder: 0 to 7 in the folder 0-7."""
+    first, dash, last = folder.name.partition("-")
+    if not (dash and first.isdigit() and last.isdigit() and (folder / RESULT).exists()):
+        return []
+    return [str(number) for number in range(int(first), int(last) + 1)]
+
+
 def _order(folder: Path) -> tuple[bool, int, str]:
-    return not folder.name.isdigit(), int(folder.name) if folder.name.isdigit() else 0, folder.name
+    first = folder.name.partition("-")[0]
+    return not first.isdigit(), int(first) if first.isdigit() else 0, folder.name
+
+
+def _part(found: Result) -> str:
+    config = found.config
+    return f"shard {config.shard} of {config.shards}, and a result needs all: go on with resume"
 
 
 def _job(folder: Path) -> Job:
@@ -173,6 +189,8 @@ def _job(folder: Path) -> Job:
             found = results.read(folder / RESULT)
             if isinstance(found, NotApplicable):
                 return Job(folder, found.overrides, None, f"not applicable: {found.reason}")
+            if found.config.shard is not None:
+                return Job(folder, found.overrides, None, _part(found))
             return Job(folder, found.overrides, found, "")
         if (folder / FAILED).exists():
             return Job(folder, overrides, None, f"failed: {read_json(folder / FAILED)['error']}")

@@ -72,7 +72,15 @@ class Planned(Callback):
             sys.exit(explained(error) or said(error))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Exits with the names of the jobs that failed, wherever they ran."""
+        """Makes one result of shards. Exits with the names of the jobs that failed, wherever they
+        ran."""
+        from experiments.measuring.shards import merge
+
+        try:
+            for folder in merge(Path(config.hydra.sweep.dir)):
+                print(f"one result of all shards: {folder}", file=sys.stderr)
+        except REFUSED as error:
+            sys.exit(said(error))
         failed = sorted(
             path.parent.name for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}")
         )
@@ -88,7 +96,7 @@ class Planned(Callback):
             folder = _to_resume(config, folder)
             before = read(folder)
             _take_over(config, before)
-            done = len(list(folder.glob(f"*/{RESULT}")))
+            done = sum(path.parent.name.isdigit() for path in folder.glob(f"*/{RESULT}"))
             of = "" if before.jobs is None else f" of {len(before.jobs)}"
             print(f"going on in {folder}: {done}{of} jobs have a result", file=sys.stderr)
         with open_dict(config):
@@ -106,10 +114,24 @@ class Planned(Callback):
 
 def interrupted() -> str:
     """The line that a program ends with after Ctrl-C."""
+    command = _going_on()
+    if command is None:
+        return "interrupted: this run leaves no result; start it again"
+    return f"interrupted; go on with: {command}"
+
+
+def of_lost_worker(error: Exception) -> str:
+    """What a program ends with whose launcher has lost a process."""
+    command = _going_on() or "the same command"
+    return f"a process that ran a job has died ({error}); go on with: {command}"
+
+
+def _going_on() -> str | None:
+    """The command that goes on in this sweep; None: nothing has begun."""
     here = Planned.here
     if here is None or here.folder is None or not any(here.folder.glob("*/")):
-        return "interrupted: this run leaves no result; start it again"
-    return f"interrupted; go on with: python -m experiments.run -m resume={here.folder}"
+        return None
+    return f"python -m experiments.run -m resume={here.folder}"
 
 
 def forget_what_never_began() -> None:
@@ -225,12 +247,23 @@ def in_each_job(arguments: Sequence[str]) -> list[str]:
     """A command line whose sweep may name the drafter or the rule in its jobs only
     (method=chain,ranked_tree drafter.depth=2). Their settings are then unknown to the frame of the
     sweep, which Hydra composes first; as a choice of one value they are left to the jobs."""
+    arguments = with_shards(arguments)
     if not {"-m", "--multirun"} & set(arguments):
         return list(arguments)
     return [
         _as_choice(each) if each.lstrip("+").startswith(("drafter.", "verifier.")) else each
         for each in arguments
     ]
+
+
+def with_shards(arguments: Sequence[str]) -> list[str]:
+    """A command that says shards=8 is a sweep over these, unless it names one of them."""
+    values = dict(each.lstrip("+").split("=", 1) for each in arguments if "=" in each)
+    count = values.get("shards", "")
+    if "shard" in values or not count.isdigit() or int(count) < 2:
+        return list(arguments)
+    sweep = [] if {"-m", "--multirun"} & set(arguments) else ["-m"]
+    return [*sweep, *arguments, f"shard=range({count})"]
 
 
 def _as_choice(argument: str) -> str:

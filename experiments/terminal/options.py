@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.terminal.refusals import meant, refusing
+from specdec.registry import described, place
 from specdec.threads import settle
 
 T = TypeVar("T")
@@ -43,8 +44,8 @@ def parse(options: type[T], arguments: list[str]) -> T:
         }
         print(cleandoc(str(options.__doc__)), listed(options_of(options), shown), sep="\n\n")
         sys.exit(0)
-    given = [key for key in known if not OmegaConf.is_missing(known, key)]
-    switches = {f"--{key}": f"{key}=true" for key in given if isinstance(known[key], bool)}
+    usual = [key for key in known if not OmegaConf.is_missing(known, key)]
+    switches = {f"--{key}": f"{key}=true" for key in usual if isinstance(known[key], bool)}
     arguments = [switches.get(argument, argument) for argument in arguments]
     names = [argument for argument in arguments if "names" in known and "=" not in argument]
     keyed = [argument for argument in arguments if argument not in names]
@@ -55,12 +56,32 @@ def parse(options: type[T], arguments: list[str]) -> T:
                 f"unknown option {argument!r}{meant(key, list(known), '{}=...')}\n{usage}"
             )
     try:
-        found = OmegaConf.merge(
-            known, OmegaConf.from_dotlist(keyed), {"names": names} if names else {}
-        )
+        given = OmegaConf.from_dotlist(keyed)
+        of_study = _of_study(given.get("experiment"), options) if "experiment" in known else {}
+        found = OmegaConf.merge(known, of_study, given, {"names": names} if names else {})
         if missing := OmegaConf.missing_keys(found):
             raise ValueError(f"{', '.join(sorted(missing))} must be given\n{usage}")
         return OmegaConf.to_object(found)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if error.full_key else ""
         raise ValueError(f"{where}{str(error).splitlines()[0]}\n{usage}") from None
+
+
+def _of_study(name: str | None, options: type[Any]) -> dict[str, Any]:
+    """What conf/experiment/NAME.yaml says."""
+    if name is None:
+        return {}
+    check_experiment(name, str(options.__doc__).split()[2].rstrip(":"))
+    return dict(described("experiment", name))
+
+
+def check_experiment(name: str, program: str) -> None:
+    """Raises ValueError for a study of another program than `experiments.run` or such. A study
+    opens with its command; unknown names are left to others."""
+    path = place("experiment", name)
+    if path is None:
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    command = next((line.lstrip("# ") for line in lines if "python -m " in line), "")
+    if command and command.split()[2] != program:
+        raise ValueError(f"experiment={name} is a study of another program: {command}")

@@ -4,7 +4,9 @@ A plain round is one of the drafter `none`: an empty tree, for which the drafter
 hidden states that it wants are still taken, since there is no second time to take them.
 
 Whether a round has drafts depends on what earlier rounds took and brought, on nothing that is drawn
-in it. So the siblings' law is the drafter's own. One decision holds for all rows.
+in it. So the siblings' law is the drafter's own. One decision holds for all rows of one sampling.
+Where rows of other samplings decode in the same round, a bank is charged its rows' share of the
+time.
 """
 
 import time
@@ -21,8 +23,9 @@ from specdec.measuring.chosen import Chosen
 from specdec.pairing import name_of
 from specdec.pricing.known import check_choice, costs_for
 from specdec.pricing.measure import label
+from specdec.ranks import refuse_own_clocks
 from specdec.sampling import Sampling
-from specdec.state import State
+from specdec.state import State, tokens_added
 from specdec.tree import TokenTree
 
 
@@ -53,6 +56,8 @@ class Banked(Drafter):
         self.opened, self.costs = drafter.opened, drafter.costs
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
+        if self.settings.costs is None:
+            refuse_own_clocks(target, "no_harm")
         self._drafter = Occasional(self.inner, target, rows, sampling)
         self._declare(self._drafter.drafter)
         self._watch = Stopwatch(self.opened, self._clock)
@@ -75,9 +80,9 @@ class Banked(Drafter):
     def propose(self, state: State, chance: Draws) -> TokenTree:
         host, drafter = state.on_host, self._drafter.drafter
         self._watch.start(state)
-        self._before = sum(host.lengths), sum(host.live)
+        self._before, self._share = host, state.share
         if self._table is not None:
-            self.bank.by_table = self._curves(state, None).plain
+            self.bank.by_table = self._curves(state, None).plain * state.share
         left = max(room for room, live in zip(host.room, host.live, strict=True) if live)
         self._drafted = self.bank.speculates(left)
         if self._drafted:
@@ -94,15 +99,14 @@ class Banked(Drafter):
 
     def observe(self, state: State) -> None:
         self._drafter.observe(state)
-        lengths, live = self._before
-        added = (sum(state.on_host.lengths) - lengths) / live
+        added = tokens_added(self._before, state.on_host)
         if self._table is not None:
-            self.bank.note(self._drafted, added, self._by_table(state))
+            self.bank.note(self._drafted, added, self._by_table(state) * self._share)
             return
-        seconds = self._watch.stop()
+        seconds = self._watch.stop() * self._share
         self.bank.note(self._drafted, added, seconds)
         if self._drafted and self._nodes == 1:
-            self.bank.note_undrafted(seconds - self._drafting)
+            self.bank.note_undrafted(seconds - self._drafting * self._share)
 
     def _curves(self, state: State, drafter: str | None) -> Any:
         return self._table.curves(

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from specdec.drafting.shape import TreeDrafter
-from specdec.interfaces import LanguageModel, OpenedCompiled, Session, open_beside
+from specdec.interfaces import LanguageModel, OpenedCompiled, OpenedPages, Session, open_beside
 from specdec.models.load import Loadable, load, load_kept
 from specdec.state import State
 
@@ -41,6 +41,8 @@ class DraftModelDrafter(TreeDrafter):
         self._reader = reader
         self._session: Session = open_beside(target, reader, rows)
         self.opened = (self._session,)
+        if isinstance(self._session, OpenedPages):
+            self._session.reach = max(self.shape.slots, self._scratch)
         self._seen = [0] * rows  # tokens in memory
 
     def enter(self, rows: Sequence[int], state: State) -> None:

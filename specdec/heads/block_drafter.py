@@ -78,11 +78,12 @@ class BlockDrafter(TreeDrafter):
         self._run = as_it_is(self._heads)
         if compile:
             self._run = compiled.forward(compile == "require", self._heads)
-        # It grows with the texts.
-        kv = replace(kv_of(target), pages=None, dtype="model")
+        # It grows with the texts, unless the target's memory has a size.
+        kv = replace(kv_of(target), dtype="model")
         self._memory = opened(
             kv, compiled.layout, rows, 0, target.dtype, target.device, bool(compile)
         )
+        self._memory.reach = self.heads.places
         self.opened = (self._memory,)
         self._first_rounds = FirstRounds(self.heads)
 
@@ -103,6 +104,7 @@ class BlockDrafter(TreeDrafter):
         """Read the context of these rows' prompts, but for the token before the root, whose state
         comes with the first round."""
         self._memory.release(rows)
+        self._memory.occupy(rows)
         self._memory.reserve(state.committed.shape[1] + self.max_nodes + self.heads.places)
         taps = state.last.taps
         counts = [max(state.on_host.lengths[row] - 2, 0) for row in rows]

@@ -217,11 +217,12 @@ class FeatureDrafter(TreeDrafter):
         self._run = as_it_is(self._heads)
         if compile:
             self._run = compiled.forward(compile == "require", self._heads)
-        # It grows with the texts.
-        kv = replace(kv_of(target), pages=None, dtype="model")
+        # It grows with the texts, unless the target's memory has a size.
+        kv = replace(kv_of(target), dtype="model")
         self._memory = opened(
             kv, compiled.layout, rows, 0, target.dtype, target.device, bool(compile)
         )
+        self._memory.reach = self.shape.slots
         self.opened = (self._memory,)
         self._model = compiled
         fixed = bool(compile) and self.grower is None

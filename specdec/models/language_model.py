@@ -11,6 +11,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -101,6 +102,11 @@ class TransformersLM:
         return self._kv
 
     @property
+    def ranks(self) -> int:
+        """Processes that hold its layers between them (`tp_plan`)."""
+        return int(getattr(self.model, "_tp_size", None) or 1)
+
+    @property
     def _first_weight(self) -> Tensor:
         return next(self.model.parameters())
 
@@ -125,7 +131,7 @@ class TransformersLM:
         if self.compiled.dtype != self.dtype:  # the user has cast the model meanwhile
             quantized.check_dtype(self.model, self.name)
             self.compiled = CompiledModel(self.runner, self.layout, self.dtype)
-        kv = kv or self.kv
+        kv = kv or replace(self.kv, among=None)
         kind = TransformersSession if kv.layout == "contiguous" else PagedSession
         return kind(self, rows, slots, self.compile if compile is None else compile, kv)
 
@@ -154,7 +160,12 @@ class TransformersLM:
     @property
     def head_weight(self) -> Tensor:
         """(V, d) of the LM head. Raises ValueError for one that is packed and does not give its
-        numbers back."""
+        numbers back, and for one that several processes hold."""
+        if self.ranks > 1:
+            raise ValueError(
+                f"{self.ranks} processes hold the LM head of {self.name} between them, and it is "
+                "to be copied as a whole; load the target without tp_plan"
+            )
         weight = getattr(self.model.get_output_embeddings(), "weight", None)
         found = quantized.numbers(weight)
         if found is None:

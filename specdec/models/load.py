@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from specdec.errors import integer, misspelt_arguments_are_named, some, switch
+from specdec.errors import Refused, integer, misspelt_arguments_are_named, some, switch
 from specdec.interfaces import KV, Compile
 from specdec.models.compiled import compile_mode
 from specdec.models.kept import kept
@@ -78,6 +78,11 @@ def load(
         keeping = name.kv if kv is None else KV.asked(kv)
         if quantize is None:
             return name if kv is None else name.with_kv(keeping)
+        if name.ranks > 1:
+            raise Refused(
+                f"{name.ranks} processes hold {name.name} between them, and quantize packs whole "
+                "layers; load the target without tp_plan"
+            )
         packed = quantized(name.model, quantize, name.name)
         title = f"{name.name} ({quantize if isinstance(quantize, str) else 'quantised'})"
         layers = name.extra_layers
@@ -103,6 +108,12 @@ def load(
         raise ValueError(
             f"device={device!r} and {placed[0]} were both given; {placed[0]} places the weights, "
             "so leave device out"
+        )
+    whole = {"quantize": quantize, "extra_layers": extra_layers, "compile": compile}
+    if tp_plan is not None and (clash := [key for key, value in whole.items() if value]):
+        raise ValueError(
+            f"{clash[0]} and tp_plan were both given; {clash[0]} is for models that one process "
+            "holds: leave one out"
         )
     if quantize is not None and quantization_config is not None:
         raise ValueError(

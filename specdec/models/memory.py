@@ -124,7 +124,8 @@ class Memory:
         compiled: bool = False,
         kept: Kept = "model",
     ) -> None:
-        self.layout, self.rows = layout, rows
+        self.layout, self.rows, self.kept = layout, rows, kept
+        self.reach = 0  # see `OpenedPages`
         self.by_powers = compiled
         self.slots = self._capacity(slots) if slots else 0
         self.dtype, self.device = dtype, device
@@ -138,14 +139,16 @@ class Memory:
         for members, heads, size in alike(layout.shapes):
             if self.packed:
                 size = eight_bits.width(size)
-            block = self._block(len(members), heads, size)
-            self.blocks.append(torch.zeros(block, dtype=stored, device=device))
+            self.blocks.append(self._made(self._block(len(members), heads, size), stored))
             self._members.append(members)
         self._every_row = torch.arange(rows, device=device)
         self.compiled: list[CompiledPass] = []  # what was compiled for this memory's passes
         self.uses: Counter[Any] = Counter()  # how often a shape was needed
         self.graphs: dict[Any, Any] = {}  # captured passes over this memory, where it lies now
         self._views: list[list[Tensor]] | None = None
+
+    def _made(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _block(self, layers: int, heads: int, size: int) -> tuple[int, ...]:
         """The shape of what is kept for some layers."""
@@ -356,6 +359,9 @@ class Memory:
         for row, length in zip(rows, lengths, strict=True):
             assert length <= self.lengths[row], "a memory is rewound, never forward"
             self.lengths[row] = self.roots[row] = length
+
+    def occupy(self, rows: Sequence[int]) -> None:
+        """These rows hold texts, though nothing may have been read of them yet."""
 
     def release(self, rows: Sequence[int]) -> None:
         """These rows are empty."""

@@ -10,6 +10,7 @@ one shape, P pages of the pool with the scratch page, p pages of a row.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,12 +21,33 @@ from torch import Tensor
 from specdec.errors import OutOfPages
 from specdec.interfaces import KV
 from specdec.models import eight_bits
-from specdec.models.memory import Layout, Memory, Pass, each_of
+from specdec.models.memory import Layout, Memory, Pass, bytes_per_token, each_of
 from specdec.models.pool import Key, Pool, key_of
 from specdec.models.slots import Reader
 from specdec.tree import Structure, TokenTree
 
 Span = tuple[int, int, int]  # of a row: its number, the first slot, the slot behind the last
+
+
+class Among:
+    """The pools that memories of one layout have between them: those of a run's groups, whose rows
+    are never the same."""
+
+    def __init__(self) -> None:
+        self._pools: dict[int, Common] = {}
+
+    def of(self, layout: Layout, pages: int) -> "Common":
+        return self._pools.setdefault(id(layout), Common(layout, Pool(pages)))
+
+
+@dataclass
+class Common:
+    """One of them."""
+
+    layout: Layout
+    pool: Pool
+    blocks: list[Tensor] = field(default_factory=list)
+    users: int = 0
 
 
 class PagedMemory(Memory):
@@ -41,7 +63,15 @@ class PagedMemory(Memory):
         kv: KV,
     ) -> None:
         self.page, self.bounded = kv.page, kv.pages is not None
-        self.pool = Pool(rows * self.pages_for(slots) if kv.pages is None else kv.pages)
+        self._common: Common | None = None
+        if kv.pages is None:
+            self.pool = Pool(rows * self.pages_for(slots))
+        elif isinstance(kv.among, Among):
+            self._common = kv.among.of(layout, kv.pages)
+            self._common.users += 1
+            self.pool = self._common.pool
+        else:
+            self.pool = Pool(kv.pages)
         self.pages: list[list[int]] = [[] for _ in range(rows)]  # of each row, in its order
         self.table = np.zeros((rows, 1), np.int64)  # the same; 0 behind a row's end
         self.keys: list[list[Key]] = [[] for _ in range(rows)]  # of a row's full pages
@@ -53,6 +83,24 @@ class PagedMemory(Memory):
 
     def _block(self, layers: int, heads: int, size: int) -> tuple[int, ...]:
         return layers, heads, self.pool.pages + 1, self.page, size
+
+    def _made(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        known = [] if self._common is None else self._common.blocks
+        if len(self.blocks) < len(known):
+            return known[len(self.blocks)]
+        made = super()._made(shape, dtype)
+        known.append(made)
+        return made
+
+    @property
+    def nbytes(self) -> int:
+        """Of what several have between them, an equal part each."""
+        whole = super().nbytes
+        return whole if self._common is None else whole // max(1, self._common.users)
+
+    @property
+    def token_bytes(self) -> int:
+        return bytes_per_token(self.layout, self.dtype, self.kept)
 
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page)
@@ -238,6 +286,9 @@ class PagedMemory(Memory):
         super().rewind(rows, lengths)
         self._trim(rows)
 
+    def occupy(self, rows: Sequence[int]) -> None:
+        self.vacant -= set(rows)
+
     def release(self, rows: Sequence[int]) -> None:
         super().release(rows)
         self._trim(rows)
@@ -246,6 +297,8 @@ class PagedMemory(Memory):
 
     def close(self) -> None:
         self.release(range(self.rows))
+        if self._common is not None and self.blocks:
+            self._common.users -= 1
         super().close()
         self._buffers = {}
 

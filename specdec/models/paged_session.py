@@ -42,6 +42,18 @@ class PagedSession(TransformersSession):
         return self._memory.page
 
     @property
+    def reach(self) -> int:
+        return self._memory.reach
+
+    @reach.setter
+    def reach(self, slots: int) -> None:
+        self._memory.reach = slots
+
+    @property
+    def token_bytes(self) -> int:
+        return self._memory.token_bytes
+
+    @property
     def pages(self) -> int:
         return self._memory.pool.pages
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from specdec.errors import Unsupported, did_you_mean
@@ -165,6 +166,8 @@ def packed_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_packed(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
+    if isinstance(weight, DTensor):  # a part of it: tensor parallel
+        weight = weight.to_local()
     if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter):
         return True
     return not weight.is_floating_point() or weight.element_size() == 1

@@ -12,6 +12,7 @@ from specdec.interfaces import Drafter, LanguageModel, compile_of
 from specdec.pricing.costs import KIND, Costs
 from specdec.pricing.kinds import Bounds
 from specdec.pricing.measure import here, label, measured_on_first_use
+from specdec.ranks import refuse_own_clocks
 
 AUTO = "auto"
 FOLDER = "SPECDEC_CACHE"  # the variable of the environment that names another folder
@@ -44,6 +45,7 @@ def costs_for(
     """
     name = None if drafter is None else label(drafter)
     if choice == AUTO:
+        refuse_own_clocks(target, "costs='auto', a table that is measured,")
         return _kept(target, drafter, rows, bounds)
     costs = choice if isinstance(choice, Costs) else Costs.load(choice)
     costs.check(here(target), strict)
