@@ -393,16 +393,11 @@ def packed(pieces: dict[str, Tensor]) -> Packed:
     """Of tensors (B,) or (B, n). Floats are kept as the bits of float64."""
     parts, columns = [], []
     for name, piece in pieces.items():
-        flat, kind = piece if piece.ndim == 2 else piece[:, None], int
+        flat = piece if piece.ndim == 2 else piece[:, None]
+        kind: type[float] | type[bool] | type[int] = bool if piece.dtype == torch.bool else int
         if piece.is_floating_point():
             flat, kind = flat.double().view(torch.long), float
-        columns.append(
-            Column(
-                name,
-                flat.shape[1] if piece.ndim == 2 else None,
-                bool if piece.dtype == torch.bool else kind,
-            )
-        )
+        columns.append(Column(name, flat.shape[1] if piece.ndim == 2 else None, kind))
         parts.append(flat)
     return Packed(torch.cat(parts, 1), tuple(columns))
 

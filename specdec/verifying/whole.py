@@ -49,7 +49,7 @@ class WholeVerdicts:
     def __init__(self, rule: Verifier, sampling: Sampling, nodes: int) -> None:
         self.rule, self.sampling, self.nodes = rule, sampling, nodes
         self.compiled: list[CompiledPass] = []
-        self._rule_key = type(rule), tuple(sorted(vars(rule).items()))
+        self._about = type(rule), tuple(sorted(vars(rule).items())), repr(sampling)
         plain = all(isinstance(value, PLAIN) for value in vars(rule).values())
         self._possible = plain and not sampling.penalties
         self._rounds = 0
@@ -90,7 +90,7 @@ class WholeVerdicts:
     def _key(self, given: dict[str, Tensor], law: SiblingLaw) -> Hashable:
         """Whatever the function depends on besides the values of its tensors."""
         shapes = tuple((name, each.shape, each.dtype) for name, each in given.items())
-        return self._rule_key, repr(self.sampling), law, shapes, given["logits"].device
+        return self._about, law, shapes, given["logits"].device
 
     def _arguments(
         self, given: dict[str, Tensor], purposes: tuple[str, ...], chance: KeyedDraws
