@@ -101,7 +101,8 @@ class WholeVerdicts:
 
     def _make(self, given: dict[str, Tensor], trees: TokenTree, chance: KeyedDraws) -> Made | None:
         """None where the rule looks at values, or draws what is not known before."""
-        structure, law, found = trees.structure, trees.law, []
+        structure, law = trees.structure, trees.law
+        found: list[tuple[Column, ...]] = []
         outline = self._outline(given)
         asked = Asked(chance)
         self.rule.verify(trees, Laws(given["logits"], trees, outline), asked)
