@@ -12,7 +12,7 @@ where this share is smaller. It looks at nothing that is drawn later, so the law
 Letters: B rows, m nodes of a level, D guessed tokens, d hidden size, r rank, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -25,10 +25,9 @@ from specdec.drafting.stop_rules import StopRule, share
 from specdec.errors import integer, switch
 from specdec.heads import block_files
 from specdec.heads.block import BlockHead
-from specdec.heads.block_drafter import SAMPLED, BlockDrafter
+from specdec.heads.block_drafter import SAMPLED, Arranged, BlockDrafter
 from specdec.heads.files import Published, renamed
 from specdec.interfaces import LendsHead, Tap
-from specdec.state import State
 
 
 class Markov(nn.Module):
@@ -156,9 +155,14 @@ class DSpark(BlockDrafter):
         super().begin(target, rows, sampling)
         self._confidence = self._stop if isinstance(self._stop, Confidence) else None
 
-    def _guess(self, state: State) -> Tensor:
-        known = super()._guess(state)
-        return known if self.conditional else self._averaged(known, state.roots)
+    def _take(self, out: Tensor, kept: Arranged, roots: Tensor) -> None:
+        super()._take(out, kept, roots)
+        if not self.conditional:
+            self._known = self._averaged(self._known, roots)
+
+    @property
+    def _own_key(self) -> Hashable:
+        return self.conditional
 
     def _averaged(self, known: Tensor, roots: Tensor) -> Tensor:
         """(B, D, V) logits of laws averaged over the token before: m_d = sum_x m_{d-1}(x) softmax(

@@ -14,7 +14,7 @@ Letters: B rows, n places, V vocabulary, k siblings.
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -229,6 +229,20 @@ class KeyedDraws(Draws):
         self, law: Float[Tensor, "n V"], k: int, at: Sites, purpose: str
     ) -> Int[Tensor, "n k"]:
         return one_after_the_other(law, self.uniform(at, k, purpose)) * at.live[:, None]
+
+
+def numbers_by_node(chance: KeyedDraws, nodes: int, purposes: tuple[str, ...]) -> Tensor:
+    """(p, B, N) numbers in [0, 1): for each purpose one at every node (`KeyedDraws.uniform` at rank
+    0), in one hash."""
+    keys = _keys_by_node(nodes, purposes, chance.lengths.device)
+    return _unit(_mix(chance.rows[:, None] + keys))
+
+
+@lru_cache(64)
+def _keys_by_node(nodes: int, purposes: tuple[str, ...], device: torch.device) -> Tensor:
+    """(p, 1, N)"""
+    own = torch.tensor([_purpose_key(purpose) for purpose in purposes], device=device)
+    return own[:, None, None] + torch.arange(nodes, device=device) * _NODE
 
 
 class NumberedDraws(KeyedDraws):

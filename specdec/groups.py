@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specdec.chance import Chance, Draws, KeyedByRow
-from specdec.interfaces import Drafter, Opened, Scores, Tap, Verifier
+from specdec.interfaces import Drafter, Opened, Scores, Tap, Verifier, compile_of
 from specdec.measuring.chosen import Chosen
 from specdec.outcome import Inspector, Outcome
 from specdec.pairing import name_of, pair
@@ -29,6 +29,7 @@ from specdec.sampling import Sampling
 from specdec.state import HostVerdict, Last, State
 from specdec.trace.watch import Traced
 from specdec.tree import Structure, TokenTree
+from specdec.verifying.whole import WholeVerdicts
 
 
 class Group:
@@ -52,6 +53,12 @@ class Group:
         ranks = ranks_of(call.target)
         self.inspector = Inspector(self.drafter, self.verifier, self.names, vocabulary, ranks)
         self._judge = Traced(self.verifier) if call.trace else self.verifier
+        self._whole: WholeVerdicts | None = None
+        self.opened: list[Opened] = list(self.drafter.opened)
+        if compile_of(call.target) and not call.trace and not self.drafter.runners_up:
+            nodes = self.drafter.max_nodes
+            self._whole = WholeVerdicts(self.verifier, self.sampling, nodes)
+            self.opened.append(self._whole)
         self.last = Last(None, None, [0] * call.seats, None, None)
         self.requests = 0  # that wait or have a seat
 
@@ -72,6 +79,11 @@ class Group:
 
     def verify(self, logits: Tensor) -> Outcome:
         draws: Draws = self._draws
+        if self._whole is not None:
+            found = self._whole(logits, self.trees, self.state, draws)
+            if found is not None:
+                self.outcome = self.inspector.read_judged(found, self.trees, self.state)
+                return self.outcome
         p = Laws(logits, self.trees, self.state)
         verdict = self._judge.verify(self.trees, p, draws)
         self.outcome = self.inspector.read(verdict, self.trees, p, self.state)
@@ -79,7 +91,7 @@ class Group:
 
     def close(self) -> None:
         """Free the drafter's memory."""
-        for one in self.drafter.opened:
+        for one in self.opened:
             one.close()
 
 
@@ -120,8 +132,8 @@ class Groups:
 
     @property
     def opened(self) -> list[Opened]:
-        """Memories of the drafters."""
-        return [one for group in self.all for one in group.drafter.opened]
+        """Memories of the drafters, and what was compiled for their rules."""
+        return [one for group in self.all for one in group.opened]
 
     @property
     def taps(self) -> tuple[Tap, ...]:

@@ -6,7 +6,7 @@ Letters: B rows, N nodes, D depth, V vocabulary.
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -107,37 +107,39 @@ class Inspector:
         Where `state.failures` is kept, a row without a law or with a malformed tree has failed, and
         is not live in what is returned."""
         self._check_verdict_form(verdict, state)
-        live = [row for row, alive in enumerate(state.on_host.live) if alive]
-        pieces = {
-            "path": verdict.path,
-            "accepted": verdict.num_accepted,
-            "bonus": verdict.bonus,
-            "tokens": self._tokens,
-            "no law": laws.faulty,
-        }
+        pieces = judged(verdict, trees, laws) | self._given(trees, state)
+        if self.drafter.runners_up:
+            pieces["runners up"] = runners_up(laws, verdict, self.drafter.runners_up)
+        return self._read(fetched(pieces, self._ranks), trees, state)
+
+    def read_judged(self, found: "Packed", trees: TokenTree, state: State) -> Outcome:
+        """The same of what was `judged` elsewhere."""
+        host = fetch(found, packed(self._given(trees, state)), ranks=self._ranks)
+        return self._read(host, trees, state)
+
+    def _given(self, trees: TokenTree, state: State) -> dict[str, Tensor]:
+        """What the drafter has brought, so far as only the device knows it."""
+        pieces = {"tokens": self._tokens}
         written = state.written
         if written is not None:
             pieces["written"] = written
-        shape = trees.structure.on_host
-        if shape is None:
+        if trees.structure.on_host is None:
             pieces |= {"parents": trees.parents, "depths": trees.depths}
-        if trees.q is not None and trees.num_nodes > 1:
-            pieces |= q_faults(trees)
         if self.drafter.aside is not None:
             pieces["aside"] = self.drafter.aside
-        if self.drafter.runners_up:
-            pieces["runners up"] = runners_up(laws, verdict, self.drafter.runners_up)
-        counts = {f"count {name}": values for name, values in verdict.counts.items()}
-        notes = {f"note {name}": values for name, values in verdict.notes.items()}
-        host = fetched(pieces | counts | notes, self._ranks)
+        return pieces
+
+    def _read(self, host: dict[str, np.ndarray], trees: TokenTree, state: State) -> Outcome:
         if self._ranks > 1:
             check_same_trees(self._tokens, torch.from_numpy(host["tokens"]))
+        live = [row for row, alive in enumerate(state.on_host.live) if alive]
+        shape = trees.structure.on_host
         if shape is not None:
             host |= {"parents": shape.parents, "depths": shape.depths}
         path, accepted, bonus, tokens = (
             host[name].tolist() for name in ("path", "accepted", "bonus", "tokens")
         )
-        if written is not None:
+        if "written" in host:
             self._check_state(host["written"].tolist(), state, live)
         self._check_tree(host, tokens, trees, state, live)
         self._check_laws(host["no law"].tolist(), state, live)
@@ -149,8 +151,7 @@ class Inspector:
             keep[row] = accepted[row]
             out[row] = [*(tokens[row][node] for node in path[row][: accepted[row]]), bonus[row]]
         on_host = HostVerdict(host["path"], host["accepted"], host["bonus"])
-        found = {name: host[f"count {name}"] for name in verdict.counts}
-        noted = {name: host[f"note {name}"] for name in verdict.notes}
+        found, noted = named(host, COUNT), named(host, NOTE)
         asked = host.get("aside"), host.get("runners up")
         alive = np.zeros(len(path), dtype=bool)
         alive[live] = True
@@ -348,22 +349,73 @@ def runners_up(laws: Laws, verdict: Verdict, k: int) -> Tensor:
     return top(picked(laws.scores, laws.rows, nodes), min(k, laws.vocabulary))
 
 
-def fetched(pieces: dict[str, Tensor], ranks: int = 1) -> dict[str, np.ndarray]:
-    """Tensors (B,) or (B, n) on the host, in one copy: those of rank 0 where there are several.
-    Floats come as float64."""
-    columns = []
-    for piece in pieces.values():
+COUNT, NOTE = "count ", "note "  # before the names of a verdict's
+
+
+def judged(verdict: Verdict, trees: TokenTree, laws: Laws) -> dict[str, Tensor]:
+    """What the host wants to know of a verdict: it, and the faults of the laws and of q."""
+    pieces = {
+        "path": verdict.path,
+        "accepted": verdict.num_accepted,
+        "bonus": verdict.bonus,
+        "no law": laws.faulty,
+    }
+    if trees.q is not None and trees.num_nodes > 1:
+        pieces |= q_faults(trees)
+    pieces |= {f"{COUNT}{name}": values for name, values in verdict.counts.items()}
+    return pieces | {f"{NOTE}{name}": values for name, values in verdict.notes.items()}
+
+
+def named(host: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """The pieces of one kind, by their own names."""
+    return {name.removeprefix(kind): host[name] for name in host if name.startswith(kind)}
+
+
+class Column(NamedTuple):
+    """One piece of what is packed."""
+
+    name: str
+    width: int | None  # None: (B,)
+    kind: type[float] | type[bool] | type[int]
+
+
+class Packed(NamedTuple):
+    """Tensors side by side, as integers: one copy brings them to the host."""
+
+    whole: Tensor  # (B, n) long
+    columns: tuple[Column, ...]
+
+
+def packed(pieces: dict[str, Tensor]) -> Packed:
+    """Of tensors (B,) or (B, n). Floats are kept as the bits of float64."""
+    parts, columns = [], []
+    for name, piece in pieces.items():
         flat = piece if piece.ndim == 2 else piece[:, None]
-        columns.append(flat.double().view(torch.long) if flat.is_floating_point() else flat)
-    joined = torch.cat(columns, 1)
+        kind: type[float] | type[bool] | type[int] = bool if piece.dtype == torch.bool else int
+        if piece.is_floating_point():
+            flat, kind = flat.double().view(torch.long), float
+        columns.append(Column(name, flat.shape[1] if piece.ndim == 2 else None, kind))
+        parts.append(flat)
+    return Packed(torch.cat(parts, 1), tuple(columns))
+
+
+def fetch(*packs: Packed, ranks: int = 1) -> dict[str, np.ndarray]:
+    """Everything on the host, in one copy: that of rank 0 where there are several. Floats come as
+    float64."""
+    joined = packs[0].whole if len(packs) == 1 else torch.cat([each.whole for each in packs], 1)
     whole = (joined if ranks == 1 else agreed(joined)).cpu().numpy()
     found, start = {}, 0
-    for (name, piece), column in zip(pieces.items(), columns, strict=True):
-        values = whole[:, start : start + column.shape[1]]
-        start += column.shape[1]
-        if piece.is_floating_point():
+    for name, width, kind in (column for each in packs for column in each.columns):
+        values = whole[:, start : start + (1 if width is None else width)]
+        start += values.shape[1]
+        if kind is float:
             values = np.ascontiguousarray(values).view(np.float64)
-        elif piece.dtype == torch.bool:
+        elif kind is bool:
             values = values != 0
-        found[name] = values if piece.ndim == 2 else values[:, 0]
+        found[name] = values[:, 0] if width is None else values
     return found
+
+
+def fetched(pieces: dict[str, Tensor], ranks: int = 1) -> dict[str, np.ndarray]:
+    """Tensors (B,) or (B, n) on the host, as in `fetch`."""
+    return fetch(packed(pieces), ranks=ranks)

@@ -12,11 +12,14 @@ import torch
 
 import specdec
 from drafters.small_model import SmallModel
+from specdec.interfaces import KV
 from specdec.models import capture, compiled, load
 from specdec.models.compiled import NODES, OFTEN
 from specdec.models.language_model import TransformersLM
+from specdec.models.paged_session import PagedSession
 from specdec.models.session import TransformersSession
 from specdec.tree import Structure, TokenTree
+from specdec.verifying import whole as verdicts
 from tests import models
 from tests.golden import on_models, recorded
 from tests.models import ARCHITECTURES
@@ -28,6 +31,7 @@ def fixed(monkeypatch):
     """Passes of fixed shape, without a compiler."""
     monkeypatch.setattr(compiled, "built", lambda function, options: function)
     monkeypatch.setattr(compiled, "traced", lambda function, arguments: function)
+    monkeypatch.setattr(verdicts, "_made", {})
 
 
 @pytest.fixture
@@ -44,13 +48,17 @@ def always(fixed, monkeypatch):
 # ------------------------------------------------------------------------------------ fixed shapes
 
 
+KVS = [KV(), KV("paged", page=5), KV("paged", page=3, pages=40)]
+
+
+@pytest.mark.parametrize("kv", KVS, ids=["contiguous", "paged", "bounded"])
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 @torch.inference_mode()
-def test_every_architecture_scores_trees_in_fixed_shapes(name, fixed):
+def test_every_architecture_scores_trees_in_fixed_shapes(name, kv, fixed):
     """Two rounds over a ragged batch; the second level of the first tree is scored on its own."""
     model = models.build(name)
     rows, counted = models.prompts(*LENGTHS), []
-    with TransformersLM(model).open(3, 20, compile="require") as session:
+    with TransformersLM(model).open(3, 20, compile="require", kv=kv) as session:
         session.read(padded(rows), LENGTHS)
         for seed, parents in ((1, PARENTS), (2, PARENTS.flip(0))):
             tree = TokenTree(tokens_of(seed, 3, 7), parents)
@@ -81,6 +89,74 @@ def test_the_golden_record(model, temperature, always):
     assert entries
     for case, expected in entries:
         assert on_models(case) == expected, case
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_golden_record_over_pages(temperature, fixed, monkeypatch):
+    """Every drafter, float64; but for `sparse_self`, which does not copy from pages."""
+
+    def opened(self, rows, slots, compile=None, kv=None):
+        return PagedSession(self, rows, slots, True if compile is None else compile, kv or self.kv)
+
+    monkeypatch.setattr(TransformersLM, "open", opened)
+    monkeypatch.setattr(TransformersLM, "compile", True, raising=False)
+    monkeypatch.setattr(TransformersLM, "kv", KV("paged", page=4))
+    wanted = {"model": "llama_gqa", "temperature": temperature}
+    for case, expected in recorded("models"):
+        if wanted.items() <= case.items() and case["drafter"]["name"] != "sparse_self":
+            assert on_models(case) == expected, case
+
+
+@torch.inference_mode()
+def test_padding_over_pages_goes_to_the_scratch_page(fixed):
+    """Rows that are not live, and nodes that a pass is padded by."""
+    lm = TransformersLM(models.build("llama_gqa", torch.float64))
+    with lm.open(2, 20, compile="require", kv=KV("paged", page=4, pages=6)) as session:
+        assert session.adopt(0, []) == 0
+        session.read(torch.tensor(models.prompts(9)), [9], rows=[0])
+        memory = session._memory
+        before = [block.clone() for block in memory.blocks]
+        session.score(TokenTree.chain(tokens_of(3, 2, 3), None))
+        touched = set()
+        for block, old in zip(memory.blocks, before, strict=True):
+            changed = (block != old).any(-1).any(0).any(0)  # (pages, page)
+            touched |= {tuple(place) for place in changed.nonzero().tolist()}
+        own = {(memory.pages[0][slot // 4], slot % 4) for slot in (9, 10, 11)}
+        assert {place for place in touched if place[0] != 0} == own
+        session.check_integrity()
+
+
+@torch.inference_mode()
+def test_a_pool_that_grows_and_memory_in_8_bits_have_passes_of_their_own(fixed):
+    model = models.build("llama_gqa", torch.float64)
+    lm, tree = TransformersLM(model), TokenTree.chain(tokens_of(3, 1, 3), None)
+    for kv in (KV(), KV(dtype="int8"), KV("paged", page=4), KV("paged", page=4, pages=9)):
+        with lm.open(1, 20, compile="require", kv=kv) as session:
+            session.read(torch.tensor(models.prompts(9)), [9])
+            session.score(tree)
+            assert len(session.compiled) == 1, kv
+        with lm.open(1, 20, compile="require", kv=kv) as session:
+            session.read(torch.tensor(models.prompts(9)), [9])
+            session.score(tree)
+            assert not session.compiled, kv
+
+
+def test_an_engine_over_pages_gives_the_same_tokens(fixed):
+    """A bounded pool: requests are set aside and come back."""
+    model = models.build("llama_gqa", torch.float64)
+    found = []
+    for compile in (False, True):
+        lm = TransformersLM(model, compile=compile, kv=KV("paged", page=4, pages=12))
+        with specdec.Engine(lm, drafter="ngram", seats=3, record=True) as engine:
+            handles = [
+                engine.submit(text, max_new_tokens=12, temperature=1.0, ignore_eos=True)
+                for text in models.prompts(9, 5, 14, 7)
+            ]
+            for _ in engine:
+                engine.memory.check_integrity()
+            found.append([handle.result().tokens for handle in handles])
+            assert bool(engine.report.compiled) is compile
+    assert found[0] == found[1]
 
 
 @torch.inference_mode()
@@ -129,7 +205,7 @@ def test_drafters_are_told_how_long_texts_get(fixed):
         max_new_tokens=300,
         ignore_eos=True,
     )
-    assert {one.slots for one in out.report.compiled} == {512}
+    assert {one.slots for one in out.report.compiled if one.model != "verdict"} == {512}
     assert {one.nodes for one in out.report.compiled} <= {1, 2, 4}
 
 
@@ -171,7 +247,7 @@ def names_compiled(target, drafter) -> set[str]:
     out = specdec.generate(
         target, models.prompts(9), drafter=drafter, max_new_tokens=6, ignore_eos=True
     )
-    return {one.model for one in out.report.compiled}
+    return {one.model for one in out.report.compiled} - {"verdict"}
 
 
 def test_draft_models_follow_their_target(fixed):
@@ -188,7 +264,7 @@ def test_draft_models_follow_their_target(fixed):
     assert names_compiled(*pair(False, None)) == set()
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "dflash", "dspark"])
 def test_heads_follow_their_target(kind, fixed):
     target = TransformersLM(models.build("llama_gqa"), name="target", compile=True)
     heads = specdec.plugins.find("drafter", kind).make(models.head(kind, target), depth=3)
@@ -227,6 +303,7 @@ def broken(monkeypatch):
         raise RuntimeError("no compiler here\nand a long story")
 
     monkeypatch.setattr(compiled, "built", built)
+    monkeypatch.setattr(verdicts, "_made", {})
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(broken):
@@ -384,6 +461,43 @@ def test_weights_are_packed_when_a_pass_is_compiled(monkeypatch):
     call()
     call()
     assert seen == [True, False]
+
+
+def test_compiled_tokens_over_pages_are_the_same_in_float64(pair):
+    """Draft model and target; a second decode, of other lengths, compiles nothing."""
+    target, plain, draft = pair
+    paged = target.with_kv(KV("paged", page=8))
+    options = {"drafter": SmallModel(draft, depth=3), "temperature": 1.0, "seats": 2}
+    options |= {"max_new_tokens": 30, "ignore_eos": True}
+    prompts = models.prompts(9, 14, 5)
+    found = specdec.generate(paged, prompts, **options)
+    made = {one.model for one in found.report.compiled}
+    assert {target.name, "verdict"} == made  # both models have one name
+    before = counters()
+    others = models.prompts(12, 7, 6)
+    again = specdec.generate(paged, others, **options)
+    assert counters() == before
+    assert again.report.compiled == []
+    for out, texts in ((found, prompts), (again, others)):
+        expected = specdec.generate(plain, texts, **options)
+        assert [row.tolist() for row in out.tokens] == [row.tolist() for row in expected.tokens]
+
+
+@pytest.mark.parametrize("kind", ["dflash", "dspark"])
+@pytest.mark.slow
+def test_block_heads_compile(kind, pair):
+    """Whole drafts, and block by block, where a stop rule looks at values."""
+    target, plain, _ = pair
+    head, make = models.head(kind, plain), specdec.plugins.find("drafter", kind).make
+    for shape in ({"draw": "wor"}, {"draw": "wor", "stop": {"threshold": 0.2}}):
+        options = {"drafter": make(head, **shape), "max_new_tokens": 24, "temperature": 1.0}
+        prompts = models.prompts(9, 5)
+        out = specdec.generate(target, prompts, **options)
+        assert kind in {one.model for one in out.report.compiled}
+        again, expected = (specdec.generate(each, prompts, **options) for each in (target, plain))
+        assert again.report.compiled == []
+        for one in (out, again):
+            assert [row.tolist() for row in one.tokens] == [row.tolist() for row in expected.tokens]
 
 
 def test_threads_share_what_is_compiled(pair):

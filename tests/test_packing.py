@@ -131,7 +131,8 @@ def test_a_block_in_training_sees_what_it_sees_when_it_drafts(kind, name):
     made.heads.anchors = 64
     with torch.inference_mode():
         state = standing(made, target, text)
-        known = made._guess(state)
+        made._guess(made._brought(state), state)
+        known = made._known
         longer = torch.cat([text, text[:4]])
         teacher = Teacher(target, made.heads.taps)
         taps = teacher.lesson(longer[None], teacher.states(longer[None])).taps

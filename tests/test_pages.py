@@ -439,13 +439,6 @@ def test_draft_models_follow_the_target(lm):
     assert opened[0].page == 4
 
 
-def test_compiled_passes_and_pages_do_not_go_together(lm):
-    with pytest.raises(ValueError, match=r"passes over pages are not compiled.*load it without"):
-        lm.open(1, 8, compile="require", kv=KV("paged"))
-    with pytest.warns(UserWarning, match="passes over pages run uncompiled"):
-        lm.open(1, 8, compile=True, kv=KV("paged"))
-
-
 # ------------------------------------------------------------------------------------------ 8 bits
 
 

@@ -12,9 +12,12 @@ import torch
 import specdec
 from drafters.small_model import SmallModel
 from specdec.drafting import whole
+from specdec.heads.block_drafter import BlockDrafter
+from specdec.interfaces import KV
 from specdec.models import compiled
 from specdec.models.language_model import TransformersLM
 from specdec.tree import SiblingLaw
+from specdec.verifying import whole as verdicts
 from tests import models
 
 CASES = [({"depth": 3}, 0.9), ({"depth": 3, "branching": 2, "draw": "ranked", "nodes": 5}, 0.0)]
@@ -28,12 +31,14 @@ MORE = [
     ({"depth": 2, "draw": "sequoia", "nodes": 3, "acceptance": [0.6, 0.3]}, 0.9),
 ]
 PROMPTS = models.prompts(9, 5, 14)
+PAGED = KV("paged", page=5)
 
 
 @pytest.fixture
 def recorded(monkeypatch):
     """Passes of fixed shape and whole drafts, recorded, without a compiler."""
     monkeypatch.setattr(compiled, "built", lambda function, options: function)
+    monkeypatch.setattr(verdicts, "_made", {})
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +47,9 @@ def pair():
     return model, models.similar(model)
 
 
-def decoded(target, drafter, temperature, **options):
+def decoded(target, drafter, temperature, prompts=PROMPTS, **options):
     options = {"max_new_tokens": 9, "seats": 2, "ignore_eos": True, **options}
-    out = specdec.generate(target, PROMPTS, drafter=drafter, temperature=temperature, **options)
+    out = specdec.generate(target, prompts, drafter=drafter, temperature=temperature, **options)
     return out, [row.tolist() for row in out.tokens]
 
 
@@ -75,10 +80,11 @@ def test_small_models_draft_the_same(shape, temperature, recorded, pair):
     assert steps == {shape["depth"]}  # every draft was a whole one
 
 
+@pytest.mark.parametrize("kv", [KV(), PAGED], ids=["contiguous", "paged"])
 @pytest.mark.parametrize("shape", [{}, {"draw": "wor"}], ids=str)
-def test_heads_draft_the_same(shape, recorded, pair):
+def test_heads_draft_the_same(shape, kv, recorded, pair):
     model = pair[0]
-    target, plain = TransformersLM(model, compile=True), TransformersLM(model)
+    target, plain = TransformersLM(model, compile=True, kv=kv), TransformersLM(model)
     head = models.head("eagle", plain)
     make = specdec.plugins.find("drafter", "eagle").make
     one, tokens = decoded(plain, make(head, depth=2, **shape), 0.9)
@@ -86,6 +92,64 @@ def test_heads_draft_the_same(shape, recorded, pair):
     assert same == tokens
     assert rounds(other) == rounds(one)
     assert {each.steps for each in other.report.compiled if each.model == "eagle"} == {2}
+
+
+BLOCKS = [({"draw": "wor"}, 0.9), ({"nodes": 5, "branching": 2}, 0.0)]
+MORE_BLOCKS = [
+    ({"draw": "wor"}, 0.0),
+    ({"nodes": 5, "branching": 2}, 0.9),
+    ({"depth": 2, "branching": [2, 2], "draw": "wr"}, 0.9),
+    ({"depth": 2, "draw": "sequoia", "nodes": 3, "acceptance": [0.6, 0.3]}, 0.9),
+    ({"depth": 2, "draw": "static", "tree": [[0], [1], [0, 0]]}, 0.9),
+]
+
+
+@pytest.mark.parametrize("kind", ["dflash", "dspark"])
+@pytest.mark.parametrize(
+    ("shape", "temperature"),
+    [*BLOCKS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BLOCKS)],
+    ids=str,
+)
+def test_block_heads_draft_the_same(kind, shape, temperature, recorded, pair, monkeypatch):
+    """One function a draft, rows of unlike lengths, and a prompt without a state before its
+    root."""
+    model = pair[0]
+    target, plain = TransformersLM(model, compile=True), TransformersLM(model)
+    head, prompts = models.head(kind, plain), models.prompts(1, 9, 5)
+    make = specdec.plugins.find("drafter", kind).make
+    one, tokens = decoded(plain, make(head, **shape), temperature, prompts)
+    monkeypatch.setattr(BlockDrafter, "_guess", None)  # the pass alone
+    other, same = decoded(target, make(head, **shape), temperature, prompts)
+    assert same == tokens
+    assert rounds(other) == rounds(one)
+    assert [each.nodes for each in other.report.compiled if each.model == kind] == [head.places]
+
+
+def test_a_block_too_long_for_a_compiled_pass_is_read_as_it_is(recorded, pair, monkeypatch):
+    model = pair[0]
+    target, plain = TransformersLM(model, compile=True), TransformersLM(model)
+    head, make = models.head("dflash", plain), specdec.plugins.find("drafter", "dflash").make
+    tokens = decoded(plain, make(head, draw="wor"), 0.9)[1]
+    monkeypatch.setattr("specdec.heads.block_drafter.WIDEST", head.places + head.block)
+    assert decoded(target, make(head, draw="wor"), 0.9)[1] == tokens
+    monkeypatch.setattr(BlockDrafter, "_guess", None)
+    with pytest.raises(TypeError):  # there was a pass outside
+        decoded(target, make(head, draw="wor"), 0.9)
+
+
+@pytest.mark.parametrize("page", [4, 16])
+def test_pages_draft_the_same(page, recorded, pair):
+    """The nodes that a whole draft has stored are there when the round keeps some of them."""
+    model, small = pair
+    draft, kv = TransformersLM(small, name="draft"), KV("paged", page=page)
+    target = TransformersLM(model, compile=True, kv=kv)
+    for shape, temperature in (({"depth": 3}, 0.9), ({"depth": 2, "branching": [2, 2]}, 0.9)):
+        one, tokens = decoded(model, SmallModel(draft, **shape), temperature)
+        other, same = decoded(target, SmallModel(draft, **shape), temperature)
+        assert same == tokens
+        assert rounds(other) == rounds(one)
+        steps = {each.steps for each in other.report.compiled if each.model == "draft"}
+        assert steps == {shape["depth"]}
 
 
 def test_what_looks_at_values_goes_level_by_level(recorded, pair):
@@ -109,7 +173,10 @@ def test_a_draft_that_cannot_be_recorded_goes_level_by_level(recorded, pair, mon
     model, small = pair
     target, draft = TransformersLM(model, compile=True), TransformersLM(small, name="draft")
     monkeypatch.setattr(compiled, "traced", looks)
-    with pytest.warns(UserWarning, match=r"as a whole \(RuntimeError: it looks at a value\)"):
+    with (
+        pytest.warns(UserWarning, match=r"as a whole \(RuntimeError: it looks at a value\)"),
+        pytest.warns(UserWarning, match="verdicts of Block cannot be compiled"),
+    ):
         _, tokens = decoded(target, SmallModel(draft, depth=2), 0.9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
@@ -123,7 +190,8 @@ def test_a_second_run_finds_what_the_first_compiled(recorded, pair):
     assert decoded(target, drafter, 0.9)[0].report.compiled
     assert not decoded(target, drafter, 0.9, seed=1)[0].report.compiled
     warmer = decoded(target, drafter, 0.8)[0].report.compiled
-    assert [each.steps for each in warmer] == [4]  # the temperature is a number inside
+    # The temperature is a number inside.
+    assert [each.steps for each in warmer if each.model != "verdict"] == [4]
 
 
 def test_keys_name_all_that_a_draft_depends_on():

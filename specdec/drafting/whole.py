@@ -5,6 +5,7 @@ Letters: B rows, N nodes, V vocabulary.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
@@ -53,14 +54,15 @@ class Facts(NamedTuple):
     names: tuple[str, ...]  # of its tensors
 
 
-class WholeShape(NamedTuple):
+@dataclass(frozen=True)
+class WholeShape:
     """A shape that can be grown in a whole draft, in a run with this law and sampling."""
 
     shape: Shape
     law: SiblingLaw
     sampling: Sampling
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, ...]:
         return repr(self.shape), self.law, repr(self.sampling)
 

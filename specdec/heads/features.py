@@ -12,8 +12,7 @@ vocabulary.
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Unpack
@@ -25,37 +24,16 @@ from transformers.cache_utils import Cache
 
 from specdec.chance import Draws
 from specdec.drafting.by_level import Grown
-from specdec.drafting.shape import (
-    BY_NODES,
-    BY_VALUE,
-    FEW_VARIANTS,
-    HeadShapeArguments,
-    Shape,
-    TreeDrafter,
-)
-from specdec.drafting.whole import whole_shape
+from specdec.drafting.shape import BY_NODES, BY_VALUE, HeadShapeArguments, Shape
 from specdec.errors import integer
+from specdec.heads.decoder_drafter import DecoderDrafter
 from specdec.heads.decoder_head import DecoderHead
-from specdec.heads.decoder_layer import Unrolled, decoder_of, shape_of
-from specdec.heads.head import (
-    FirstRounds,
-    Guess,
-    Head,
-    check_target,
-    random_head,
-    static_tree,
-    with_states,
-)
+from specdec.heads.decoder_layer import Unrolled, decoder_of
+from specdec.heads.head import Guess, Head, random_head, static_tree, with_states
 from specdec.heads.packing import documents_of, of_pairs
-from specdec.interfaces import LanguageModel, LendsHead, compile_of, kv_of, lends_head
-from specdec.models import attention
-from specdec.models.compiled import CompiledModel
+from specdec.interfaces import LanguageModel, LendsHead, lends_head
 from specdec.models.masks import Masks
-from specdec.models.memory import Layout, as_it_is
-from specdec.models.paged import opened
-from specdec.models.support import layer_kinds
 from specdec.models.whole import Passes, Piece, padded
-from specdec.sampling import Sampling
 from specdec.state import State
 from specdec.tree import MOST_NODES, TokenTree
 
@@ -162,13 +140,6 @@ def shape_for(
     return Shape(depth, branching, draw, nodes, acceptance=acceptance, stop=given.get("stop"))
 
 
-# Passes of each head, by device and dtype: what is compiled is kept for runs to come.
-Versions = tuple[int, ...]  # of weights
-_compiled: weakref.WeakKeyDictionary[FeatureHead, dict[Any, tuple[Versions, CompiledModel]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
 class New(NamedTuple):
     """Pairs that a round brought."""
 
@@ -177,20 +148,19 @@ class New(NamedTuple):
     taps: Tensor  # (B, T, K, d)
 
 
-class FeatureDrafter(TreeDrafter):
+class FeatureDrafter(DecoderDrafter):
     """Grows a `Shape` with a FeatureHead. One pass per level for the whole frontier; the LM head
     runs on the frontier only."""
 
     Kind: ClassVar[type[FeatureHead]]
-    weight_arguments = frozenset({"heads"})
-    variants: ClassVar[Sequence[Mapping[str, Any]]] = FEW_VARIANTS
+    heads: FeatureHead
+    _heads: FeatureHead
 
     def __init__(
         self, heads: str | Path | FeatureHead, **shape: Unpack[HeadShapeArguments]
     ) -> None:
-        self.heads = heads if isinstance(heads, FeatureHead) else self.Kind.load_kept(heads)
-        super().__init__(shape_for(self.heads, shape, depth=5))
-        self.taps = self.heads.taps
+        found = heads if isinstance(heads, FeatureHead) else self.Kind.load_kept(heads)
+        super().__init__(found, shape_for(found, shape, depth=5))
 
     @classmethod
     def tiny(
@@ -200,60 +170,21 @@ class FeatureDrafter(TreeDrafter):
         heads = random_head(lambda: cls.Kind.for_target(lender), target.dtype)
         return cls(**{**arguments, "heads": heads})
 
-    def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
-        super().begin(target, rows, sampling)
-        self._target = lends_head(target, self.Kind.kind)
-        check_target(self.heads, self._target)
-        self._target.check_head()
-        self.taps = self.heads.taps_for(target)
-        where = target.device, target.dtype
-        self._heads = self.heads.on(*where).runner()
-        # Compiled passes hold copies of the weights: training makes them stale.
-        versions = tuple(weight._version for weight in self.heads.parameters())
-        known = _compiled.setdefault(self.heads, {})
-        if where not in known or known[where][0] != versions:
-            known[where] = versions, self._compilable(*where)
-        compiled, compile = known[where][1], compile_of(target)
-        self._run = as_it_is(self._heads)
-        if compile:
-            self._run = compiled.forward(compile == "require", self._heads)
-        # It grows with the texts, unless the target's memory has a size.
-        kv = replace(kv_of(target), dtype="model")
-        self._memory = opened(
-            kv, compiled.layout, rows, 0, target.dtype, target.device, bool(compile)
-        )
-        self._memory.reach = self.shape.slots
-        self.opened = (self._memory,)
-        self._model = compiled
-        fixed = bool(compile) and self.grower is None
-        self._whole = whole_shape(self.shape, self.law, sampling) if fixed else None
-        self._first_rounds = FirstRounds(self.heads)
+    def _inputs(self, one: Tensor) -> dict[str, Tensor]:
+        return {"embeddings": one, "features": torch.zeros_like(one)}
 
-    def _compilable(self, device: torch.device, dtype: torch.dtype) -> CompiledModel:
-        """Passes of the heads."""
-        heads = self.heads.on(device, dtype).runner()
-        kinds, kept = layer_kinds(heads.decoder.config), attention.choose(self.heads.decoder)
-        layout = Layout(self.Kind.kind, [self._layer_shape(heads)], kinds, kept)
-        return CompiledModel(heads, layout, dtype)
+    @property
+    def _scratch(self) -> int:
+        return self.max_nodes
 
-    def _layer_shape(self, heads: FeatureHead) -> Any:
-        zero = torch.zeros(1, 1, dtype=torch.long, device=self._target.device)
-        one = self._target.embed(zero)
-        mask = one.new_zeros(1, 1, 1, 1)
-        return shape_of(
-            lambda cache: heads(one, torch.zeros_like(one), zero, mask, cache), heads.decoder
-        )
+    @property
+    def _reach(self) -> int:
+        return self.shape.slots
 
-    def enter(self, rows: Sequence[int], state: State) -> None:
-        """Read the pairs of these rows' prompts except the last one, whose token is the root."""
-        self._memory.release(rows)
-        self._memory.reserve(state.committed.shape[1] + self.max_nodes)
-        taps = state.last.taps
-        counts = [max(state.on_host.lengths[row] - 2, 0) for row in rows]
-        widest = max(counts)
-        if taps is None or widest == 0:
-            return
-        every = len(rows) == state.rows
+    def _read_prompts(self, state: State, rows: Sequence[int], counts: list[int]) -> None:
+        """The pair of the last state is left out: its token is the root."""
+        taps, widest, every = state.last.taps, max(counts), len(rows) == state.rows
+        assert taps is not None
         tokens = (state.tokens if every else state.tokens[list(rows)])[:, 1 : widest + 1]
         over = self._memory.reading(widest, None if every else rows, prompt=True, counts=counts)
         embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
@@ -269,24 +200,14 @@ class FeatureDrafter(TreeDrafter):
             grown = self.grow(self._read(new), self._score, with_states(state), chance)
         return grown.tree
 
-    def observe(self, state: State) -> None:
-        self._first_rounds.see(state)
-
     def _new(self, state: State) -> New | None:
         """The pairs that the last round brought. None where no row has any."""
-        taps, host = state.last.taps, state.on_host
-        if taps is None:  # prompts of one token: the first states come with the first round
-            return None
-        counts = [
-            accepted + 1 if live and length > 1 else 0
-            for accepted, live, length in zip(
-                state.last.num_accepted, host.live, host.lengths, strict=True
-            )
-        ]
+        taps, counts = state.last.taps, self._brought(state)
         widest = max(counts)
-        if widest == 0:
+        if taps is None or widest == 0:
             return None
-        first = [length - count for length, count in zip(host.lengths, counts, strict=True)]
+        lengths = state.on_host.lengths
+        first = [length - count for length, count in zip(lengths, counts, strict=True)]
         return New(counts, state.tokens_from(first, widest), taps[:, :widest])
 
     def _read(self, new: New) -> Tensor:

@@ -1,9 +1,9 @@
 """A decoder's passes compiled, one for each shape: so many nodes, rows and slots of memory.
 
-Lengths, places and ancestors are tensors inside, so a decode meets few shapes: its nodes are padded
-to a bucket, its memory has a power of two of slots. What padding writes goes to the memory's last
-slot, which nobody reads. Passes of other shapes (long prompts, trees of more than `WIDEST` nodes)
-run as they are.
+Lengths, places, pages and ancestors are tensors inside, so a decode meets few shapes: its nodes are
+padded to a bucket, a row of its memory has a power of two of slots. What padding writes goes to the
+row's last slot, or to the scratch page of a pool, which nobody reads. Passes of other shapes (long
+prompts, trees of more than `WIDEST` nodes) run as they are.
 
 On a CPU the weights are packed when a pass is compiled ("freezing"): later changes of the weights
 are not seen. On CUDA the compiled pass is captured as a graph, over buffers that stay where they
@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 from torch._inductor import config as inductor
 from torch.nn import Module
-from transformers.cache_utils import Cache
 
 from specdec.errors import did_you_mean
 from specdec.interfaces import Compile, CompiledPass
-from specdec.models import eight_bits
 from specdec.models.capture import Captured
+from specdec.models.fixed import FixedPages, FixedSlots
 from specdec.models.masks import WIDEST, masks_at, tree_of
 from specdec.models.memory import Few, Forward, Layout, Memory, Pass, as_it_is
 from specdec.models.whole import Function, Passes, Piece, Whole, padded, traced
@@ -64,6 +63,7 @@ class Shape(NamedTuple):
     nodes: int
     rows: int
     slots: int
+    form: Hashable  # of the memory (`Memory.form`)
     options: tuple[tuple[str, Any], ...]  # arguments of the model that are no tensors
 
 
@@ -79,6 +79,11 @@ class CompiledModel:
         self._why_not: str | None = None  # why its passes cannot be compiled
         self._no_pieces = False  # and why no drafts as a whole
         self._warned: set[str] = set()
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Of the passes that are compiled so far."""
+        return list(self._passes)
 
     def forward(self, required: bool, module: Module | None = None) -> Forward:
         """Its passes, for `Memory.run`. required: an error where one cannot be compiled; else there
@@ -114,6 +119,7 @@ class CompiledModel:
             {name: padded(value, shape.nodes) for name, value in tensors.items()},
             *tree_of(few.structure, few.start, shape.nodes),
             torch.tensor([*few.first, few.start, count], device=memory.device),
+            memory.addresses(),
         )
         if shape not in self._passes:
             try:
@@ -133,7 +139,8 @@ class CompiledModel:
     def _shape(self, count: int, memory: Memory, options: tuple[tuple[str, Any], ...]) -> Shape:
         """A larger one that is there already serves a shape that a run needs now and then: trees
         are smaller where a text ends, and compiling takes thousands of passes' time."""
-        fits = (Shape(n, memory.rows, memory.slots, options) for n in NODES if n >= count)
+        memory_of = memory.rows, memory.slots, memory.form
+        fits = (Shape(n, *memory_of, options) for n in NODES if n >= count)
         exact = next(fits)
         if exact in self._passes:
             return exact
@@ -147,7 +154,7 @@ class CompiledModel:
         with self._lock:
             if shape in self._passes:
                 return
-            nodes, rows, slots, options = shape
+            nodes, rows, slots, _, options = shape
             made = CompiledPass(self.layout.name, nodes, rows, slots, 0.0)
 
             def make() -> Callable[..., Any]:
@@ -190,6 +197,7 @@ class CompiledModel:
             depths: Tensor,
             ancestors: Tensor,
             where: Tensor,
+            addresses: tuple[Tensor, ...],
             views: list[list[Tensor]],
         ) -> Any:
             rows, nodes = ancestors.shape[:2]
@@ -197,14 +205,15 @@ class CompiledModel:
             numbers = torch.arange(nodes, device=where.device)
             own = (start + numbers).clamp(max=WIDEST - 1).expand(rows, -1)
             positions = first + depths.gather(1, own)
-            slots = torch.where(numbers < count, first + start + numbers, scratch)
+            written = torch.where(numbers < count, first + start + numbers, scratch)
+            kind = FixedPages if addresses else FixedSlots
             seen = masks_at(layout.kinds, ancestors, depths, first, positions, scratch + 1, dtype)
             out = module(
                 **inputs,
                 **settings,
                 position_ids=positions.clamp(max=layout.context - 1),
                 attention_mask=seen,
-                past_key_values=FixedSlots(views, slots),
+                past_key_values=kind(views, slots, written, *addresses),
                 use_cache=True,
             )
             return out if isinstance(out, Tensor) else (out.logits, out.hidden_states or ())
@@ -218,12 +227,10 @@ class CompiledModel:
         where that cannot be: then the passes are run one by one."""
         if self._why_not is not None or self._no_pieces:
             return None
-        rows, first = memory.rows, list(memory.lengths)
-        longest = max(a + b for a, b in zip(first, piece.counts, strict=True))
-        memory.make_room(longest + piece.nodes)
-        key = (piece.key, rows, memory.slots)
-        places = torch.tensor([first, piece.counts], device=memory.device)
-        arguments = (places, piece.inputs)
+        memory.claim(piece.counts, piece.nodes)
+        key = (piece.key, memory.rows, memory.slots, memory.form)
+        places = torch.tensor([memory.lengths, piece.counts], device=memory.device)
+        arguments = (places, piece.inputs, memory.addresses())
         if key not in self._pieces:
             try:
                 self._make_whole(key, memory, piece, arguments)
@@ -235,7 +242,7 @@ class CompiledModel:
         with memory.timed():
             tensors = self._call(key, whole.function, memory, arguments)
         memory.calls += piece.steps
-        memory.commit(piece.counts, root=True)
+        memory.commit(piece.counts, root=piece.root, nodes=piece.nodes)
         return tensors, whole.facts[0]
 
     def _make_whole(self, key: Hashable, memory: Memory, piece: Piece, arguments: Any) -> None:
@@ -246,22 +253,20 @@ class CompiledModel:
             one_pass = self._traced(memory.slots, ())
 
             def whole(
-                places: Tensor, inputs: dict[str, Tensor], views: list[list[Tensor]]
+                places: Tensor,
+                inputs: dict[str, Tensor],
+                addresses: tuple[Tensor, ...],
+                views: list[list[Tensor]],
             ) -> list[Tensor]:
-                passes = Passes(one_pass, places[0], places[1], views)
+                passes = Passes(one_pass, places[0], places[1], (addresses, views))
                 tensors, said = piece.make(passes, inputs)
                 facts[:] = [said]
                 return tensors
 
             def make() -> Function:
                 layers = piece.steps * len(self.layout.shapes)
-                with _compiling:
-                    _idle.clear()
-                    try:
-                        graph = traced(whole, (*arguments, memory.views))
-                    finally:
-                        _idle.set()
-                return built(graph, self._options(memory.device, layers // LOOPED))
+                options = self._options(memory.device, layers // LOOPED)
+                return recorded(whole, (*arguments, memory.views), options)
 
             nodes = piece.nodes
             made = CompiledPass(
@@ -311,6 +316,17 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
+def recorded(function: Function, arguments: tuple[Any, ...], options: dict[str, Any]) -> Function:
+    """What `function` does to these arguments, compiled at its first call."""
+    with _compiling:
+        _idle.clear()
+        try:
+            graph = traced(function, arguments)
+        finally:
+            _idle.set()
+    return built(graph, options)
+
+
 def built(function: Function, options: dict[str, Any]) -> Function:
     """`function`, compiled at its first call for the shapes that it then gets."""
     # Each shape has a function of its own; nothing else ever changes.
@@ -338,31 +354,3 @@ def alone(function: Callable[..., Any]) -> Callable[..., Any]:
     return types.FunctionType(
         function.__code__.replace(), function.__globals__, closure=function.__closure__
     )
-
-
-class FixedSlots(Cache):
-    """The whole memory as a transformers cache, for one pass: slots (B, n) are where it writes."""
-
-    def __init__(self, views: list[list[Tensor]], slots: Tensor) -> None:
-        self.layers: list[Any] = []  # transformers' own layer objects; there are none
-        self._views, self._slots = views, slots
-        self._rows = torch.arange(len(slots), device=slots.device)[:, None]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write this pass's K and V (b, H, n, D); return all slots (b, H, T, D)."""
-        keys, values = self._views[layer_idx]
-        for place, states in ((keys, key_states), (values, value_states)):
-            stored = eight_bits.encode(states) if place.dtype == torch.int8 else states
-            place.transpose(1, 2)[self._rows, self._slots] = stored.transpose(1, 2)
-        if keys.dtype == torch.int8:
-            keys = eight_bits.decode(keys, key_states.shape[-1], key_states.dtype)
-            values = eight_bits.decode(values, value_states.shape[-1], value_states.dtype)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._views[0][0].shape[2], 0

@@ -168,6 +168,15 @@ class Memory:
                     self._views[layer].append(view)
         return self._views
 
+    @property
+    def form(self) -> tuple[int, ...]:
+        """What compiled passes depend on besides rows and slots."""
+        return (int(self.packed),)
+
+    def addresses(self) -> tuple[Tensor, ...]:
+        """What a compiled pass has to know of where slots are: nothing, a row's are neighbours."""
+        return ()
+
     def close(self) -> None:
         """Give the memory back. Nothing can be read or scored afterwards."""
         self.blocks, self.slots, self.rows = [], 0, 0
@@ -310,6 +319,11 @@ class Memory:
             self.blocks[number] = larger  # one block at a time, so that little exists twice
         self.slots = slots
 
+    def claim(self, counts: Sequence[int], nodes: int) -> None:
+        """A draft as a whole is about to write `counts` new tokens in each row, and `nodes` nodes
+        behind them."""
+        self.make_room(max(map(sum, zip(self.lengths, counts, strict=True))) + nodes)
+
     def _check_open(self) -> None:
         if not self.blocks:
             raise ValueError(
@@ -325,10 +339,14 @@ class Memory:
     # ------------------------------------------------------------------------------ committing
 
     def commit(
-        self, counts: Sequence[int], rows: Sequence[int] | None = None, root: bool = False
+        self,
+        counts: Sequence[int],
+        rows: Sequence[int] | None = None,
+        root: bool = False,
+        nodes: int = 0,
     ) -> None:
         """The tokens written last are committed, `counts` of each row. root: the last of them is
-        the root of the coming tree."""
+        the root of the coming tree, of which `nodes` nodes may be stored already."""
         for row, count in zip(range(self.rows) if rows is None else rows, counts, strict=True):
             self.lengths[row] += count
             self.roots[row] = self.lengths[row] - (root and self.lengths[row] > 0)

@@ -21,7 +21,7 @@ from torch import Tensor
 from specdec.errors import OutOfPages
 from specdec.interfaces import KV
 from specdec.models import eight_bits
-from specdec.models.memory import Layout, Memory, Pass, bytes_per_token, each_of
+from specdec.models.memory import LEAST, Layout, Memory, Pass, bytes_per_token, each_of
 from specdec.models.pool import Key, Pool, key_of
 from specdec.models.slots import Reader
 from specdec.tree import Structure, TokenTree
@@ -61,11 +61,13 @@ class PagedMemory(Memory):
         dtype: torch.dtype,
         device: torch.device,
         kv: KV,
+        compiled: bool = False,
     ) -> None:
-        self.page, self.bounded = kv.page, kv.pages is not None
+        self.page, self.bounded, self.by_powers = kv.page, kv.pages is not None, compiled
         self._common: Common | None = None
         if kv.pages is None:
-            self.pool = Pool(rows * self.pages_for(slots))
+            most = self._capacity(slots) if slots else 0
+            self.pool = Pool(rows * self.pages_for(most))
         elif isinstance(kv.among, Among):
             self._common = kv.among.of(layout, kv.pages)
             self._common.users += 1
@@ -79,7 +81,7 @@ class PagedMemory(Memory):
         self.vacant = set(range(rows)) if self.bounded else set()
         self.ends = np.zeros(rows, np.int64)  # what a row may write ends before this slot
         self._buffers: dict[Any, Tensor] = {}
-        super().__init__(layout, rows, slots, dtype, device, False, kv.dtype)
+        super().__init__(layout, rows, slots, dtype, device, compiled, kv.dtype)
 
     def _block(self, layers: int, heads: int, size: int) -> tuple[int, ...]:
         return layers, heads, self.pool.pages + 1, self.page, size
@@ -137,7 +139,7 @@ class PagedMemory(Memory):
             ]
         )
         self.vacant -= {row for row, count in zip(chosen, lengths, strict=True) if count}
-        return super().reading(length, rows, prompt)._replace(few=None)
+        return super().reading(length, rows, prompt)
 
     def scoring(self, tree: TokenTree, start: int) -> Pass:
         ends = ends_of(tree.structure)
@@ -148,7 +150,46 @@ class PagedMemory(Memory):
                 if row not in self.vacant
             ]
         )
-        return super().scoring(tree, start)._replace(few=None)
+        return super().scoring(tree, start)
+
+    def claim(self, counts: Sequence[int], nodes: int) -> None:
+        super().claim(counts, nodes)
+        self._claim(
+            [
+                (row, length, length + count + nodes)
+                for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True))
+                if row not in self.vacant
+            ]
+        )
+
+    # ------------------------------------------------------------------------- compiled passes
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """Compiled passes are made for one size of the pool."""
+        return (*super().form, self.page, self.pool.pages)
+
+    def addresses(self) -> tuple[Tensor, ...]:
+        """The pages of each row (B, p), for all slots that it may have; and the slot (B,) before
+        which what it may write ends."""
+        table = np.zeros((self.rows, self.pages_for(self.slots)), np.int64)
+        width = min(table.shape[1], self.table.shape[1])
+        table[:, :width] = self.table[:, :width]
+        return tuple(torch.from_numpy(each).to(self.device) for each in (table, self.ends.copy()))
+
+    def make_room(self, needed: int) -> None:
+        """Rows have pages as they need them; only the table of a compiled pass has a size."""
+        self._check_open()
+        if needed + self.by_powers > self.slots:
+            self.slots = self._capacity(needed)
+
+    def reserve(self, slots: int) -> None:
+        super().reserve(slots)
+        needed = self.rows * self.pages_for(self.slots)
+        if self.by_powers and not self.bounded and needed > self.pool.pages:
+            self._grow(needed)  # now, so that no pass is compiled for a smaller pool
+
+    # -------------------------------------------------------------------------------- its pages
 
     def again(self, count: int) -> Pass:
         self._claim(
@@ -178,7 +219,8 @@ class PagedMemory(Memory):
                 f"are free ({self.pool.free} of {self.pool.pages})"
             )
         if lacking:
-            self._grow(self.pool.pages + max(lacking, self.pool.pages))
+            least = self.rows * self.pages_for(LEAST) if self.by_powers else 0
+            self._grow(max(self.pool.pages + max(lacking, self.pool.pages), least))
         self.ends[:] = 0
         for row, first, end in spans:
             pages, self.ends[row] = self.pages[row], end
@@ -273,10 +315,14 @@ class PagedMemory(Memory):
     # ------------------------------------------------------------------------------ committing
 
     def commit(
-        self, counts: Sequence[int], rows: Sequence[int] | None = None, root: bool = False
+        self,
+        counts: Sequence[int],
+        rows: Sequence[int] | None = None,
+        root: bool = False,
+        nodes: int = 0,
     ) -> None:
         super().commit(counts, rows, root)
-        self._trim(range(self.rows) if rows is None else rows)
+        self._trim(range(self.rows) if rows is None else rows, nodes)
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         super().keep(path, counts)
@@ -302,10 +348,10 @@ class PagedMemory(Memory):
         super().close()
         self._buffers = {}
 
-    def _trim(self, rows: Sequence[int]) -> None:
-        """Rows let go of pages past their ends."""
+    def _trim(self, rows: Sequence[int], nodes: int = 0) -> None:
+        """Rows let go of pages past their ends, and past `nodes` nodes that are stored there."""
         for row in rows:
-            needed = self.pages_for(self.lengths[row])
+            needed = self.pages_for(self.lengths[row] + nodes)
             pages = self.pages[row]
             if len(pages) > needed:
                 self.pool.let_go(reversed(pages[needed:]))
@@ -395,7 +441,7 @@ def opened(
 ) -> Memory:
     """Memory that keeps keys and values as `kv` says."""
     if kv.layout == "paged":
-        return PagedMemory(layout, rows, slots, dtype, device, kv)
+        return PagedMemory(layout, rows, slots, dtype, device, kv, compiled)
     return Memory(layout, rows, slots, dtype, device, compiled, kv.dtype)
 
 

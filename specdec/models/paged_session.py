@@ -4,7 +4,7 @@ Letters: B rows, N nodes, D depth.
 """
 
 from collections.abc import Callable, Sequence
-from warnings import warn
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,25 +12,20 @@ from torch import Tensor
 from specdec.interfaces import KV, Compile, PageUse, Scores, Tap
 from specdec.models.paged import PagedMemory
 from specdec.models.session import Runnable, TransformersSession
+from specdec.models.whole import Piece
 from specdec.tree import TokenTree
 
 
 class PagedSession(TransformersSession):
-    """`Paged`. It remembers the text of every row, for others that begin in the same way."""
+    """`Paged`. It remembers the text of every row, as far as it is given it, for others that begin
+    in the same way."""
 
     _memory: PagedMemory
 
     def __init__(
         self, model: Runnable, rows: int, slots: int, compile: Compile = None, kv: KV | None = None
     ) -> None:
-        if compile == "require":
-            raise ValueError(
-                f"{model.layout.name}: passes over pages are not compiled, and compile='require' "
-                "asks for it; load it without, or with kv='contiguous'"
-            )
-        if compile:
-            warn(f"{model.layout.name}: passes over pages run uncompiled", stacklevel=3)
-        super().__init__(model, rows, slots, False, kv)
+        super().__init__(model, rows, slots, compile, kv)
         self._texts: list[list[int]] = [[] for _ in range(rows)]
         self._later: list[Callable[[], None]] = []  # what has yet to be read from the device
         self._tree: TokenTree | None = None  # the one that was scored last
@@ -106,13 +101,16 @@ class PagedSession(TransformersSession):
         root: bool = False,
         every: bool = False,
     ) -> Scores:
-        scores = super().read(tokens, counts, rows, taps, root, every)
         chosen = list(range(len(self._texts)) if rows is None else rows)
+        before = [self._memory.lengths[row] for row in chosen]
+        scores = super().read(tokens, counts, rows, taps, root, every)
         tokens = tokens.clone()  # it may be a view of what changes before it is looked at
 
         def note() -> None:
-            for row, new, count in zip(chosen, tokens.tolist(), counts, strict=True):
-                self._texts[row] += new[:count]
+            given = zip(chosen, before, tokens.tolist(), counts, strict=True)
+            for row, length, new, count in given:
+                if len(self._texts[row]) == length:
+                    self._texts[row] += new[:count]
 
         self._later.append(note)
         return scores
@@ -120,6 +118,11 @@ class PagedSession(TransformersSession):
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
         self._tree = tree
         return super().score(tree, start, taps)
+
+    def at_once(self, piece: Piece) -> tuple[list[Tensor], Any] | None:
+        """Its tokens are not noted: from here on a row's text is not known."""
+        self._tree = None
+        return super().at_once(piece)
 
     def keep(self, path: np.ndarray, counts: Sequence[int]) -> None:
         tree, roots = self._tree, list(self._memory.roots)
@@ -130,7 +133,8 @@ class PagedSession(TransformersSession):
         def note() -> None:
             tokens = tree.tokens.tolist()
             for row, (new, count) in enumerate(zip(tokens, counts, strict=True)):
-                if count >= 0:  # a root that was read is there already
+                # A root that was read is there already.
+                if count >= 0 and len(self._texts[row]) >= roots[row]:
                     kept = [new[node] for node in (0, *path[row, :count].tolist())]
                     self._texts[row][roots[row] :] = kept
 

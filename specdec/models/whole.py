@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import pad
 
-from specdec.models.masks import tree_of
+from specdec.models.masks import WIDEST, tree_of
 from specdec.tree import Structure, TokenTree
 
 Function = Callable[..., Any]
@@ -27,9 +27,9 @@ class Passes:
     `counts` (B,) of those that are read are real."""
 
     def __init__(
-        self, one_pass: Function, first: Tensor, counts: Tensor, views: list[list[Tensor]]
+        self, one_pass: Function, first: Tensor, counts: Tensor, memory: tuple[Any, ...]
     ) -> None:
-        self._one_pass, self._views = one_pass, views
+        self._one_pass, self._memory = one_pass, memory  # its last arguments
         self.first, self.counts = first, counts
 
     def read(self, **inputs: Tensor) -> Tensor:
@@ -51,6 +51,14 @@ class Passes:
         count = torch.full((1,), tree.num_nodes - start, device=roots.device)
         return self._run(tree.structure, start, roots, count, inputs)
 
+    def together(self, counts: Tensor, **inputs: Tensor) -> Tensor:
+        """What the model says at tokens (B, n, ...) that see the text and one another, earlier and
+        later ones alike; the first `counts` (B,) of each row are real."""
+        rows, nodes = next(iter(inputs.values())).shape[:2]
+        number = torch.arange(WIDEST, device=counts.device).expand(rows, -1)
+        seen = (number < counts[:, None])[:, None].expand(-1, nodes, -1)
+        return self._pass((number, seen), 0, self.first, counts, inputs)
+
     def _run(
         self,
         structure: Structure,
@@ -60,8 +68,18 @@ class Passes:
         inputs: dict[str, Tensor],
     ) -> Tensor:
         shape = tree_of(structure, start, structure.num_nodes - start)
+        return self._pass(shape, start, first, counts, inputs)
+
+    def _pass(
+        self,
+        shape: tuple[Tensor, Tensor],
+        start: int,
+        first: Tensor,
+        counts: Tensor,
+        inputs: dict[str, Tensor],
+    ) -> Tensor:
         where = torch.cat([first, torch.full((1,), start, device=first.device), counts])
-        out = self._one_pass(inputs, *shape, where, self._views)
+        out = self._one_pass(inputs, *shape, where, *self._memory)
         scores: Tensor = out if isinstance(out, Tensor) else out[0]
         return scores
 
@@ -76,6 +94,8 @@ class Piece(NamedTuple):
     steps: int  # passes
     make: Callable[[Passes, dict[str, Tensor]], tuple[list[Tensor], Any]]
     """Tensors, and what is known besides them whatever they are."""
+
+    root: bool = True  # whether the last new token of a row is the root of its tree
 
 
 class Whole(NamedTuple):

@@ -3,6 +3,7 @@
 from tests.production_mutants.mutant import Mutant
 
 FEATURES, HEAD = "specdec/heads/features.py", "specdec/heads/head.py"
+DECODER, BLOCK = "specdec/heads/decoder_drafter.py", "specdec/heads/block_drafter.py"
 LAYER, FILES, MARKS = (
     "specdec/heads/decoder_layer.py",
     "specdec/heads/files.py",
@@ -32,7 +33,7 @@ MUTANTS = (
     ),
     Mutant(
         "the root's pair is read with the prompt",
-        FEATURES,
+        DECODER,
         "max(state.on_host.lengths[row] - 2, 0)",
         "max(state.on_host.lengths[row] - 1, 0)",
         "the root's pair is in memory twice",
@@ -40,11 +41,27 @@ MUTANTS = (
     ),
     Mutant(
         "one new pair too few",
-        FEATURES,
+        DECODER,
         "accepted + 1 if live",
         "max(accepted, 1) if live",
         "features fall behind the text",
         IN_STEP,
+    ),
+    Mutant(
+        "a whole block's root is counted as read",
+        BLOCK,
+        "places, 1, make, root=False)",
+        "places, 1, make)",
+        "the next block lies one slot too early",
+        "tests/test_whole_drafts.py -k block_heads",
+    ),
+    Mutant(
+        "a whole block is read behind its padding",
+        BLOCK,
+        "kept = arranged(passes.counts[:, None], most, places)",
+        "kept = arranged(passes.counts[:, None] * 0 + most, most, places)",
+        "padding is taken for context where a round brought few states",
+        "tests/test_whole_drafts.py -k block_heads",
     ),
     Mutant(
         "nodes stand on the root's feature",

@@ -332,16 +332,16 @@ MUTANTS = (
     Mutant(
         "padding overwrites the root",  # fault 24: a slot that padding wrote is read later
         COMPILED,
-        "slots = torch.where(numbers < count, first + start + numbers, scratch)",
-        "slots = torch.where(numbers < count, first + start + numbers, first)",
+        "written = torch.where(numbers < count, first + start + numbers, scratch)",
+        "written = torch.where(numbers < count, first + start + numbers, first)",
         "a pass of fewer nodes than its bucket destroys what was there",
         f"{FIXED} -k 'nobody_reads or llama_gqa'",
     ),
     Mutant(
         "padding is written behind the tree",
         COMPILED,
-        "slots = torch.where(numbers < count, first + start + numbers, scratch)",
-        "slots = (first + start + numbers).clamp(max=scratch)",
+        "written = torch.where(numbers < count, first + start + numbers, scratch)",
+        "written = (first + start + numbers).clamp(max=scratch)",
         "slots past the text are no longer what they were",
         f"{FIXED} -k nobody_reads",
     ),

@@ -108,6 +108,22 @@ MUTANTS = (
         f"{PAGES} -k 'contiguous_memory_holds'",
     ),
     Mutant(
+        "compiled passes write past a row's end",
+        "specdec/models/fixed.py",
+        "own = written < ends[:, None]",
+        "own = written < ends[:, None] + 4",
+        "padding of a pass goes to pages that hold a text",
+        "tests/test_compiled.py -k 'padding_over_pages'",
+    ),
+    Mutant(
+        "nodes of a whole draft lose their pages",
+        PAGED,
+        "needed = self.pages_for(self.lengths[row] + nodes)",
+        "needed = self.pages_for(self.lengths[row])",
+        "what a round keeps of a draft is in a page that another row may take",
+        "tests/test_whole_drafts.py -k pages_draft",
+    ),
+    Mutant(
         "hidden states are thought to be kept",
         SESSION,
         "        if taps:\n            return 0",
