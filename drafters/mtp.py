@@ -93,7 +93,7 @@ class MtpHead(FeatureHead):
                 "mtp drafts for checkpoints of families such as DeepSeek-V3 and GLM-4-MoE that do, "
                 "or give heads=FOLDER"
             )
-        folder = Path(str(model.config.name_or_path))
+        folder = Path(model.config.name_or_path or "")
         return kept((cls, str(folder)), folder, lambda: cls._read(model, target.vocabulary))
 
     @classmethod
@@ -108,7 +108,8 @@ class MtpHead(FeatureHead):
                 "weights"
             ) from error
         # Without norms of its own, each layer is followed by one that all share, or by none.
-        layer, config = read.layers[0], read.config
+        config = read.config
+        layer: Any = read.layers[0]
         last = layer.post_norm if read.use_post_norm else getattr(read, "shared_post_norm", None)
         first = bool(getattr(config, "mtp_hidden_states_first", False))
         described = {**config.to_dict(), "num_hidden_layers": 1}
@@ -123,7 +124,6 @@ class MtpHead(FeatureHead):
             head.post_norm: nn.Identity() if last is None else last,
         }
         for ours, theirs in parts.items():
-            assert isinstance(theirs, nn.Module)
             ours.load_state_dict(theirs.state_dict(), assign=True)
         return head.to(model.device).eval()
 
