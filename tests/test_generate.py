@@ -176,7 +176,7 @@ def test_greedy_tokens_of_a_trained_model(drafter):
         for text in ("def read_csv(", "class Stack:\n    def push(self", "import os\n\n")
     ]
     draft = specdec.load("demo-draft", dtype="float32", device="cpu")
-    bundled = drafter["name"] not in ("hydra_heads", "dflash", "dspark")  # random heads, then
+    bundled = drafter["name"] not in ("hydra_heads", "dflash")  # random heads, then
     made = with_draft(drafter, draft, None if bundled else lm)
     out = specdec.generate(lm, rows, drafter=made, max_new_tokens=40, ignore_eos=True)
     for row, tokens in zip(rows, tokens_of(out), strict=True):
