@@ -183,7 +183,9 @@ def test_fields_and_files_that_are_not_there(tmp_path):
         read("folder", path)
     with pytest.raises(ValueError, match="holds no prompts"):
         read("jsonl", jsonl(tmp_path / "empty.jsonl"))
-    with pytest.raises(ValueError, match="one of jsonl, text, folder, datasets, deepspec, speed_bench, got 'json'"):
+    with pytest.raises(
+        ValueError, match="one of jsonl, text, folder, datasets, deepspec, speed_bench, got 'json'"
+    ):
         read("json", path)
     with pytest.raises(ValueError, match="limit must be >= 1"):
         read("jsonl", path, limit=0)
