@@ -126,8 +126,8 @@ MARGINAL = 64  # tokens that laws are averaged over, the most probable ones
 
 
 class DSpark(BlockDrafter):
-    """heads: a folder, or DSparkHead. Shapes: see `specdec.drafting.shape.Shape`; chains also take
-    stop={"confidence": 0.5}.
+    """heads: a folder, "demo-dspark", or DSparkHead. Shapes: see `specdec.drafting.shape.Shape`;
+    chains also take stop={"confidence": 0.5}.
 
     conditional: whether laws know the token before them. If not, those below the first level are
     averaged over it, so that every node of a depth has one law, as DFlash's have."""
@@ -141,7 +141,7 @@ class DSpark(BlockDrafter):
 
     def __init__(
         self,
-        heads: str | Path | DSparkHead,
+        heads: str | Path | DSparkHead = "demo-dspark",
         conditional: bool = True,
         **shape: Unpack[HeadShapeArguments],
     ) -> None:

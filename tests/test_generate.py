@@ -177,7 +177,7 @@ def test_greedy_tokens_of_a_trained_model(drafter):
     ]
     draft = specdec.load("demo-draft", dtype="float32", device="cpu")
     # those without bundled weights get random ones
-    bundled = drafter["name"] not in ("hydra_heads", "dflash", "dspark", "pard", "mtp")
+    bundled = drafter["name"] not in ("hydra_heads", "dflash", "pard", "mtp")
     made = with_draft(drafter, draft, None if bundled else lm)
     out = specdec.generate(lm, rows, drafter=made, max_new_tokens=40, ignore_eos=True)
     for row, tokens in zip(rows, tokens_of(out), strict=True):
