@@ -63,7 +63,9 @@ def _stored(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:
-        yield from _stored(getattr(tensor, name))
+        part = getattr(tensor, name)
+        if isinstance(part, torch.Tensor):  # one that several processes hold names them, too
+            yield from _stored(part)
 
 
 def _modules(holder: Any, depth: int = 3) -> Iterator[torch.nn.Module]:

@@ -16,6 +16,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -160,13 +161,10 @@ class TransformersLM:
     @property
     def head_weight(self) -> Tensor:
         """(V, d) of the LM head. Raises ValueError for one that is packed and does not give its
-        numbers back, and for one that several processes hold."""
-        if self.ranks > 1:
-            raise ValueError(
-                f"{self.ranks} processes hold the LM head of {self.name} between them, and it is "
-                "to be copied as a whole; load the target without tp_plan"
-            )
+        numbers back. All processes that hold it between them have to ask."""
         weight = getattr(self.model.get_output_embeddings(), "weight", None)
+        if isinstance(weight, DTensor):
+            weight = weight.full_tensor()
         found = quantized.numbers(weight)
         if found is None:
             raise ValueError(
