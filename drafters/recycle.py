@@ -87,8 +87,7 @@ class Recycle(Drafter):
         plan, rows, device = self._plan, state.rows, state.device
         tokens = torch.zeros(rows, len(plan.frame), dtype=torch.long, device=device)
         known = torch.zeros(rows, len(plan.frame), dtype=torch.bool, device=device)
-        tokens[:, 0], known[:, 0] = state.roots, state.live
-        self._fill(native(tokens), native(known))
+        self._fill(state, native(tokens), native(known))
         if state.shallowest < plan.depth:
             known &= plan.depths < state.room[:, None]
         # With all of its nodes a structure repeats; only the device knows that of its own.
@@ -96,8 +95,9 @@ class Recycle(Drafter):
         structure = Structure.shared(plan.frame, rows, device, None if full else known)
         return TokenTree(tokens, structure)
 
-    def _fill(self, tokens: Array, known: Array) -> None:
+    def _fill(self, state: State, tokens: Array, known: Array) -> None:
         """Level by level, tokens (B, N) and whether they are known."""
+        tokens[:, 0], known[:, 0] = native(state.roots), native(state.live)
         own, first = native(self._own), self._first
         for nodes, above, ranks in self._plan.levels:
             parents = tokens[:, above]
@@ -119,7 +119,7 @@ class Recycle(Drafter):
         on_path[:, 0] = True
         rows, steps = np.nonzero(path > 0)
         on_path[rows, path[rows, steps]] = True
-        scored = trees.used & torch.tensor(alive, device=device)[:, None]
+        scored = trees.used & torch.tensor(alive).to(device)[:, None]
         late = torch.from_numpy(on_path).to(device)
         self._write(self._first, trees.tokens, last.best, scored, late)
 

@@ -208,14 +208,22 @@ def prefixes(state: State, trees: TokenTree, rows: Tensor, nodes: Tensor) -> lis
 
 def top(values: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n k"]:
     """Indices of the largest values, largest first; ties go to the lowest index,
-    which topk does not promise.
-
-    Values are compared as float32, packed into integers that also carry the index. This works in
-    place, since a large tensor takes longer to allocate than to process.
+    which topk does not promise. Values are compared as float32.
     """
     if k == 1:
         return values.argmax(-1, keepdim=True)
+    index = torch.arange(values.shape[-1], device=values.device)
+    return keys(values, index).topk(k, sorted=True).indices
+
+
+def keys(values: Float[Tensor, "n m"], index: Int[Tensor, "..."]) -> Int[Tensor, "n m"]:
+    """Integers in the order of (value as float32, then the lower index), which carry the index.
+    This works in place, since a large tensor takes longer to allocate than to process."""
     bits = (values.float() + 0.0).view(torch.int32)  # + 0.0: minus zero and zero are one value
     ordered = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).long()
-    index = torch.arange(values.shape[-1], device=values.device)
-    return ordered.bitwise_left_shift_(24).sub_(index).topk(k, sorted=True).indices
+    return ordered.bitwise_left_shift_(24).sub_(index)
+
+
+def places(found: Int[Tensor, "n k"]) -> Int[Tensor, "n k"]:
+    """The index in each of `keys`."""
+    return (-found).bitwise_and_((1 << 24) - 1)

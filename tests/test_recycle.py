@@ -9,7 +9,7 @@ import torch
 import specdec
 from drafters.recycle import NONE, Recycle, empty_matrix, native, write
 from specdec.plugins import build
-from specdec.prefill import few_largest
+from specdec.prefill import best_tokens
 from tests.exact import KNOWN, TOY
 from tests.models import prompts, shared, similar
 
@@ -142,14 +142,17 @@ def test_a_tree_may_name_a_child_before_its_parent():
 @pytest.mark.parametrize("k", [1, 3, 16])
 @pytest.mark.parametrize("vocabulary", [5, 1024, 1100, 5001])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_few_largest_are_those_of_topk(k, vocabulary, dtype):
+def test_best_tokens_are_those_of_topk_and_ties_go_to_the_lowest(k, vocabulary, dtype):
     random = torch.Generator().manual_seed(vocabulary)
-    values, k = torch.randn(7, vocabulary, generator=random).to(dtype), min(k, vocabulary)
-    values[3, -1] = 9.0  # in what is left over of the columns
-    largest, index = few_largest(values, k)
-    assert torch.equal(largest, values.topk(k).values)
-    assert torch.equal(values.gather(1, index), largest)
-    assert all(len(set(row)) == k for row in index.tolist())
+    logits, k = torch.randn(2, 4, vocabulary, generator=random).to(dtype), min(k, vocabulary)
+    logits[1, 2, -1] = 9.0  # in what is left over of the columns
+    logits[0, 1, [0, vocabulary // 2, vocabulary - 1]] = 12.0
+    best = best_tokens(logits, k)
+    assert torch.equal(logits.gather(2, best), logits.topk(k).values)
+    assert all(len(set(row)) == k for row in best.flatten(0, 1).tolist())
+    assert best[0, 1, :3].tolist() == [0, vocabulary // 2, vocabulary - 1][:k]
+    order = logits.float().sort(dim=2, descending=True, stable=True).indices
+    assert torch.equal(best, order[..., :k])
 
 
 @pytest.mark.parametrize(
@@ -175,5 +178,5 @@ def test_who_asks_for_no_tokens_costs_nothing(monkeypatch):
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(prefill, "top", never)
+    monkeypatch.setattr(prefill, "largest", never)
     run("ngram")

@@ -37,7 +37,7 @@ class Offer(NamedTuple):
 
     parent: int
     worth: float  # of the parent
-    source: SuffixIndex | None  # None: a runner-up
+    found_in: SuffixIndex | None  # None: a runner-up
     rest: Iterator[Continuation]
 
 
