@@ -153,10 +153,10 @@ def _layers(config: Mapping[str, Any], key: str) -> list[int]:
     return [integer(key, layer) for layer in found]
 
 
-def _block(size: Any, from_anchor: bool) -> int:
+def _block(given: Any, from_anchor: bool) -> int:
     """Tokens that a block of `block_size` places guesses."""
     least = 1 if from_anchor else 2
-    size = integer("block_size", size)
+    size = integer("block_size", given)
     if size < least:
         guesses = "guesses too" if from_anchor else "guesses nothing"
         raise ValueError(

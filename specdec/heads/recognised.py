@@ -16,7 +16,8 @@ from torch import Tensor
 from specdec.heads import speculators
 from specdec.heads.files import folder_of, read_folder
 from specdec.heads.head import Head
-from specdec.plugins import find, names
+from specdec.plugins import find
+from specdec.registry import names
 
 
 class Recognised(NamedTuple):
