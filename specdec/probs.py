@@ -146,9 +146,9 @@ class DraftLaws:
         def paths() -> list[Tensor]:
             return prefixes(self.state, tree, *places())
 
-        if self.state.grammars is not None:
-            state = self.state
-            masked = state.grammars.mask(flat, state.text, tree, *places(), state.fail)
+        state, grammars = self.state, self.state.grammars
+        if grammars is not None:
+            masked = grammars.mask(flat, state.text, tree, *places(), state.fail)
             # A drafter with few words may know none of those that are allowed.
             flat = torch.where(masked.amax(-1, keepdim=True).isfinite(), masked, flat)
         failed = failing(self.state, lambda: places()[0])
