@@ -31,6 +31,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"depth": 4, "stop": {"acceptance": 0.6, "threshold": 0.02}},
     ],
     "eagle": [{"depth": 3, "nodes": 7}, {"depth": 3, "draw": "wor"}],
+    "cascade": [{"threshold": 1.0}],  # by threshold=auto it decides for all rows
 }
 DRAFTERS = [
     {"name": name, **shape}
