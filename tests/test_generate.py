@@ -32,6 +32,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"depth": 4, "branching": 3, "draw": "ranked", "nodes": 9},
         {"depth": 3, "draw": "adaptive", "nodes": 7},
     ],
+    "cascade": [{"threshold": 1.0}],  # by threshold=auto it decides for all rows
 }
 DRAFTERS = [
     {"name": name, **shape}

@@ -48,10 +48,12 @@ class Reads(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
 
+# priced decides level by level, on the host: on a device it reads once more per level; a portfolio
+# and a cascade by price read what their lookups have drafted, to score it
+BY_TIMES = ("priced", "portfolio", "auto", "cascade")
 SHAPES = [
-    # priced decides level by level, on the host: on a device it reads once more per level; a
-    # portfolio reads what its lookups have drafted, to score it
-    *({"name": name} for name in names("drafter") if name not in ("priced", "portfolio", "auto")),
+    *({"name": name} for name in names("drafter") if name not in BY_TIMES),
+    {"name": "cascade", "threshold": 1.0},
     {"name": "ngram", "tree": True},
     {"name": "small_model", "depth": 3, "branching": [3, 2, 1]},
     {"name": "small_model", "depth": 3, "branching": 2, "draw": "wr"},

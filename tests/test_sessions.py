@@ -31,7 +31,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"depth": 4, "stop": {"acceptance": 0.6, "threshold": 0.02}},
     ],
     "eagle": [{"depth": 3, "nodes": 7}, {"depth": 3, "draw": "wor"}],
-    "cascade": [{"threshold": 0.3}],  # threshold=auto decides for all rows
+    "cascade": [{"threshold": 1.0}],  # by threshold=auto it decides for all rows
 }
 DRAFTERS = [
     {"name": name, **shape}
@@ -453,7 +453,7 @@ def test_there_are_never_two_memories_where_one_suffices(drafter, books, target,
     own = out.report.cache_bytes
     with_memory = (
         *("small_model", "cascade", "eagle", "eagle3", "dflash", "dspark", "priced"),
-        *("quantized_self", "sparse_self", "pard", "mtp"),
+        *("quantized_self", "sparse_self"),
     )
     assert (own["drafter"] > 0) == (drafter["name"] in with_memory)
     assert books.most <= own["target"] + own["drafter"]
