@@ -1,17 +1,19 @@
 """Certificates of every pair, the statistics behind them, and case files."""
 
+import copy
 import itertools
 import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from experiments import certify as certify_command
-from experiments.certificates import exact, sampled, statistics
+from experiments.certificates import exact, greedy, sampled, statistics, tiny
 from experiments.certificates.certificate import Pair, Plan, certify
 from experiments.certificates.code import code_of
 from experiments.certificates.enumeration import outcomes
@@ -20,8 +22,10 @@ from experiments.certificates.law import CERTIFIED, LOSSY
 from experiments.certificates.suite import make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
+from specdec.models.language_model import TransformersLM
 from specdec.models.table import TableModel
 from specdec.plugins import build, names
+from tests.exact import exact as enumerated
 from tests.exact import title
 from tests.learners import Counts
 
@@ -70,6 +74,76 @@ def test_certificates_of_all_pairs(drafter, rule):
     found = certify(Pair(drafter, {"name": rule}), plan, no_bar)
     lossless = build("verifier", rule).lossless
     assert found["verdict"] == (CERTIFIED if lossless else LOSSY), found["reasons"]
+
+
+COMPILED = [
+    {"name": "small_model", "depth": 3},
+    {"name": "small_model", "depth": 2, "branching": [2, 1]},
+    {"name": "eagle", "depth": 2, "draw": "wor"},
+    {"name": "medusa"},
+]
+
+
+def compiled(model, name):
+    """An error where a pass cannot be compiled."""
+    return TransformersLM(model, name=name, compile="require")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", COMPILED, ids=title)
+def test_exact_certificates_of_compiled_pairs(drafter):
+    """Passes of fixed shape, every outcome of the draws: the law is that of plain compiled passes,
+    and of uncompiled ones."""
+    model, similar = (copy.deepcopy(each(3)).double() for each in (tiny.llama, tiny.similar))
+
+    def law(target, drafter):
+        toy = SimpleNamespace(
+            target=target,
+            prompt=(0, 1, 2, 1),
+            completions=lambda emitted, mass, _: [(emitted, mass)],
+        )
+        return enumerated(toy, lambda: drafter, "auto", tokens=3, rounds=None)
+
+    target = compiled(model, "tiny")
+    found = law(target, make(drafter, target, compiled(similar, "draft")))
+    assert target.compiled.shapes
+    assert found.distance(law(target, "none").law) < exact.LOSSLESS
+    # Its norms compute in float32, where kernels differ.
+    assert found.distance(law(TransformersLM(model), "none").law) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", COMPILED, ids=title)
+def test_sampled_certificates_of_compiled_pairs(drafter):
+    """Whole drafts and verdicts, rows of unlike lengths."""
+    pair = Pair(drafter, {"name": "auto"})
+    job = sampled.prepare(
+        sampled.SETTINGS[0],
+        lambda target, draft: make(pair.drafter, target, draft),
+        pair.rule(1.0),
+        STRENGTH,
+        lm=compiled,
+    )
+    result = next(result for result in job.run() if result is not None)
+    assert result.passes, result
+    assert job.target.compiled.shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", COMPILED, ids=title)
+def test_greedy_certificates_of_compiled_pairs(drafter):
+    """In bfloat16, where compiled passes decide near-ties in their own way: reported as ties."""
+    model, similar = (
+        copy.deepcopy(make_tiny(97, **how, hidden=32)).bfloat16()
+        for make_tiny, how in ((tiny.llama, {}), (tiny.similar, {"noise": 0.05}))
+    )
+    pair, target = Pair(drafter, {"name": "auto"}), compiled(model, "tiny")
+    chosen = make(pair.drafter, target, compiled(similar, "draft"))
+    random = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(97, (3 + row,), generator=random).tolist() for row in range(4)]
+    found = greedy.compare(target, prompts, chosen, pair.rule(0.0), 24)
+    assert found.passes, found
+    assert target.compiled.shapes
 
 
 PARTNER = {

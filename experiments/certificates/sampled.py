@@ -194,7 +194,7 @@ def prepare(
     verifier: Any,
     strength: float = 1.0,
     chance: Chance | None = None,
-    lm: type[TransformersLM] = TransformersLM,
+    lm: Callable[..., TransformersLM] = TransformersLM,
 ) -> Job:
     """The test at the smallest vocabulary that the drafter takes. `drafter(target, draft)` makes
     it.
