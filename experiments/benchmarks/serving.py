@@ -226,10 +226,11 @@ class Serving:
 
     def samples(self) -> list[Line]:
         """Pages at the peak against those that the prompt and the samples' own tokens need."""
-        wanted, new = self.wanted, 64
+        wanted, new = self.wanted, 160
         prompt = [token for row in self.ids for token in row][:PROMPT]
         most = 0
-        with self.engine("none", kv="paged", page=PAGE, seats=wanted.samples) as engine:
+        whole = {"prefill_chunk": PROMPT}  # one pass for the prompt
+        with self.engine("none", kv="paged", page=PAGE, seats=wanted.samples, **whole) as engine:
             memory = engine.memory
             assert isinstance(memory, Paged)
             passes = watched_reads(memory)
