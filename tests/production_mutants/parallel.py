@@ -47,7 +47,7 @@ MUTANTS = (
         "return known[rows, depths]",
         "return known[rows, 0 * depths]",
         "all tokens are drafted from the law of the first",
-        f"{OF_PARD} -k recorded_law",
+        LAWS,
     ),
     Mutant(
         "blocks see the token that they guess",
