@@ -8,7 +8,8 @@ function of earlier rounds and the committed text, made before anything is drawn
 
 A tree has one sibling law. If both draft chains, the tree has the law of the second: a looked-up
 token counts as a draw from the point mass on it, which the tree records as its q. Every other
-mixture declares DET, which is safe for all trees.
+mixture declares DET, which is safe for all trees; by `auto` only in rounds that mix rows of both.
+By a number it does so always: what becomes of a row may not depend on its neighbours.
 
 Letters: B rows, N nodes, V vocabulary.
 """
@@ -64,6 +65,10 @@ class Cascade(Drafter):
             "first": {"name": "suffix", "nodes": 2, "tree": False},
             "then": {"name": "small_model", "depth": 1},
         },
+        {
+            "first": {"name": "suffix", "nodes": 3},
+            "then": {"name": "small_model", "depth": 1, "branching": 2},
+        },
     )
 
     def __init__(
@@ -118,6 +123,9 @@ class Cascade(Drafter):
             )
         self.chain = self.first.chain and self.then.chain
         self.law = common_law(parts)
+        if self.threshold is None and self.law is not self.then.law:
+            self.other_laws = frozenset({SiblingLaw.DET}) | self.then.other_laws
+            self.law = self.then.law
         self.max_nodes = max(each.max_nodes for each in parts)
         self.runners_up = max(each.runners_up for each in parts)
         self.opened = (*self.first.opened, *self.then.opened)
@@ -153,6 +161,7 @@ class Cascade(Drafter):
             self._watch.start(state)
             host = state.on_host
             self._before = {row: host.lengths[row] for row, live in enumerate(host.live) if live}
+        self._live = list(state.on_host.live)
         looked_up = self.first.propose(state, chance)
         second = self._rows_of_second(looked_up, state)
         drafted = self.then.propose(self._for_second(state, second), chance)
@@ -218,6 +227,10 @@ class Cascade(Drafter):
 
     def _merged(self, first: TokenTree, then: TokenTree, second: list[bool]) -> TokenTree:
         """Each row's tree is that of one of them, with its own node numbers."""
+        if self.other_laws and not any(second):
+            return first
+        if self.other_laws and second == self._live:
+            return then
         if first.num_nodes == 1:
             return then.drawn_from(self.law, None if self.law is SiblingLaw.DET else then.q)
         device, nodes = first.tokens.device, max(first.num_nodes, then.num_nodes)

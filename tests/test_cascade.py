@@ -56,6 +56,28 @@ def test_the_law_of_a_mixture(tree, shape, temperature, law, chain):
     assert (drafter.law, drafter.chain) == (law, chain)
 
 
+def test_by_auto_a_round_of_one_drafter_keeps_its_law():
+    """Lookup trees beside sampled chains: the rule is exact for both, and for rounds that mix
+    rows."""
+    made = cascade("auto", tree=True)
+    out = run(made)
+    assert (out.report.verifier, out.report.lossless) == ("traversal", True)
+    assert run(cascade(0.4, tree=True)).report.verifier == "naive"
+    seen = set()
+
+    class Watched(Cascade):
+        def _merged(self, first, then, second):
+            merged = super()._merged(first, then, second)
+            if merged.num_nodes > 1:
+                mixed = any(second) and second != self._live
+                seen.add((any(second), mixed, merged.law))
+            return merged
+
+    run(Watched(made.first, made.then, "auto"), max_new_tokens=48)
+    assert (True, False, SiblingLaw.WOR) in seen
+    assert {law for by_then, mixed, law in seen if mixed or not by_then} <= {SiblingLaw.DET}
+
+
 @pytest.mark.parametrize("tree", [False, True])
 @pytest.mark.parametrize("shape", [{}, {"draw": "ranked", "nodes": 5, "depth": 2}])
 def test_each_row_has_the_tree_of_the_one_that_drafted_it(tree, shape):

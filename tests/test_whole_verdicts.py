@@ -107,7 +107,7 @@ def test_filters_are_inside(filters, pair):
         {"shape": {"depth": 2, "branching": 2}},
         {"shape": {"depth": 2, "stop": {"threshold": 0.99}}},
     ],
-    ids=str,
+    ids=["penalty", "coupled", "tree", "stop"],
 )
 def test_other_rounds_are_judged_as_they_are(options, pair):
     options = {"rule": "auto", **options}

@@ -52,6 +52,7 @@ class BlockDrafter(DecoderDrafter):
                 f"depth={self.shape.depth}, but the {self.Kind.kind} head guesses blocks of "
                 f"{found.block} tokens; ask for a depth of at most {found.block}"
             )
+        self.deepest = found.block
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "BlockDrafter":
