@@ -453,7 +453,7 @@ def test_there_are_never_two_memories_where_one_suffices(drafter, books, target,
     own = out.report.cache_bytes
     with_memory = (
         *("small_model", "cascade", "eagle", "eagle3", "dflash", "dspark", "priced"),
-        *("quantized_self", "sparse_self"),
+        *("quantized_self", "sparse_self", "pard", "mtp"),
     )
     assert (own["drafter"] > 0) == (drafter["name"] in with_memory)
     assert books.most <= own["target"] + own["drafter"]
