@@ -1,6 +1,7 @@
 """Lookup first, a model else: which rows go where, the law of the mixture, and what each drafter
 keeps when it sits out rounds."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -251,16 +252,22 @@ def test_by_a_table_dear_models_are_left_out_and_runs_repeat():
 
 
 def test_by_the_clock_a_run_begins_with_what_earlier_ones_have_learned():
-    drafter = cascade("auto")
+    drafter, model = cascade("auto"), target()
     assert drafter.learns
-    rounds = []
-    for _ in range(2):
-        account = run(drafter, seats=3).report.account["cascade"]
-        rounds.append(account["asked"] + account["looked_up"])
-    assert rounds[1] > rounds[0] > 0
+
+    def rounds_before(temperature=1.0):
+        begun = copy.copy(drafter)
+        begun.begin(model, 3, Sampling(temperature))
+        return begun._turns.model.rounds + begun._turns.lookup.rounds
+
+    assert rounds_before() == 0
+    out = run(drafter, seats=3)
+    assert rounds_before() == len(out.steps)
+    run(drafter, seats=3)
+    assert rounds_before() > len(out.steps)
+    assert rounds_before(temperature=0.6) == 0
     drafter.forget()
-    account = run(drafter, seats=3).report.account["cascade"]
-    assert account["asked"] + account["looked_up"] < rounds[1]
+    assert rounds_before() == 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
