@@ -192,4 +192,4 @@ def largest(values: Tensor, k: int) -> Tensor:
         return values.topk(k).values
     found = np.partition(values.numpy(), values.shape[1] - k, axis=1)[:, -k:]
     found.sort(axis=1)
-    return torch.from_numpy(np.ascontiguousarray(found[:, ::-1]))
+    return torch.from_numpy(found[:, ::-1].copy())

@@ -153,6 +153,7 @@ def test_best_tokens_are_those_of_topk_and_ties_go_to_the_lowest(k, vocabulary, 
     assert best[0, 1, :3].tolist() == [0, vocabulary // 2, vocabulary - 1][:k]
     order = logits.float().sort(dim=2, descending=True, stable=True).indices
     assert torch.equal(best, order[..., :k])
+    assert torch.equal(best_tokens(logits[:1, :1], k), order[:1, :1, :k])
 
 
 @pytest.mark.parametrize(
