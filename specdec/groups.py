@@ -29,7 +29,7 @@ from specdec.sampling import Sampling
 from specdec.state import HostVerdict, Last, State
 from specdec.trace.watch import Traced
 from specdec.tree import Structure, TokenTree
-from specdec.verifying.whole import WholeVerdicts
+from specdec.verdicts import WholeVerdicts
 
 
 class Group:

@@ -12,6 +12,7 @@ import torch
 
 import specdec
 from drafters.small_model import SmallModel
+from specdec import verdicts
 from specdec.interfaces import KV
 from specdec.models import capture, compiled, load
 from specdec.models.compiled import NODES, OFTEN
@@ -19,7 +20,6 @@ from specdec.models.language_model import TransformersLM
 from specdec.models.paged_session import PagedSession
 from specdec.models.session import TransformersSession
 from specdec.tree import Structure, TokenTree
-from specdec.verifying import whole as verdicts
 from tests import models
 from tests.golden import on_models, recorded
 from tests.models import ARCHITECTURES

@@ -128,6 +128,7 @@ SERVES = (
     "seats",
     "prefill",
     "groups",
+    "verdicts",
     "outcome",
     "output",
 )

@@ -11,13 +11,13 @@ import torch
 
 import specdec
 from drafters.small_model import SmallModel
+from specdec import verdicts
 from specdec.drafting import whole
 from specdec.heads.block_drafter import BlockDrafter
 from specdec.interfaces import KV
 from specdec.models import compiled
 from specdec.models.language_model import TransformersLM
 from specdec.tree import SiblingLaw
-from specdec.verifying import whole as verdicts
 from tests import models
 
 CASES = [({"depth": 3}, 0.9), ({"depth": 3, "branching": 2, "draw": "ranked", "nodes": 5}, 0.0)]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from experiments.load_study import record
 from experiments.report.contents import write
 from experiments.study import studies
 from experiments.terminal.options import start
@@ -38,6 +37,8 @@ def main(wanted: Report) -> None:
 
 
 def _of_load_study(wanted: Report) -> Path | None:
+    from experiments.load_study import record  # it needs torch, which --help does not
+
     folder = record.find(wanted.study, wanted.root)
     into = Path(wanted.folder) if wanted.folder else None
     return None if folder is None else record.draw(folder, into)

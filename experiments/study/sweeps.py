@@ -72,15 +72,7 @@ class Planned(Callback):
             sys.exit(explained(error) or said(error))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Makes one result of shards. Exits with the names of the jobs that failed, wherever they
-        ran."""
-        from experiments.measuring.shards import merge
-
-        try:
-            for folder in merge(Path(config.hydra.sweep.dir)):
-                print(f"one result of all shards: {folder}", file=sys.stderr)
-        except REFUSED as error:
-            sys.exit(said(error))
+        """Exits with the names of the jobs that failed, wherever they ran."""
         failed = sorted(
             path.parent.name for path in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}")
         )

@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant(
         "drafts are not masked",
         PROBS,
-        "        if self.state.grammars is not None:\n            masked",
+        "        if grammars is not None:\n            masked",
         "        if False:\n            masked",
         "drafted tokens are forbidden ones, and acceptance falls",
         f"{TESTS} -k 'drafts_are_allowed'",

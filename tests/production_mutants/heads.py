@@ -162,7 +162,7 @@ MUTANTS = (
     Mutant(
         "every root guesses",
         BLOCK_FILES,
-        "return size - (not from_anchor)",
+        "return size - int(not from_anchor)",
         "return size",
         "guesses of a published DFlash head are one place off",
         f"{HEAD_FILES} -k 'releases_names or drafts_the_same'",

@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant(
         "nobody is told who leaves",
         SEATS,
-        "group.drafter.leave(gone)",
+        "group.drafter.leave(rows)",
         "group.drafter.leave([])",
         "drafters keep what belonged to a request",
         f"{SESSIONS} -k comes_and_goes",

@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant(
         "blocks one position early",
         ANCHORS,
-        "blocks = first[:, :, None] +",
-        "blocks = first[:, :, None] - 1 +",
+        "[:, :, None] + 1",
+        "[:, :, None]",
         "masks are trained at other positions than they are read at",
         TRAINING,
     ),

@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant(
         "jobs that have a result run again",
         RUN,
-        "if config.resume and (folder / RESULT).exists():",
+        "if again and (folder / RESULT).exists():",
         "if False:",
         "resuming repeats what is done",
         f"{NUMBERS} sweep_resumes",
@@ -216,7 +216,7 @@ MUTANTS = (
     Mutant(
         "jobs in the order of words",
         "experiments/study/studies.py",
-        "int(folder.name) if folder.name.isdigit() else 0, folder.name",
+        "int(first) if first.isdigit() else 0, folder.name",
         "0, folder.name",
         "job 10 comes before job 2",
         f"{OWN} -k jobs",

@@ -15,11 +15,11 @@ def one_round(rule: str, drafts: str = "small_model") -> str:
 MUTANTS = (
     Mutant(
         "a compiled verdict forgets its rule's settings",
-        "specdec/verifying/whole.py",
+        "specdec/verdicts.py",
         "type(rule), tuple(sorted(vars(rule).items())), repr(sampling)",
         "type(rule), repr(sampling)",
         "a rule judges as the first one of its class did",
-        "tests/test_whole_verdicts.py -k settings_of_a_rule",
+        "tests/test_verdicts.py -k settings_of_a_rule",
     ),
     Mutant(
         "compiled verdicts of all rows draw alike",
@@ -27,7 +27,7 @@ MUTANTS = (
         "return _unit(_mix(chance.rows[:, None] + keys))",
         "return _unit(_mix(0 * chance.rows[:, None] + keys))",
         "rows accept and reject together",
-        "tests/test_whole_verdicts.py -k 'numbers_by_node or block'",
+        "tests/test_verdicts.py -k 'numbers_by_node or block'",
     ),
     # ---------------------------------------------------------------------------------- walks
     Mutant(

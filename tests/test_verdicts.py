@@ -11,11 +11,11 @@ import torch
 import specdec
 from drafters.small_model import SmallModel
 from specdec import Keyed
+from specdec import verdicts as whole
 from specdec.chance import Sites, numbers_by_node
 from specdec.models import compiled
 from specdec.models.language_model import TransformersLM
 from specdec.state import State
-from specdec.verifying import whole
 from tests import models
 
 PROMPTS = models.prompts(9, 5, 14)
