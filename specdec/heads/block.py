@@ -140,12 +140,16 @@ class BlockHead(DecoderHead):
 
     @torch.no_grad()
     def prepared(self, target: LendsHead, anchors: int) -> Self:
-        """For training. The last norm begins with the target's scale, since the target's LM head
-        reads it out: an optimiser would take long to get there from one."""
+        """For training. The last norm begins with the scale of the target's, if that can be found,
+        since the target's LM head reads it out: an optimiser would take long to get there from
+        one."""
         self.anchors = integer("anchors", anchors, 1)
         sign = 1.0 - 2.0 * (torch.arange(self.hidden_size) % 2)
         both = torch.stack([sign, -sign])[None]  # RMS 1, and mean 0
-        theirs = target.final_norm(both.to(target.device, target.dtype)).float().cpu()
+        try:
+            theirs = target.final_norm(both.to(target.device, target.dtype)).float().cpu()
+        except ValueError:  # families that name it otherwise
+            return self
         scale, own = ((out[0, 0] - out[0, 1]) / 2 * sign for out in (theirs, self.norm(both)))
         self.norm.get_parameter("weight").add_(scale - own)
         return self
