@@ -472,7 +472,7 @@ def test_compiled_tokens_over_pages_are_the_same_in_float64(pair):
     prompts = models.prompts(9, 14, 5)
     found = specdec.generate(paged, prompts, **options)
     made = {one.model for one in found.report.compiled}
-    assert {target.name, "verdict"} == made  # both models have one name
+    assert made - {"verdict"} == {target.name}  # both models have one name; verdicts may be there
     before = counters()
     others = models.prompts(12, 7, 6)
     again = specdec.generate(paged, others, **options)
