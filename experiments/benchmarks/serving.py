@@ -226,7 +226,7 @@ class Serving:
 
     def samples(self) -> list[Line]:
         """Pages at the peak against those that the prompt and the samples' own tokens need."""
-        wanted, new = self.wanted, 160
+        wanted, new = self.wanted, 112  # the context is full then
         prompt = [token for row in self.ids for token in row][:PROMPT]
         most = 0
         whole = {"prefill_chunk": PROMPT}  # one pass for the prompt
