@@ -10,10 +10,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
 from transformers import PreTrainedModel
 
+import specdec
 from drafters.dflash import DFlashHead
 from drafters.dspark import DSparkHead
 from drafters.eagle import EagleHead
@@ -294,3 +296,25 @@ CHAINS: dict[str, dict[str, Any]] = {  # of the best tokens
 def head(kind: str, target: TransformersLM, spread: float = 0.2) -> Head:
     """A fresh head with random weights, the same at every call."""
     return random_head(lambda: HEADS[kind](target), target.dtype, spread)
+
+
+def continued(target: TransformersLM, openings: list[list[int]], tokens: int) -> np.ndarray:
+    """(openings, ...) with their greedy continuations by the target, `tokens` long."""
+    out = specdec.generate(target, openings, drafter="none", max_new_tokens=tokens)
+    return np.array(
+        [[*opening, *row.tolist()] for opening, row in zip(openings, out.tokens, strict=True)]
+    )
+
+
+def published_block(head: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """config.json and weights of a block head in the layout of DFlash's release."""
+    config = {
+        **head.settings["layers"],
+        "vocab_size": head.vocabulary,
+        "block_size": head.places,
+        "dflash_config": {
+            "target_layer_ids": [tap - 1 for tap in head.taps],
+            "mask_token_id": head.mask_token,
+        },
+    }
+    return config, {name: weight.contiguous() for name, weight in head.weights().items()}

@@ -13,7 +13,7 @@ from drafters.dspark import DSpark
 from specdec.heads.block import spread_taps
 from specdec.models.language_model import TransformersLM
 from specdec.sampling import Sampling
-from tests.models import build, head, lm, prompts
+from tests.models import build, head, lm, prompts, published_block
 
 KINDS = {"dflash": DFlash, "dspark": DSpark}
 
@@ -37,17 +37,7 @@ def test_a_saved_head_drafts_the_same(kind, tmp_path):
 
 def published(kind: str, target: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """A head in the releases' layout."""
-    made: Any = head(kind, target)
-    config = {
-        **made.settings["layers"],
-        "vocab_size": target.vocabulary,
-        "block_size": made.places,
-        "dflash_config": {
-            "target_layer_ids": [tap - 1 for tap in made.taps],
-            "mask_token_id": made.mask_token,
-        },
-    }
-    return config, {name: weight.contiguous() for name, weight in made.weights().items()}
+    return published_block(head(kind, target))
 
 
 def written(folder: Any, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:

@@ -21,6 +21,7 @@ from experiments.report import knobs, tables
 from experiments.study import studies
 from experiments.training import recipes
 from specdec.heads.head import Head, random_head
+from tests.models import published_block
 from tests.test_train_heads import TINY, target, texts  # noqa: F401 (fixtures)
 
 SMALL = {"limit": 2, "deep_limit": 0, "max_new_tokens": 6, "dtype": "float32"}
@@ -137,23 +138,14 @@ def prompts_of(folder: Path) -> list[str]:
 
 def published(head: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """config.json and weights as DeepSpec publishes heads."""
-    if head.kind == "eagle3":
-        config = {
-            **head.settings["layer"],
-            "vocab_size": head.vocabulary,
-            "draft_vocab_size": head.settings["draft_vocabulary"],
-            "eagle_aux_hidden_state_layer_ids": list(head.taps),
-        }
-    else:
-        config = {
-            **head.settings["layers"],
-            "vocab_size": head.vocabulary,
-            "block_size": head.places,
-            "dflash_config": {
-                "target_layer_ids": [tap - 1 for tap in head.taps],
-                "mask_token_id": head.mask_token,
-            },
-        }
+    if head.kind != "eagle3":
+        return published_block(head)
+    config = {
+        **head.settings["layer"],
+        "vocab_size": head.vocabulary,
+        "draft_vocab_size": head.settings["draft_vocabulary"],
+        "eagle_aux_hidden_state_layer_ids": list(head.taps),
+    }
     return config, {name: weight.contiguous() for name, weight in head.weights().items()}
 
 

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from specdec.models.language_model import TransformersLM
 from specdec.models.support import layer_kinds
 from specdec.state import State
 from specdec.tree import TokenTree
-from tests.models import lm, prompts
+from tests.models import continued, lm, prompts
 from tests.seldom import Seldom
 
 DEPTHS = 4
@@ -191,10 +190,7 @@ def test_bad_settings_are_named(tmp_path):
 def test_ten_sequences_are_learnt_by_heart(tmp_path):
     """The greedy continuations of ten prompts by a random target, four tokens a pass."""
     target, openings = lm("llama_gqa"), prompts(*[4] * 10)
-    written = specdec.generate(target, openings, drafter="none", max_new_tokens=28).tokens
-    texts = np.array(
-        [[*opening, *row.tolist()] for opening, row in zip(openings, written, strict=True)]
-    )
+    texts = continued(target, openings, 28)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = Eagle3Head.for_target(target, depths=DEPTHS)

@@ -33,7 +33,7 @@ from specdec.heads.marks import mark_of
 from specdec.models.language_model import TransformersLM
 from specdec.plugins import CONF, build
 from tests import models
-from tests.models import CHAINS, HEADS, lm, prompts
+from tests.models import CHAINS, HEADS, continued, lm, prompts
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(
@@ -512,10 +512,7 @@ def test_ten_sequences_are_learnt_by_heart(kind, tmp_path):
     """The greedy continuations of ten prompts by a random target: what was trained on is what
     decoding meets, so nearly every draft of its own greedy chain is accepted."""
     target, openings = lm("llama_gqa"), prompts(*[4] * 10)
-    written = specdec.generate(target, openings, drafter="none", max_new_tokens=28).tokens
-    texts = np.array(
-        [[*opening, *row.tolist()] for opening, row in zip(openings, written, strict=True)]
-    )
+    texts = continued(target, openings, 28)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = (
