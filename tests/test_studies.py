@@ -591,6 +591,18 @@ def test_lines_of_what_goes_on_from_an_earlier_run(capsys):
     assert capsys.readouterr().err == "training loss 2.500: 7 of 10, 70%, 2 min left\n"
 
 
+def test_lines_count_what_a_training_ends_by(capsys):
+    """A budget of seconds goes on by several at a time, or by none."""
+    now = [0.0]
+    lines = Lines("head", 600, lambda: now[0])
+    lines.advance("loss 3.000, step 1, seconds", by=0)
+    now[0] += 2 * SILENCE
+    lines.advance("loss 2.500, step 2, seconds", by=60)
+    assert (
+        capsys.readouterr().err == "head loss 2.500, step 2, seconds: 60 of 600, 10%, 9 min left\n"
+    )
+
+
 def test_results_are_plain_json(command):
     """asdict of a result is what its file holds."""
     root = command("drafter=ngram", "baselines=[]", "debug=tiny", "hydra.run.dir=here")

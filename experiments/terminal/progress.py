@@ -10,9 +10,9 @@ SILENCE = 30.0  # seconds between two lines
 
 
 class Advance(Protocol):
-    """One more is done. note: what is to be seen beside the title, such as a loss."""
+    """`by` more are done. note: what is to be seen beside the title, such as a loss."""
 
-    def __call__(self, note: str = "") -> None: ...
+    def __call__(self, note: str = "", by: int = 1) -> None: ...
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def bar(title: str, total: int, shown: bool = True, done: int = 0) -> Iterator[A
     """`with bar("prompts", 8) as advance:`; call `advance` after each. done: how many an earlier
     run did. What is printed meanwhile stands above the bar."""
     if not shown:
-        yield lambda note="": None
+        yield lambda note="", by=1: None
     elif not sys.stderr.isatty():
         yield Lines(title, total, done=done).advance
     else:
@@ -43,8 +43,8 @@ def bar(title: str, total: int, shown: bool = True, done: int = 0) -> Iterator[A
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(title, total=total, completed=done)
-            yield lambda note="": progress.update(
-                task, advance=1, description=f"{title} {note}".strip()
+            yield lambda note="", by=1: progress.update(
+                task, advance=by, description=f"{title} {note}".strip()
             )
 
 
@@ -59,12 +59,12 @@ class Lines:
         self.began = self.said = clock()
         self.done = self.before = done
 
-    def advance(self, note: str = "") -> None:
-        self.done += 1
+    def advance(self, note: str = "", by: int = 1) -> None:
+        self.done += by
         now = self.clock()
         if now - self.said >= SILENCE:
             self.said = now
-            each = (now - self.began) / (self.done - self.before)
+            each = (now - self.began) / max(1, self.done - self.before)
             left = _duration(each * max(0, self.total - self.done))
             share = f"{self.done / max(1, self.total):.0%}"
             title = f"{self.title} {note}".strip()

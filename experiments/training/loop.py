@@ -138,7 +138,9 @@ def fit(
         _say_where(folder, done.step, steps, over())
     earlier, begun = done.seconds, time.perf_counter()
     saved = begun
-    with bar(title, steps, not quiet, done.step) as advance:
+    # The bar counts what ends the training: steps, or the seconds of a budget.
+    total, before = (round(60 * budget), int(done.training)) if budget else (steps, done.step)
+    with bar(title, total, not quiet, before) as advance:
         while not over():
             model.train()
             started = time.perf_counter()
@@ -154,8 +156,13 @@ def fit(
             value = loss.item()
             done.step += 1
             done.loss = value if done.loss is None else 0.98 * done.loss + 0.02 * value
+            shown = int(done.training)
             done.training += time.perf_counter() - started
-            advance(f"loss {done.loss:.3f}")
+            if budget is None:
+                advance(f"loss {done.loss:.3f}")
+            else:
+                seconds = int(done.training) - shown
+                advance(f"loss {done.loss:.3f}, step {done.step}, seconds", by=seconds)
             if quiet:
                 continue
             due = done.step % every == 0 or over()
