@@ -140,10 +140,7 @@ def of_two(nothing_set, monkeypatch):
 
 
 def test_a_target_is_measured_once_and_the_result_recorded(of_two):
-    target, other = (
-        TransformersLM(models.shared("llama_gqa")),
-        TransformersLM(models.shared("llama_gqa")),
-    )
+    target, other = (TransformersLM(models.shared("llama_gqa")) for _ in range(2))
     threads.choose(1)
     for _ in range(2):  # the jobs of a sweep share their target
         set_threads(None, target)
