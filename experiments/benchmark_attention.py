@@ -38,8 +38,10 @@ def measured(wanted: Attention) -> list[dict[str, Any]]:
     import specdec
     from experiments.measuring.forward_times import forward_times
     from experiments.measuring.split_attention import Inputs, Sizes, in_two_parts, times, whole
+    from experiments.system.libraries import set_threads
 
     target = specdec.load(wanted.target, dtype=wanted.dtype, device="cpu", context=wanted.context)
+    set_threads(wanted.threads, target)
     rows = []
     for context in wanted.contexts:
         passes = forward_times(target, context, wanted.nodes, repeats=wanted.repeats)
@@ -69,7 +71,7 @@ def main(wanted: Attention) -> None:
     from experiments.system.surroundings import surroundings
 
     quiet_transformers()
-    set_threads(wanted.threads, wanted.target)
+    set_threads(wanted.threads)
     table = pd.DataFrame(measured(wanted))
     where = surroundings()
     head = f"{wanted.target}, one row, {where.machine.processor}, {where.threads} threads"

@@ -1,6 +1,7 @@
 """How fast decoding is beside other busy processes, with the settings of the programs and with
 those that torch starts with. Each setting has a process of its own; they decode the same prompts in
-turn, first on the machine as it is, then beside processes that do nothing but compute.
+turn: on the machine as it is, and beside processes that do nothing but compute, begun before them
+or after them.
 
     python -m experiments.benchmark_busy
     python -m experiments.benchmark_busy limit=1 max_new_tokens=16 rivals=2        a trial
@@ -21,7 +22,7 @@ from typing import Any
 
 from experiments.benchmarks.options import line
 from experiments.terminal.options import start
-from specdec.threads import COUNTS, SPIN, SPINNING
+from specdec.threads import COUNTS, OPEN, SPINNING, settle
 
 OURS, DEFAULT = "ours", "torch's default"
 WAYS = {"none": {"name": "none"}, "chain of 5": {"name": "small_model", "depth": 5}}
@@ -47,19 +48,22 @@ class Busy:
 
 def decode() -> None:
     """A process with one setting: a prompt and a way come in, seconds and tokens go out."""
+    wanted = json.loads(sys.argv[1])
+    if wanted["ours"]:
+        settle()
     import torch
 
     import specdec
     from experiments.system.libraries import quiet_transformers, set_threads
     from specdec import plugins
+    from specdec.threads import measured
 
-    wanted = json.loads(sys.argv[1])
     quiet_transformers()
-    if wanted["ours"]:
-        set_threads(None, wanted["target"])
     target = specdec.load(wanted["target"], dtype=wanted["dtype"], compile=wanted["compile"])
+    if wanted["ours"]:
+        set_threads(None, target)
     model = specdec.load(wanted["draft"], dtype=wanted["dtype"])
-    print(json.dumps({"threads": torch.get_num_threads()}), flush=True)
+    print(json.dumps({"threads": torch.get_num_threads(), "seconds": measured()}), flush=True)
     made: dict[str, Any] = {}
     for asked in map(json.loads, sys.stdin):
         name = asked["drafter"]["name"]
@@ -85,10 +89,8 @@ class Decoder:
     """Such a process."""
 
     def __init__(self, wanted: Busy, ours: bool) -> None:
-        tuned = (*SPINNING, *COUNTS)
+        tuned = (*SPINNING, *COUNTS, OPEN)
         environment = {name: value for name, value in os.environ.items() if name not in tuned}
-        if ours:
-            environment["GOMP_SPINCOUNT"] = SPIN
         code = "from experiments.benchmark_busy import decode; decode()"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps({**vars(wanted), "ours": ours})],
@@ -98,7 +100,8 @@ class Decoder:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.threads = self._answer()["threads"]
+        begun = self._answer()
+        self.threads, self.seconds = begun["threads"], begun["seconds"]
 
     def __call__(self, prompt: str, number: int, drafter: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin
@@ -118,6 +121,20 @@ class Decoder:
 
 
 @contextmanager
+def decoders(wanted: Busy) -> Iterator[dict[str, Decoder]]:
+    """One of each setting, warm."""
+    with ExitStack() as stack:
+        made = {}
+        for setting in (DEFAULT, OURS):
+            made[setting] = Decoder(wanted, setting == OURS)
+            stack.callback(made[setting].close)
+        for decoder in made.values():  # this compiles too
+            for drafter in WAYS.values():
+                decoder("def read_csv(path):", 0, drafter)
+        yield made
+
+
+@contextmanager
 def rivals(count: int) -> Iterator[None]:
     """Beside so many processes that compute."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
@@ -129,7 +146,7 @@ def rivals(count: int) -> Iterator[None]:
             process.wait()
 
 
-def measure(wanted: Busy, decoders: dict[str, Decoder], machine: str) -> list[dict[str, Any]]:
+def measure(wanted: Busy, made: dict[str, Decoder], machine: str) -> list[dict[str, Any]]:
     """Every prompt, in every way, by every process in turn. Settings take the lead by turns."""
     from experiments import prompts
     from experiments.terminal.progress import bar
@@ -139,13 +156,14 @@ def measure(wanted: Busy, decoders: dict[str, Decoder], machine: str) -> list[di
         for each in prompts.read("jsonl", wanted.prompts, category="category", limit=wanted.limit)
     ]
     found = []
-    with bar(machine, len(texts) * len(WAYS) * len(decoders)) as advance:
+    with bar(machine, len(texts) * len(WAYS) * len(made)) as advance:
         for number, prompt in enumerate(texts):
-            names = list(decoders) if number % 2 else list(reversed(decoders))
+            names = list(made) if number % 2 else list(reversed(made))
             for way, drafter in WAYS.items():
                 for setting in names:
-                    out = decoders[setting](prompt, number, drafter)
+                    out = made[setting](prompt, number, drafter)
                     row = {"machine": machine, "way": way, "setting": setting, "prompt": number}
+                    row |= {"threads": made[setting].threads, "measured": made[setting].seconds}
                     found.append({**row, **out, "rate": out["tokens"] / out["seconds"]})
                     advance()
     return found
@@ -159,33 +177,32 @@ def main(wanted: Busy) -> None:
     from experiments.system.surroundings import surroundings
     from experiments.terminal.tables import markdown
 
-    with ExitStack() as stack:
-        decoders = {}
-        for setting in (DEFAULT, OURS):
-            decoders[setting] = Decoder(wanted, setting == OURS)
-            stack.callback(decoders[setting].close)
-        for decoder in decoders.values():  # a warm-up, which compiles
-            for drafter in WAYS.values():
-                decoder("def read_csv(path):", 0, drafter)
-        rows = measure(wanted, decoders, "quiet")
+    beside = f"beside {wanted.rivals} busy processes"
+    with decoders(wanted) as made:
+        rows = measure(wanted, made, "quiet")
         if wanted.rivals:
             with rivals(wanted.rivals):
-                rows += measure(wanted, decoders, f"beside {wanted.rivals} busy processes")
-        threads = {setting: decoder.threads for setting, decoder in decoders.items()}
+                rows += measure(wanted, made, f"{beside}, begun before them")
+    if wanted.rivals:
+        with rivals(wanted.rivals), decoders(wanted) as made:
+            rows += measure(wanted, made, beside)
     lines = []
     for (machine, way), part in pd.DataFrame(rows).groupby(["machine", "way"], sort=False):
         rates = part.pivot_table(index="prompt", columns="setting", values="rate")
         ratio = median_interval(list(rates[OURS] / rates[DEFAULT]))
-        medians = ", ".join(f"{name} {rates[name].median():.0f}" for name in (OURS, DEFAULT))
-        lines.append(line(f"{machine}: {way}", f"{ratio}", f"tokens/s: {medians}"))
+        threads = dict(zip(part["setting"], part["threads"], strict=True))
+        how = "; ".join(
+            f"{name}: {rates[name].median():.0f} tokens/s, threads {threads[name]}"
+            for name in (OURS, DEFAULT)
+        )
+        lines.append(line(f"{machine}: {way}", f"{ratio}", how))
     where, asked = surroundings(), " ".join(["python -m experiments.benchmark_busy", *sys.argv[1:]])
     text = "\n".join(
         [
             markdown(pd.DataFrame(lines)),
             f"Ours against torch's default, medians over {wanted.limit} prompts, T = "
-            f"{wanted.temperature:g}, {wanted.dtype}, {wanted.max_new_tokens} new tokens. Threads: "
-            f"ours {threads[OURS]}, default {threads[DEFAULT]}; {where.machine.cores} cores, "
-            f"{where.machine.processor}. `{asked}`",
+            f"{wanted.temperature:g}, {wanted.dtype}, {wanted.max_new_tokens} new tokens; "
+            f"{where.machine.cores} cores, {where.machine.processor}. `{asked}`",
         ]
     )
     print(text)

@@ -70,6 +70,7 @@ class Rows:
         set_threads(wanted.threads)
         self.wanted = wanted
         plain = specdec.load(wanted.target, dtype=wanted.dtype)
+        set_threads(wanted.threads, plain)
         self.targets = {name: plain.with_kv(kv) for name, kv in kinds(wanted.page).items()}
         self.draft = specdec.load(wanted.draft, dtype=wanted.dtype)
         read = prompts.read("jsonl", wanted.prompts, category="category", limit=None)

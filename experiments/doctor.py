@@ -53,7 +53,7 @@ def main(wanted: Doctor) -> None:
     from specdec.errors import integer
 
     quiet_transformers()
-    set_threads(wanted.threads, wanted.target)
+    set_threads(wanted.threads)
     integer("max_new_tokens", wanted.max_new_tokens, 1)
     patient = Patient(
         Target(
@@ -72,6 +72,7 @@ def main(wanted: Doctor) -> None:
         wanted.seed,
         wanted.allow_lossy,
     )
+    set_threads(wanted.threads, patient.target)
     patient.check()
     about = {
         "target": wanted.target,

@@ -57,7 +57,7 @@ def main(wanted: InspectHead) -> None:
     from specdec.heads.recognised import recognise
 
     quiet_transformers()
-    set_threads(wanted.threads, wanted.target or "demo")
+    set_threads(wanted.threads)
     integer("max_new_tokens", wanted.max_new_tokens, 1)
     found = recognise(wanted.names[0])
     patient = HeadPatient(
@@ -80,6 +80,7 @@ def main(wanted: InspectHead) -> None:
         Check("needs", head_files.needs, decodes=False),
     ]
     if wanted.target is not None:
+        set_threads(wanted.threads, patient.target)
         patient.check()
         checks += [
             Check("target", fit.vocabulary, decodes=False),

@@ -162,8 +162,9 @@ def main(wanted: LoadStudy) -> None:
     from experiments.terminal.progress import bar
 
     quiet_transformers()
-    set_threads(wanted.threads, wanted.target)
+    set_threads(wanted.threads)
     planned = study(wanted)
+    set_threads(wanted.threads, planned.target)
     folder = Path(wanted.output) if wanted.output else record.new_folder(wanted.study)
     choices = {"experiment": wanted.experiment, "drafter": wanted.drafter}
     overrides = [each for each in sys.argv[1:] if "=" in each]

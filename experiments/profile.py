@@ -180,7 +180,8 @@ def main(wanted: Profile) -> None:
     from experiments.terminal.tables import markdown
 
     quiet_transformers()
-    set_threads(wanted.threads, wanted.target)
+    set_threads(wanted.threads)
+    set_threads(wanted.threads, load(wanted.target, dtype=wanted.dtype))
     if wanted.drafter is not None or wanted.output.endswith(".json"):
         write_cost_table(wanted)
         return

@@ -35,7 +35,7 @@ class Record:
     max_new_tokens: int = 128
     batch_size: int = 8  # prompts that decode side by side; a batch is written when it is done
     ignore_eos: bool = False  # decode on after an end-of-sequence token
-    threads: int | None = None  # of torch; null leaves its default
+    threads: int | None = None  # of torch; null: as many as are fastest
     progress: bool = True
     target: Target = MISSING
     drafter: dict[str, Any] = MISSING
@@ -95,9 +95,10 @@ def record(wanted: Record, folder: Path) -> str:
     if wanted.sampling.repetition_penalty != 1:
         raise ValueError("a record holds laws without repetition_penalty; set it to 1")
     quiet_transformers()
-    set_threads(wanted.threads, wanted.target.name)
+    set_threads(wanted.threads)
     found = prompts.read(**wanted.prompts.source)
     target = load(**asdict(wanted.target))
+    set_threads(wanted.threads, target)
     drafter = Wide(lineup.make_drafter(wanted.drafter, wanted.target), wanted.every)
     play = Play(
         found,

@@ -106,11 +106,12 @@ def execute(
             f"sweep shard=range({settings.shards}) too"
         )
     quiet_transformers()
-    set_threads(settings.threads, settings.target.name)
+    set_threads(settings.threads)
     asked, found = settings.prompts, prompts.read(**settings.prompts.source)
     ways = lineup.make(settings)
     method = ways["method"]
     assert isinstance(method, Ours)
+    set_threads(settings.threads, method.target)
     play = Play(
         found,
         method.target,

@@ -132,6 +132,7 @@ def main(wanted: Tune) -> None:
     quiet_transformers()
     set_threads(wanted.threads)
     target = load(wanted.target, dtype=wanted.dtype)
+    set_threads(wanted.threads, target)
     read = prompts.read("jsonl", wanted.prompts, category="category", limit=wanted.limit)
     if len(read) < KEPT_APART:
         raise ValueError(

@@ -15,7 +15,7 @@ import yaml
 
 from specdec.quiet import quiet_imports
 from specdec.registry import described, names
-from specdec.threads import settle, threads_for
+from specdec.threads import fit, settle
 
 if TYPE_CHECKING:
     from specdec.grammar import Grammar
@@ -150,7 +150,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    import torch
     from rich.console import Console
     from rich.text import Text
 
@@ -165,10 +164,8 @@ def show(options: argparse.Namespace) -> int:
     console = Printer(highlight=False, soft_wrap=True)
     drafter = drafter_choice(options.drafter)
     place = {"device": options.device, "dtype": options.dtype}
-    threads = threads_for(options.target)
-    if threads is not None:
-        torch.set_num_threads(threads)
     target = load(options.target, **place)
+    fit(target)
     draft = {**described("drafter", drafter["name"]), **drafter}.get("model")
     if isinstance(draft, str):  # on the target's device, in its dtype
         drafter["model"] = load(draft, **place)

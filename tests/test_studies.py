@@ -370,8 +370,8 @@ def test_a_signal_ends_a_sweep_with_one_line(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("threads=-1", "threads must be >= 1, or null for torch's default, got -1"),
-        ("threads=0", "threads must be >= 1, or null for torch's default, got 0"),
+        ("threads=-1", "threads must be >= 1, or null to have them chosen, got -1"),
+        ("threads=0", "threads must be >= 1, or null to have them chosen, got 0"),
         ("warmup=-1", "warmup must be >= 0, got -1"),
         ("study=../../x", "study='../../x' is no name for a folder"),
         ("study=/x", "study='/x' is no name"),

@@ -92,8 +92,9 @@ class Compared:
 class Bench:
     def __init__(self, wanted: Options) -> None:
         quiet_transformers()
-        set_threads(wanted.threads, wanted.target)
+        set_threads(wanted.threads)
         self.wanted, self.began = wanted, time.perf_counter()
+        set_threads(wanted.threads, self.target)
         self.prompts = prompts.read(
             "jsonl", wanted.prompts, category="category", limit=wanted.limit
         )

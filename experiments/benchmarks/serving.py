@@ -48,6 +48,7 @@ class Serving:
         set_threads(wanted.threads)
         self.wanted = wanted
         self.target = load(wanted.target, dtype=wanted.dtype)
+        set_threads(wanted.threads, self.target)
         draft = load(wanted.draft, dtype=wanted.dtype)
         self.drafters: dict[str, dict[str, Any]] = {
             "none": {"name": "none"},

@@ -19,8 +19,8 @@ def decode_once() -> None:
 
     asked = json.loads(sys.argv[1])
     quiet_transformers()
-    set_threads(asked["threads"], asked["target"])
     target = specdec.load(asked["target"], dtype=asked["dtype"], compile=True)
+    set_threads(asked["threads"], target)
     model = specdec.load(asked["draft"], dtype=asked["dtype"])
     out = specdec.generate(
         target,

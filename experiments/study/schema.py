@@ -143,7 +143,7 @@ class Settings:
     # decode the first baseline twice: how far a ratio varies on this machine with nothing changed
     noise: bool = True
     warmup: int = 1  # batches that every way decodes first, unrecorded
-    threads: int | None = None  # of torch; null leaves its default
+    threads: int | None = None  # of torch; null: as many as make the target fastest
     progress: bool = True  # show a progress bar
     # how tables and figures call the method; null: the drafter's name and settings
     label: str | None = None

@@ -3,10 +3,12 @@ for a device."""
 
 from typing import TYPE_CHECKING
 
-from specdec.threads import threads_for
+from specdec.threads import choose, fit
 
 if TYPE_CHECKING:
     import torch
+
+    from specdec import TransformersLM
 
 
 def quiet_transformers() -> None:
@@ -19,18 +21,17 @@ def quiet_transformers() -> None:
 
 def check_threads(threads: int | None) -> None:
     if threads is not None and threads < 1:
-        raise ValueError(f"threads must be >= 1, or null for torch's default, got {threads}")
+        raise ValueError(f"threads must be >= 1, or null to have them chosen, got {threads}")
 
 
-def set_threads(threads: int | None, target: str = "") -> None:
-    """How many processor threads torch takes for an operation. None: one for a target whose weights
-    are small, else torch's default (`specdec.threads`)."""
+def set_threads(threads: int | None, target: "TransformersLM | None" = None) -> None:
+    """How many processor threads torch takes for an operation. None: as many as make passes of the
+    loaded target fastest; without a target, torch's default (`specdec.threads`)."""
     check_threads(threads)
-    threads = threads_for(target) if threads is None and target else threads
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    if threads is None and target is not None:
+        fit(target)
+    else:
+        choose(threads)
 
 
 def synchronize(device: "torch.device") -> None:

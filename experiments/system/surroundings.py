@@ -3,12 +3,13 @@
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from specdec.measuring.machine import Machine as Machine
 from specdec.measuring.machine import cores as cores
+from specdec.threads import measured
 
 PACKAGES = ("specdec", "torch", "transformers", "tokenizers", "numpy", "scipy", "hydra-core")
 # of the environment
@@ -33,6 +34,8 @@ class Surroundings:
     versions: dict[str, str | None]
     machine: Machine
     threads: int  # of torch
+    # seconds of the target's passes by which the number was chosen; empty where it was given
+    thread_seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str]  # variables that tune libraries
 
 
@@ -48,6 +51,7 @@ def surroundings(apart_from: Path | None = None) -> Surroundings:
         },
         machine=Machine.this(),
         threads=torch.get_num_threads(),
+        thread_seconds={str(count): seconds for count, seconds in measured().items()},
         environment={
             name: value for name, value in sorted(os.environ.items()) if name.startswith(TUNING)
         },

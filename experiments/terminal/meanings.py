@@ -42,7 +42,7 @@ COMMON = {  # what programs share
     "limit": "at most so many prompts",
     "repeats": "how often everything is repeated",
     "seed": "of all random draws",
-    "threads": "of torch; null leaves its default",
+    "threads": "of torch; null: as many as make the target's passes fastest",
     "progress": "show a progress bar",
     "output": "the folder or file that is written",
     "folder": "the folder that is written",
