@@ -267,7 +267,7 @@ def test_a_peagle_head_of_two_layers_guesses_as_one_pass_says(own_embedding, tmp
     made = Watched(peagle_folder(tmp_path, target, own_embedding), depth=DEPTHS, draw="wor")
     assert made.parallel
     made.seen = []
-    specdec.generate(target, prompts(9, 1), drafter=made, temperature=3.0, max_new_tokens=16)
+    specdec.generate(target, prompts(9, 1), drafter=made, temperature=3.0, max_new_tokens=40)
     assert len(made.seen) > 8
     embedding = load_file(tmp_path / "model.safetensors")["embed_tokens.weight"]
     ids = torch.arange(target.vocabulary)
