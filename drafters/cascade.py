@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 from specdec import Costs, Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.mixture import common_law, point_masses
+from specdec.drafting.remembered import Owner, forget, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.drafting.turns import Turns
 from specdec.errors import number
@@ -97,7 +98,7 @@ class Cascade(Drafter):
                     "one that does not, such as small_model"
                 )
         self.learns = by_price or self.first.learns or self.then.learns
-        self._kept: dict[Any, Turns] = {}  # what runs have learned, by what they were like
+        self._owner = Owner()
 
     @classmethod
     def tiny(cls, target: LanguageModel, draft: LanguageModel, **arguments: Any) -> "Cascade":
@@ -145,8 +146,8 @@ class Cascade(Drafter):
         ]
         self._tables, self._sampled = tables, not sampling.greedy
         self._watch = Stopwatch(self.opened)
-        self._conditions = target.name, rows, sampling.temperature
-        before = None if tables else self._kept.get(self._conditions)
+        self._kept = {} if tables else remembered(self._owner, target, rows, sampling)
+        before = self._kept.get("cascade")
         self._turns = Turns(rows) if before is None else before.next_run(rows)
 
     def enter(self, rows: Sequence[int], state: State) -> None:
@@ -205,13 +206,13 @@ class Cascade(Drafter):
     def leave(self, rows: Sequence[int]) -> None:
         self.first.leave(rows)
         self.then.leave(rows)
-        if self._turns is not None and not self._tables:
-            self._kept[self._conditions] = self._turns
+        if self._turns is not None:
+            self._kept["cascade"] = self._turns
 
     def forget(self) -> None:
         self.first.forget()
         self.then.forget()
-        self._kept.clear()
+        forget(self._owner)
 
     def account(self) -> dict[str, dict[str, Any]]:
         """Rounds of either, and the threshold as it is now."""

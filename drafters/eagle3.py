@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from specdec import LanguageModel
 from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments
 from specdec.errors import integer, switch
-from specdec.heads import speculators
+from specdec.heads import peagle_files, speculators
 from specdec.heads.block_drafter import SAMPLED
-from specdec.heads.decoder_layer import layer_config, published_layer
+from specdec.heads.decoder_layer import layer_config, published_layer, published_layers
 from specdec.heads.features import FeatureHead
 from specdec.heads.files import Published, renamed
 from specdec.heads.head import EMBEDDING, Guess, random_head
@@ -29,11 +29,11 @@ RENAMED = {  # ours -> the published checkpoints'
     "decoder.layers.0.input_layernorm.embedding.": "midlayer.input_layernorm.",
     "decoder.layers.0.input_layernorm.hidden.": "midlayer.hidden_norm.",
     "decoder.layers.0.": "midlayer.",
+    "decoder.": "",  # further layers
 }
 NOT_HERE = {  # what a published config may ask for
     "fc_norm": "norms each tap before it is fused",
     "norm_output": "feeds its normed output back",
-    "embed_requires_grad": "has a trained embedding of its own",
 }
 
 
@@ -80,6 +80,7 @@ class Eagle3Head(FeatureHead):
                                            and the taps before they are fused (input_norm.weight):
                                            no in the paper, often yes in heads trained with
                                            `speculators`
+    own_embedding  whether it embeds tokens itself (embed_tokens.weight), not as the target does
     """
 
     kind = "eagle3"
@@ -95,6 +96,7 @@ class Eagle3Head(FeatureHead):
         norm_before_residual: bool = False,
         norm_before_fc: bool = False,
         depths: int = 1,
+        own_embedding: bool = False,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -105,6 +107,7 @@ class Eagle3Head(FeatureHead):
             "norm_before_residual": switch("norm_before_residual", norm_before_residual),
             "norm_before_fc": switch("norm_before_fc", norm_before_fc),
             "depths": integer("depths", depths, 1, 256),
+            "own_embedding": switch("own_embedding", own_embedding),
         }
         self.vocabulary, self.taps = vocabulary, tuple(taps or ())
         self._build(layer)
@@ -141,6 +144,7 @@ class Eagle3Head(FeatureHead):
             self.input_norm.weight = nn.Parameter(torch.ones(width))
         self.norm = copy.deepcopy(norm)
         self.lm_head = nn.Linear(self.hidden_size, draft_vocabulary, bias=False)
+        self.embed_tokens = nn.Embedding(vocabulary, self.hidden_size) if own_embedding else None
         self.depths = depths
         if depths > 1:
             self.mask_embedding = nn.Parameter(torch.randn(self.hidden_size))
@@ -183,16 +187,21 @@ class Eagle3Head(FeatureHead):
 
     @classmethod
     def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
-        """The native layout (a Llama-style config of one layer with `draft_vocab_size`) and that of
-        `speculators`."""
+        """The native layout (a Llama-style config of one layer with `draft_vocab_size`) and, of
+        `speculators`, the types eagle3 and peagle."""
         named = speculators.type_of(config)
-        if named not in (None, cls.kind) or (named is None and "draft_vocab_size" not in config):
+        known = (None, cls.kind, peagle_files.TYPE)
+        if named not in known or (named is None and "draft_vocab_size" not in config):
             return None
-        if named:
+        parallel = named == peagle_files.TYPE
+        if parallel:
+            config = speculators.flattened(config, peagle_files.NEEDED)
+        elif named:
             config = speculators.flattened(config, ("draft_vocab_size", "norm_before_residual"))
         if unable := [why for key, why in NOT_HERE.items() if config.get(key)]:
             raise ValueError(f"the head {' and '.join(unable)}, which is not supported here")
-        layer, vocabulary = published_layer(config), config.get("vocab_size")
+        layer = published_layers(config) if parallel else published_layer(config)
+        vocabulary = config.get("vocab_size")
         if vocabulary is None:
             raise ValueError("the config lacks vocab_size, the target's vocabulary")
         if config.get("target_hidden_size") not in (None, layer["hidden_size"]):
@@ -216,12 +225,15 @@ class Eagle3Head(FeatureHead):
             "vocabulary": vocabulary,
             "draft_vocabulary": size,
             "taps": published_taps(config),
+            "own_embedding": bool(config.get("embed_requires_grad", False)),
+            **norms,
         }
+        if parallel:
+            settings["depths"] = peagle_files.depths(config)
+            weights = peagle_files.with_masks(config, weights, vocabulary, layer["hidden_size"])
         native = any(name.startswith("midlayer.") for name in weights)
-        shared = (EMBEDDING,) if EMBEDDING in weights else ()
-        return Published(
-            {**settings, **norms}, weights, {} if native else speculators.EAGLE3_NAMES, shared
-        )
+        shared = (EMBEDDING,) if EMBEDDING in weights and not settings["own_embedding"] else ()
+        return Published(settings, weights, {} if native else speculators.EAGLE3_NAMES, shared)
 
     def to_speculators(
         self, verifier: str, architectures: Sequence[str]
@@ -244,6 +256,7 @@ class Eagle3Head(FeatureHead):
             norm_before_residual=self.settings["norm_before_residual"],
             norm_before_fc=self.settings["norm_before_fc"],
             eagle_aux_hidden_state_layer_ids=list(self.taps) or None,
+            **({} if self.embed_tokens is None else {"embed_requires_grad": True}),
         )
         return config, {
             renamed(name, speculators.EAGLE3_NAMES): weight
@@ -260,6 +273,12 @@ class Eagle3Head(FeatureHead):
     def token_ids(self) -> Tensor:
         """(V',) target ids of its own tokens."""
         return self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+
+    def embed(self, tokens: Tensor, target: LendsHead) -> Tensor:
+        if self.embed_tokens is None:
+            return super().embed(tokens, target)
+        embedded: Tensor = self.embed_tokens(tokens)
+        return embedded
 
     def fuse(self, taps: Tensor) -> Tensor:
         fused = taps.flatten(2)

@@ -59,7 +59,13 @@ class ExitAdapter(Head):
         return stream + added
 
     def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
-        return [Guess(target.head(target.final_norm(self(taps[:, :, 0]))), 0)]
+        state = target.final_norm(self(taps[:, :, 0]))
+        if state is None:
+            raise ValueError(
+                f"{target.name} does not show its final norm, through which the adapter's output "
+                "goes to the LM head; early_exit without an adapter works for it"
+            )
+        return [Guess(target.head(state), 0)]
 
 
 class EarlyExit(TreeDrafter):

@@ -20,20 +20,29 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 from transformers.modeling_layers import MtpModel
 
 from specdec import LanguageModel, Sampling
 from specdec.drafting.shape import FEW_VARIANTS, HeadShapeArguments, TreeDrafter
 from specdec.errors import switch
+from specdec.heads import speculators
 from specdec.heads.decoder_layer import layer_config, published_layer
 from specdec.heads.features import FeatureDrafter, FeatureHead, shape_for
+from specdec.heads.files import Published
+from specdec.heads.head import EMBEDDING, LM_HEAD
 from specdec.interfaces import LendsHead
 from specdec.models.kept import kept
 from specdec.models.language_model import TransformersLM
-from specdec.models.masks import Masks
+from specdec.models.support import FULL
 
 DEPTH = 3  # the layer was trained for one token: guesses soon get worse
+PUBLISHED = {  # ours -> `speculators`
+    "layers.0.": "mtp_layers.0.",
+    "enorm.": "mtp_layers.0.token_layernorm.",
+    "hnorm.": "mtp_layers.0.hidden_layernorm.",
+    "eh_proj.": "mtp_layers.0.input_proj.",
+    "post_norm.": "mtp_layers.0.final_layernorm.",
+}
 
 
 class MtpHead(FeatureHead):
@@ -127,6 +136,28 @@ class MtpHead(FeatureHead):
             ours.load_state_dict(theirs.state_dict(), assign=True)
         return head.to(model.device).eval()
 
+    @classmethod
+    def from_published(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published | None:
+        """Of `speculators`, the type mtp: the layer of a checkpoint by itself, trained further or
+        not. Its config has the target's layers, all of them."""
+        if speculators.type_of(config) != cls.kind:
+            return None
+        flat = speculators.flattened(config, ())
+        if lacking := [key for key in ("model_type", "vocab_size") if flat.get(key) is None]:
+            raise ValueError(f"{speculators.LAYERS} lacks {', '.join(lacking)}")
+        if flat.get("num_nextn_predict_layers") not in (None, 1):
+            raise ValueError(
+                f"the config has num_nextn_predict_layers {flat['num_nextn_predict_layers']}, and "
+                "heads of this kind have one layer"
+            )
+        # In families that mix attention with other layers, the MTP layer has full attention.
+        types = flat.get("layer_types") or [FULL]
+        own = {"num_hidden_layers": 1, "layer_types": [FULL] if FULL in types else types[:1]}
+        settings = {"layer": published_layer({**flat, **own}), "vocabulary": flat["vocab_size"]}
+        kept = {name: each for name, each in weights.items() if name not in speculators.NOT_OURS}
+        shared = tuple(name for name in (EMBEDDING, LM_HEAD) if name in kept)
+        return Published(settings, kept, PUBLISHED, shared, flat.get("num_hidden_layers"))
+
     def fuse(self, taps: Tensor) -> Tensor:
         return taps[:, :, -1]
 
@@ -135,21 +166,9 @@ class MtpHead(FeatureHead):
         entered: Tensor = self.eh_proj(torch.cat(parts[::-1] if self.states_first else parts, -1))
         return entered
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        features: Tensor,
-        position_ids: Tensor,
-        attention_mask: Masks,
-        past_key_values: Cache | None,
-        use_cache: bool = True,
-    ) -> Tensor:
-        guessed: Tensor = self.post_norm(
-            super().forward(
-                embeddings, features, position_ids, attention_mask, past_key_values, use_cache
-            )
-        )
-        return guessed
+    def leave(self, out: Tensor) -> Tensor:
+        normed: Tensor = self.post_norm(out)
+        return normed
 
     def logits(self, features: Tensor, target: LendsHead) -> Tensor:
         return target.head(features)

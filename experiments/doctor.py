@@ -12,33 +12,20 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
+from experiments.checkups.options import CheckOptions
 from experiments.terminal.options import start
 
 
 @dataclass
-class Doctor:
+class Doctor(CheckOptions):
     """python -m experiments.doctor target=NAME drafter=NAME,argument=value,...: check a pair and
     say in plain sentences what is right and what is wrong."""
 
     target: str = "demo"  # its name, folder or hub id
     drafter: str = "small_model"  # NAME,argument=value,... as in `specdec --drafter`
     verifier: str = "auto"
-    # loops flatter every drafter, and they are most frequent at 0
-    temperature: float = 0.6
-    top_k: int | None = None
-    top_p: float | None = None
-    prompts: str = "demo"  # or a file of JSON lines
-    limit: int | None = 8  # prompts; null: all
-    chat: bool | None = None  # through the chat template; null: where the tokenizer has one
-    max_new_tokens: int = 64
-    device: str | None = None
-    dtype: str | None = None  # null: the checkpoint's
     extra_layers: int = 0  # of the target; they change its cost alone
-    seed: int = 0
-    threads: int | None = None
     allow_lossy: bool = False
-    json: bool = False  # one JSON object instead of sentences
-    progress: bool = True
 
 
 def main(wanted: Doctor) -> None:

@@ -3,7 +3,7 @@ elsewhere.
 
 python -m experiments.export_head heads=trained/eagle3/head output=exported verifier=HUB_ID
 
-The embedding is not written: a server uses the target's, as we do. `heads` may be any folder that
+The target's embedding is not written: a server uses it, as we do. `heads` may be any folder that
 a drafter takes, so published checkpoints can be converted too.
 """
 

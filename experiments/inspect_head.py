@@ -14,29 +14,17 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 
+from experiments.checkups.options import CheckOptions
 from experiments.terminal.options import start
 
 
 @dataclass
-class InspectHead:
+class InspectHead(CheckOptions):
     """python -m experiments.inspect_head FOLDER target=NAME: what a trained head is, what it needs,
     and tau under every reading of its files."""
 
     names: list[str] = field(default_factory=list)  # the head's folder, or a bundled head
     target: str | None = None  # its name, folder or hub id; null: nothing is decoded
-    temperature: float = 0.6
-    top_k: int | None = None
-    top_p: float | None = None
-    prompts: str = "demo"  # or a file of JSON lines
-    limit: int | None = 8  # prompts; null: all
-    chat: bool | None = None  # through the chat template; null: where the tokenizer has one
-    max_new_tokens: int = 64
-    device: str | None = None
-    dtype: str | None = None  # of the target; null: the checkpoint's
-    seed: int = 0
-    threads: int | None = None
-    json: bool = False  # one JSON object instead of sentences
-    progress: bool = True
 
 
 def main(wanted: InspectHead) -> None:

@@ -327,7 +327,8 @@ class LendsHead(LanguageModel, Protocol):
 
     def embed(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... d"]: ...
 
-    def final_norm(self, stream: Tensor) -> Tensor: ...  # the tap "head" of a stream (..., d)
+    def final_norm(self, stream: Tensor) -> Tensor | None:
+        """The tap "head" of a stream (..., d). None if the model does not show how it makes it."""
 
     @property
     def head_weight(self) -> Tensor: ...  # (V, d)

@@ -177,6 +177,18 @@ def test_an_untrained_head_is_read_out_at_the_targets_scale(kind, name):
         type(made).for_target(target, anchors=0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_target_that_does_not_show_its_norm_gets_a_head_of_scale_one(kind, monkeypatch):
+    target = TransformersLM(build("llama_gqa"), name="llama")
+    with torch.no_grad():
+        target.model.get_decoder().norm.weight.fill_(3)
+    monkeypatch.setattr("specdec.models.layers.FINAL_NORMS", ("another_name",))
+    assert target.final_norm(torch.randn(1, 1, 32)) is None
+    made: Any = type(head(kind, lm("llama_gqa"))).for_target(target, block=3, anchors=5)
+    assert made.anchors == 5
+    assert torch.equal(made.norm.weight, torch.ones(32))
+
+
 def test_laws_averaged_over_the_token_before(monkeypatch):
     """By hand, over all tokens: m_1 = sum_x m_0(x) softmax(U_1 + W1[x] W2). Then every node of a
     depth has one law."""

@@ -34,10 +34,10 @@ def cascade(threshold: float | str, tree: bool = False, **shape) -> Cascade:
     return Cascade(Suffix(nodes=4, tree=tree), SmallModel(draft(), **shape), threshold)
 
 
-def run(drafter, **options):
+def run(drafter, model=None, **options):
     rows = [*prompts(9, 4), [5, 6, 7, 5, 6, 7, 5, 6]]
     given = {"temperature": 1.0, "max_new_tokens": 16, "seed": 2, **options}
-    return specdec.generate(target(), rows, drafter=drafter, **given)
+    return specdec.generate(model or target(), rows, drafter=drafter, **given)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +261,9 @@ def test_by_the_clock_a_run_begins_with_what_earlier_ones_have_learned():
         return begun._turns.model.rounds + begun._turns.lookup.rounds
 
     assert rounds_before() == 0
-    out = run(drafter, seats=3)
+    out = run(drafter, model, seats=3)
     assert rounds_before() == len(out.steps)
-    run(drafter, seats=3)
+    run(drafter, model, seats=3)
     assert rounds_before() > len(out.steps)
     assert rounds_before(temperature=0.6) == 0
     drafter.forget()

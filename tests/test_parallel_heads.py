@@ -66,7 +66,7 @@ def reread(head: Eagle3Head, target: TransformersLM, text: Tensor, depths: int) 
     visible = (back >= 0) & (back < (window or len(text) + depths))
     mask = torch.zeros(visible.shape, dtype=target.dtype).masked_fill(~visible, -torch.inf)
     out = head(
-        torch.cat([target.embed(text[None, 1:]), embedding.expand(unknown)], 1),
+        torch.cat([head.embed(text[None, 1:], target), embedding.expand(unknown)], 1),
         torch.cat([head.fuse(taps), feature.expand(unknown)], 1),
         positions,
         mask[None, None],

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 import specdec
-from drafters.early_exit import EarlyExit
+from drafters.early_exit import EarlyExit, ExitAdapter
 from drafters.layer_skip import LayerSkip
 from experiments.certificates import tiny
 from experiments.training.calibration import Calibration, Skip, search
@@ -29,6 +29,14 @@ DRAFTERS = {
     "early_exit": lambda **shape: EarlyExit(2, **shape),
 }
 RESUMES = sorted(set(models.ARCHITECTURES) - {"gpt2", "opt"})
+
+
+def test_an_adapter_is_not_trained_for_a_target_that_does_not_show_its_norm(monkeypatch):
+    target = models.lm("llama_gqa")
+    monkeypatch.setattr("specdec.models.layers.FINAL_NORMS", ("another_name",))
+    ids, taps = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, 1, target.hidden_size)
+    with pytest.raises(ValueError, match="llama_gqa does not show its final norm"):
+        ExitAdapter.for_target(target, 1).guesses(ids, taps, target)
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "mistral_window", "gemma3", "mixtral"])

@@ -59,7 +59,11 @@ def guesses(patient: HeadPatient) -> Finding:
     if own == head.vocabulary:
         known = f"all {own} tokens of the target"
     if not isinstance(head, BlockHead):
-        return good(f"It knows {known}.", **numbers)
+        depths = head.settings.get("depths", 1)
+        if depths == 1:
+            return good(f"It knows {known}.", **numbers)
+        numbers["depths"] = depths
+        return good(f"It knows {known} and guesses {depths} of them in one pass.", **numbers)
     numbers |= {
         "block": head.block,
         "places": head.places,

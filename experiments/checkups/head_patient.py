@@ -138,7 +138,8 @@ class HeadPatient(Patient):
             torch.tensor([[*prompt, *tokens.tolist()]], device=self.target.device)
             for prompt, tokens in zip(output.prompts, output.tokens, strict=True)
         )
-        shortest = SHORTEST + (head.block if isinstance(head, BlockHead) else 0)
+        together = head.block if isinstance(head, BlockHead) else head.settings.get("depths", 0)
+        shortest = SHORTEST + together
         lessons = [
             teacher.lesson(ids, teacher.states(ids)) for ids in texts if ids.shape[1] > shortest
         ]
@@ -205,6 +206,9 @@ def drafter_of(found: Recognised) -> dict[str, Any]:
         given["exit"] = settings["exit"]
     if "depth" in known and "heads" in settings:  # as many heads as the tree is deep
         given["depth"] = settings["heads"]
+    depths = found.settings.get("depths", 1)
+    if "depth" in known and depths > 1:  # no deeper than it guesses in one pass
+        given["depth"] = min(known["depth"], depths)
     return given
 
 

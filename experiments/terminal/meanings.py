@@ -214,7 +214,7 @@ def fields(path: Path, name: str) -> list[Option]:
     found: dict[str, Option] = {}
     for base in node.bases:
         inherited = ast.unparse(base)
-        for place in (path, ROOT / "experiments/benchmarks/options.py"):
+        for place in (path, *sorted((ROOT / "experiments").glob("*/options.py"))):
             if inherited in classes(place):
                 found |= {option.key: option for option in fields(place, inherited)}
                 break

@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 
 from specdec.errors import integer, switch
 from specdec.heads import speculators
-from specdec.heads.anchors import drawn_anchors
+from specdec.heads.anchors import drawn_anchors, for_attention
 from specdec.heads.decoder_head import DecoderHead
 from specdec.heads.decoder_layer import decoder_of, layer_config
 from specdec.heads.head import Guess
@@ -146,11 +146,11 @@ class BlockHead(DecoderHead):
         self.anchors = integer("anchors", anchors, 1)
         sign = 1.0 - 2.0 * (torch.arange(self.hidden_size) % 2)
         both = torch.stack([sign, -sign])[None]  # RMS 1, and mean 0
-        try:
-            theirs = target.final_norm(both.to(target.device, target.dtype)).float().cpu()
-        except ValueError:  # families that name it otherwise
+        theirs = target.final_norm(both.to(target.device, target.dtype))
+        if theirs is None:
             return self
-        scale, own = ((out[0, 0] - out[0, 1]) / 2 * sign for out in (theirs, self.norm(both)))
+        outs = (theirs.float().cpu(), self.norm(both))
+        scale, own = ((out[0, 0] - out[0, 1]) / 2 * sign for out in outs)
         self.norm.get_parameter("weight").add_(scale - own)
         return self
 
@@ -308,10 +308,7 @@ class BlockHead(DecoderHead):
             if kind.size is not None:
                 near = seen & kind.reaches(positions[:, length:, None], positions[:, None])
             mask = torch.cat([alone.expand(rows, -1, -1), near], 1)[:, None]
-            if self.decoder.config._attn_implementation == "eager":
-                least = torch.finfo(torch.float32).min
-                mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, least)
-            found[kind.name] = mask
+            found[kind.name] = for_attention(mask, self.decoder.config)
         return found if len(found) > 1 else next(iter(found.values()))
 
 

@@ -34,7 +34,6 @@ MARKOV_VALUES = {
     "markov_head_type": ((None, "vanilla"), "has a Markov head that also sees the states"),
     "enable_confidence_head": ((None, True), "has no confidence head"),
 }
-NOT_OURS = ("verifier_norm.weight", "verifier_lm_head.weight")  # copies that training used
 DSPARK_NAMES = {  # ours -> the published checkpoints'
     "markov_head.W1": "markov_head.markov_w1.weight",
     "markov_head.W2": "markov_head.markov_w2.weight",  # transposed
@@ -89,7 +88,7 @@ def published(
         "mask_token": flat["mask_token_id"],
         "from_anchor": from_anchor,
     }
-    kept = {name: weight for name, weight in weights.items() if name not in NOT_OURS}
+    kept = {name: weight for name, weight in weights.items() if name not in speculators.NOT_OURS}
     if "d2t" in kept and not kept["d2t"].any():  # the head knows all tokens: no table is needed
         kept = {name: weight for name, weight in kept.items() if name not in ("d2t", "t2d")}
     shared = tuple(name for name in (EMBEDDING, LM_HEAD) if name in kept)

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
+from specdec.heads.anchors import for_attention
 from specdec.interfaces import LanguageModel
 from specdec.models.language_model import TransformersLM
 from specdec.models.memory import LayerShape, ShapeProbe
@@ -186,9 +187,4 @@ class Unrolled(Cache):
                 ours, theirs = place[:, :length, None] + passes, place[:, None, :size] + step
                 visible = visible & kind.reaches(ours, theirs)
             seen.append(visible)
-        mask = torch.cat(seen, 2)[:, None]
-        if config._attn_implementation == "eager":
-            return torch.zeros(mask.shape, device=device).masked_fill(
-                ~mask, torch.finfo(torch.float32).min
-            )
-        return mask
+        return for_attention(torch.cat(seen, 2)[:, None], config)

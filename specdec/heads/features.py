@@ -52,13 +52,17 @@ class FeatureHead(DecoderHead):
 
     @property
     def layer(self) -> Module:
-        """The decoder's only one."""
+        """The decoder's first one, and mostly its only one."""
         return self.decoder.get_submodule("layers.0")
 
     @classmethod
     @abstractmethod
     def for_target(cls, target: LendsHead, steps: int = 1) -> "FeatureHead":
         """Untrained. steps: how far training unrolls it on its own states."""
+
+    def embed(self, tokens: Tensor, target: LendsHead) -> Tensor:
+        """(..., d) of tokens (...): the target's embedding, unless the head has its own."""
+        return target.embed(tokens)
 
     @abstractmethod
     def fuse(self, taps: Tensor) -> Tensor:
@@ -67,6 +71,10 @@ class FeatureHead(DecoderHead):
     @abstractmethod
     def enter(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """The layer's input (B, T, d)."""
+
+    def leave(self, out: Tensor) -> Tensor:
+        """The features that the layer's output (B, T, d) is."""
+        return out
 
     @abstractmethod
     def logits(self, features: Tensor, target: LendsHead) -> Tensor:
@@ -81,18 +89,18 @@ class FeatureHead(DecoderHead):
         past_key_values: Cache | None,
         use_cache: bool = True,
     ) -> Tensor:
-        """The layer's output (B, T, d): the features that it guesses."""
-        guessed: Tensor = self.decoder(
+        """The features (B, T, d) that the layer guesses."""
+        out: Tensor = self.decoder(
             inputs_embeds=self.enter(embeddings, features),
             position_ids=position_ids,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
         ).last_hidden_state
-        return guessed
+        return self.leave(out)
 
     def guesses(self, ids: Tensor, taps: Tensor, target: LendsHead) -> list[Guess]:
-        embeddings, features = target.embed(ids), self.fuse(taps)[:, :-1]
+        embeddings, features = self.embed(ids, target), self.fuse(taps)[:, :-1]
         pairs = ids.shape[1] - 1
         number, place = of_pairs(documents_of(ids, target.eos_ids if self.apart else ()))
         unrolled, found = Unrolled(number, place), []
@@ -187,7 +195,7 @@ class FeatureDrafter(DecoderDrafter):
         assert taps is not None
         tokens = (state.tokens if every else state.tokens[list(rows)])[:, 1 : widest + 1]
         over = self._memory.reading(widest, None if every else rows, prompt=True, counts=counts)
-        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps[:, :widest])
+        embeddings, features = self._entering(tokens, taps[:, :widest])
         self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, None if every else rows)
 
@@ -216,7 +224,7 @@ class FeatureDrafter(DecoderDrafter):
         # More than a round brings: it was left out of rounds, and reads as a prompt is read.
         late = tokens.shape[1] > self.shape.depth + 1
         over = self._memory.reading(tokens.shape[1], prompt=late, counts=counts)
-        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
+        embeddings, features = self._entering(tokens, taps)
         out = self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(counts, root=True)
         if min(counts) == max(counts):
@@ -225,6 +233,10 @@ class FeatureDrafter(DecoderDrafter):
             last = torch.tensor([max(count - 1, 0) for count in counts], device=taps.device)
             self._features = out[torch.arange(len(taps), device=taps.device), last][:, None]
         return self._all_logits(self._features)
+
+    def _entering(self, tokens: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and features (B, T, d) of pairs."""
+        return self._heads.embed(tokens, self._target), self._heads.fuse(taps)
 
     def _score(self, tree: TokenTree, start: int) -> Tensor:
         over = self._memory.scoring(tree, start)
@@ -235,7 +247,9 @@ class FeatureDrafter(DecoderDrafter):
         parents = tree.parents[:, start:].clamp(min=0)
         size = self._features.shape[2]
         before = self._features.gather(1, parents[:, :, None].expand(-1, -1, size))
-        new = run(embeddings=self._target.embed(tree.tokens[:, start:]), features=before)
+        new = run(
+            embeddings=self._heads.embed(tree.tokens[:, start:], self._target), features=before
+        )
         self._features = torch.cat([self._features, new], 1)
         return self._all_logits(new)
 
@@ -249,7 +263,7 @@ class FeatureDrafter(DecoderDrafter):
 
         def make(passes: Passes, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Any]:
             tokens, taps = inputs["tokens"], inputs["taps"]
-            embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
+            embeddings, features = self._entering(tokens, taps)
             self._features = passes.read(embeddings=embeddings, features=features)
             logits = self._all_logits(self._features)
 

@@ -149,7 +149,7 @@ class Head(nn.Module):
         folder = folder_of(name)
         config, weights = read_folder(folder)
         try:
-            published = cls._described(config, weights)
+            published = cls.described(config, weights)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
         try:
@@ -172,7 +172,7 @@ class Head(nn.Module):
         return head.eval()
 
     @classmethod
-    def _described(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published:
+    def described(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Published:
         """What a folder holds. Raises ValueError where that is no head of this kind."""
         if config.get("specdec_head") == cls.kind:
             if not isinstance(config.get("settings"), dict):

@@ -75,7 +75,7 @@ class ParallelDrafter(FeatureDrafter):
         known = number < count
         here = number.clamp(max=tokens.shape[1] - 1)
         embedding, feature = self._heads.masks()
-        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
+        embeddings, features = self._entering(tokens, taps)
         over = self._memory.scoring(TokenTree.chain(tokens[:, here], None), 0)
         out = self._memory.run(
             self._run,
@@ -96,7 +96,7 @@ class ParallelDrafter(FeatureDrafter):
             return new
         older = [max(count - 1, 0) for count in counts]
         over = self._memory.reading(tokens.shape[1], prompt=True, counts=older)
-        embeddings, features = self._target.embed(tokens), self._heads.fuse(taps)
+        embeddings, features = self._entering(tokens, taps)
         self._memory.run(self._run, over, embeddings=embeddings, features=features)
         self._memory.commit(older)
         last = torch.tensor(older, device=tokens.device)
@@ -124,7 +124,7 @@ def parallel_guesses(
 
     Raises ValueError for windows without room.
     """
-    embeddings, features = target.embed(ids)[:, 1:], head.fuse(taps)[:, :-1]
+    embeddings, features = head.embed(ids, target)[:, 1:], head.fuse(taps)[:, :-1]
     rows, pairs, places = len(ids), ids.shape[1] - 1, head.depths - 1
     if pairs <= places:
         raise ValueError(

@@ -34,6 +34,11 @@ class Recognised(NamedTuple):
         """Of the head: the name of the drafter that uses it."""
         return self.head_class.kind
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that its head is made with."""
+        return self.head_class.described(self.config, self.weights).settings
+
 
 def recognise(name: str | Path) -> Recognised:
     """Raises ValueError, naming what was found and what is known, for a folder that holds no head

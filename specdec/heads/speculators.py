@@ -9,6 +9,7 @@ that the vLLM project's `speculators` library writes and vLLM reads.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specdec.errors import integer
 from specdec.interfaces import Tap
 
 TYPE, LAYERS = "speculators_model_type", "transformer_layer_config"
@@ -18,7 +19,10 @@ ARCHITECTURES = {  # what serves each type, and the family of the layers that it
     "dflash": ("DFlashSpeculator", "qwen3"),
     "dspark": ("DSparkSpeculator", "qwen3"),
 }
-READ = tuple(ARCHITECTURES)  # types that a drafter of the same name reads
+# types that are read, and the drafter that uses such heads
+DRAFTERS = {**{kind: kind for kind in ARCHITECTURES}, "peagle": "eagle3", "mtp": "mtp"}
+READ = tuple(DRAFTERS)
+NOT_OURS = ("verifier_norm.weight", "verifier_lm_head.weight")  # copies that training used
 
 
 def type_of(config: Mapping[str, Any]) -> str | None:
@@ -35,6 +39,14 @@ def verifier_of(config: Mapping[str, Any]) -> str | None:
     return None if name is None else str(name)
 
 
+def tokens_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a server drafts per round unless it is told otherwise."""
+    methods = _inside(config).get("proposal_methods")
+    first = methods[0] if isinstance(methods, list) and methods else None
+    tokens = first.get("speculative_tokens") if isinstance(first, dict) else None
+    return None if tokens is None else integer("speculative_tokens", tokens, 1)
+
+
 def _inside(config: Mapping[str, Any]) -> dict[str, Any]:
     inside = config.get("speculators_config")
     return inside if isinstance(inside, dict) else {}
@@ -44,7 +56,8 @@ def advice(kind: str, wanted: str) -> str:
     """The end of an error: what to do with a head of type `kind` that was given to the drafter
     `wanted`."""
     if kind in READ:
-        return "" if kind == wanted else f"; load it with the drafter {kind!r}"
+        drafter = DRAFTERS[kind]
+        return "" if drafter == wanted else f"; load it with the drafter {drafter!r}"
     return f"; no drafter here reads this type. Those that are read: {', '.join(READ)}"
 
 

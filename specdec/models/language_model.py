@@ -153,10 +153,11 @@ class TransformersLM:
         embedded: Tensor = self.model.get_input_embeddings()(tokens)
         return embedded
 
-    def final_norm(self, stream: Tensor) -> Tensor:
-        """The tap "head" of a stream (..., d) that leaves a layer."""
-        normed: Tensor = final_norm(self.model)(stream)
-        return normed
+    def final_norm(self, stream: Tensor) -> Tensor | None:
+        """The tap "head" of a stream (..., d) that leaves a layer. None for a norm of another name
+        than those that are known."""
+        norm = final_norm(self.model)
+        return None if norm is None else norm(stream)
 
     @property
     def head_weight(self) -> Tensor:

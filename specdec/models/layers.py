@@ -132,20 +132,12 @@ def upper_layers(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     return _with_layers(model, list(enumerate(layers))[layer:])
 
 
-def final_norm(model: PreTrainedModel) -> nn.Module:
-    """What is between the last layer and the LM head."""
+def final_norm(model: PreTrainedModel) -> nn.Module | None:
+    """What is between the last layer and the LM head. None where no name of `FINAL_NORMS` tells."""
     decoder = model.get_decoder()
-    found = [
-        getattr(decoder, name)
-        for name in FINAL_NORMS
-        if isinstance(getattr(decoder, name, None), nn.Module)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"{type(decoder).__name__} has no final norm called {' or '.join(FINAL_NORMS)}"
-        )
-    norm: nn.Module = found[0]
-    return norm
+    parts = [getattr(decoder, name, None) for name in FINAL_NORMS]
+    found = [part for part in parts if isinstance(part, nn.Module)]
+    return found[0] if len(found) == 1 else None
 
 
 def num_layers(model: PreTrainedModel) -> int:

@@ -92,18 +92,9 @@ class PagedSession(TransformersSession):
 
     # --------------------------------------------------------------------------- the contract
 
-    def read(
-        self,
-        tokens: Tensor,
-        counts: Sequence[int],
-        rows: Sequence[int] | None = None,
-        taps: tuple[Tap, ...] = (),
-        root: bool = False,
-        every: bool = False,
-    ) -> Scores:
+    def _note(self, tokens: Tensor, counts: Sequence[int], rows: Sequence[int] | None) -> None:
         chosen = list(range(len(self._texts)) if rows is None else rows)
         before = [self._memory.lengths[row] for row in chosen]
-        scores = super().read(tokens, counts, rows, taps, root, every)
         tokens = tokens.clone()  # it may be a view of what changes before it is looked at
 
         def note() -> None:
@@ -113,7 +104,6 @@ class PagedSession(TransformersSession):
                     self._texts[row] += new[:count]
 
         self._later.append(note)
-        return scores
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
         self._tree = tree

@@ -117,8 +117,12 @@ class TransformersSession:
             column = torch.tensor([last.index(max(count - 1, 0)) for count in counts])
             column = column.to(logits.device)
             logits = logits[torch.arange(b, device=logits.device), column][:, None]
+        self._note(tokens, counts, rows)
         self._memory.commit(counts, rows, root)
         return Scores(logits, hidden)
+
+    def _note(self, tokens: Tensor, counts: Sequence[int], rows: Sequence[int] | None) -> None:
+        """These tokens are about to be stored: for sessions that remember texts."""
 
     def score(self, tree: TokenTree, start: int = 0, taps: tuple[Tap, ...] = ()) -> Scores:
         over, handed = self._memory.scoring(tree, start), self._handed_over

@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "speculators of any kind",
         "drafters/eagle3.py",
-        "if named not in (None, cls.kind) or",
+        "if named not in known or",
         "if",
         "a head of another algorithm is read as EAGLE-3",
         PUBLISHED,

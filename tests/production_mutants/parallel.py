@@ -100,8 +100,8 @@ MUTANTS = (
     Mutant(
         "the layer's output is not normed",
         MTP,
-        "guessed: Tensor = self.post_norm(\n            super().forward(",
-        "guessed: Tensor = nn.Identity()(\n            super().forward(",
+        "normed: Tensor = self.post_norm(out)",
+        "normed: Tensor = nn.Identity()(out)",
         "the target's head reads a state of another size",
         "tests/test_mtp.py -k transformers_class",
     ),
