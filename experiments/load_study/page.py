@@ -41,7 +41,8 @@ def sections(plays: pd.DataFrame, rounds: pd.DataFrame, unit: str, how: str) -> 
     """how: what was played, in a sentence."""
     table = medians(with_speedups(plays))
     repeats = plays["repeat"].nunique()
-    caption = f"Medians over {repeats} repeats. {how}"
+    plays_of = f"Medians over {repeats} repeats" if repeats > 1 else "One play of each load"
+    caption = f"{plays_of}. {how}"
     pays = Section("Speed-up against load", notes=crossings(plays, unit))
     pays.tables["load"] = _throughput(table, unit, caption)
     pays.figures["speedup_against_load"] = _lines(
