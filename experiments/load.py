@@ -174,7 +174,9 @@ def main(wanted: LoadStudy) -> None:
         f"{planned.loads[0].arrivals(planned.times(0)).__class__.__name__} loop"
         f"{'' if wanted.concurrency is not None else ', ' + wanted.arrivals}; "
         f"{len(planned.draw(0))} requests of {wanted.shortest} to {wanted.longest} new tokens, the "
-        f"first {wanted.warmup:.0%} not counted; {wanted.seats} seats."
+        f"first {wanted.warmup:.0%} not counted; target {wanted.target}, temperature "
+        f"{wanted.temperature:g}, {wanted.seats} seats. In time: at most {wanted.first_token:g} s "
+        f"to the first token and {wanted.gap:g} s between tokens."
     )
     with claimed(folder):
         try:

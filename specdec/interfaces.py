@@ -147,6 +147,9 @@ class OpenedPages(Opened, Protocol):
     @property
     def token_bytes(self) -> int: ...  # that it keeps of a token
 
+    @property
+    def spared(self) -> int: ...  # pages that rows would hold besides, if none were shared
+
     def release(self, rows: Sequence[int]) -> None:
         """Empty these rows."""
 

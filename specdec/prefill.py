@@ -1,17 +1,18 @@
-"""Reading prompts into the target's memory: whole, or part by part beside rows that decode.
+"""Reading prompts into a model's memory: whole, or part by part beside rows that decode. Prefixes
+that texts have in common are read once where the memory is in pages.
 
 Letters: B rows (seats), b rows that are read, T tokens, K taps, d hidden size, k best tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from specdec.groups import Groups
-from specdec.interfaces import Paged, Session
+from specdec.interfaces import Paged, Session, Tap
 from specdec.probs import keys, places
 
 BLOCK = 16  # tokens whose maximum stands for them in a search for the best
@@ -35,12 +36,22 @@ class Reading:
         return len(self.tokens) - self.read
 
 
+class Asks(Protocol):
+    """What is to be seen of every token of a prompt."""
+
+    @property
+    def taps(self) -> tuple[Tap, ...]: ...
+
+    @property
+    def best_tokens(self) -> int: ...
+
+
 class Prefill:
     """The texts that are being read, and those that were read in this round."""
 
-    def __init__(self, target: Session, groups: Groups, seats: int, chunk: int | None) -> None:
-        self._target, self._groups, self._seats, self._chunk = target, groups, seats, chunk
-        self._pages = target if isinstance(target, Paged) else None
+    def __init__(self, session: Session, asks: Asks, seats: int, chunk: int | None) -> None:
+        self._session, self._asks, self._seats, self._chunk = session, asks, seats, chunk
+        self._pages = session if isinstance(session, Paged) else None
         self._readings: list[Reading] = []  # in the order in which they came
 
     @property
@@ -103,24 +114,24 @@ class Prefill:
 
     def _adopted(self, one: Reading, ahead: Sequence[Reading]) -> bool:
         """Let it share pages; False: not yet."""
-        target = self._pages
-        if target is None or one.read or one.asked:
+        pages = self._pages
+        if pages is None or one.read or one.asked:
             return True
         for other in ahead if self.shares else ():
             alike = common(other.tokens, one.tokens)
             # The last page, which is not full, may be copied from a text that has all of it.
             whole = alike == len(one.tokens) and not other.adopted
-            if alike - (0 if whole else alike % target.page) > other.read:
+            if alike - (0 if whole else alike % pages.page) > other.read:
                 return False
         one.asked = True
-        one.read = one.adopted = target.adopt(one.row, one.tokens if self.shares else [])
+        one.read = one.adopted = pages.adopt(one.row, one.tokens if self.shares else [])
         return True
 
     @property
     def shares(self) -> bool:
-        """Whether equal prefixes are read once. Not where a drafter has to see what the target says
+        """Whether equal prefixes are read once. Not where a drafter has to see what the model says
         about every token of its prompt."""
-        wants_more = self._groups.taps or self._groups.best_tokens
+        wants_more = self._asks.taps or self._asks.best_tokens
         return self._pages is not None and not wants_more
 
     def _read(self, parts: Sequence[Reading], counts: dict[int, int], committed: Tensor) -> None:
@@ -135,8 +146,8 @@ class Prefill:
             steps = torch.arange(max(some), device=tokens.device)
             index = torch.tensor(firsts, device=tokens.device)[:, None] + steps
             tokens = tokens.gather(1, index.clamp(max=tokens.shape[1] - 1))
-        k, seats = self._groups.best_tokens, None if every else rows
-        scores = self._target.read(tokens, some, seats, self._groups.taps, every=k > 0)
+        k, seats = self._asks.best_tokens, None if every else rows
+        scores = self._session.read(tokens, some, seats, self._asks.taps, every=k > 0)
         best = best_tokens(scores.logits, k)
         for place, (one, count) in enumerate(zip(parts, some, strict=True)):
             one.read += count

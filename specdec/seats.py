@@ -5,6 +5,7 @@ Letters: B rows (seats), b rows that are filled, N nodes, D depth, K taps, d hid
 """
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 import torch
@@ -178,10 +179,10 @@ class Seats:
         if target is None or not self.taken or ticket is None:
             return True
         text, nodes = ticket.text, max(self._nodes, reach_of(ticket.group))
-        if self._drafts_in_pages:
-            texts = [text, *(other.text for other in self.tickets if other is not None)]
-            if sum(self._pages(target, one, nodes) for one in texts) > target.pages:
-                return False
+        texts = [text, *(other.text for other in self.tickets if other is not None)]
+        needed = sum(self._pages(target, one, nodes) for one in texts)
+        if needed - self._spared > target.pages:
+            return False
         shared = self._prefill.shared(text[:-1]) // target.page
         wanted = self._pages(target, text, nodes) - shared
         for row, other in enumerate(self.tickets):
@@ -201,18 +202,19 @@ class Seats:
         return max((reach_of(one.group) for one in self.tickets if one), default=1)
 
     @property
-    def _drafts_in_pages(self) -> bool:
-        """Whether drafters have pages, as many as the target. Those of equal prefixes are not
-        shared: each text needs its own."""
-        return any(isinstance(one, OpenedPages) for one in self.groups.opened)
+    def _spared(self) -> float:
+        """Pages that texts share by now in the memory of drafters, which have as many pages as the
+        target. What a text will share there is known once the drafter has read it. Endless where
+        drafters have no pages."""
+        drafters = [one for one in self.groups.opened if isinstance(one, OpenedPages)]
+        return min((one.spared for one in drafters), default=inf)
 
     def _lacks_pages(self, target: Paged, rows: Sequence[int]) -> bool:
         """Whether these rows cannot all score a tree."""
         if target.lacking(rows, self._nodes):
             return True
         lengths = [self.host.lengths[row] - 1 + self._nodes for row in rows]
-        needed = sum(map(target.pages_for, lengths))
-        return self._drafts_in_pages and needed > target.pages
+        return sum(map(target.pages_for, lengths)) - self._spared > target.pages
 
     def _make_room(self) -> None:
         """Set the youngest requests aside until the others have memory for a tree."""

@@ -14,6 +14,7 @@ import specdec
 from experiments.certificates import suite
 from specdec.budget import beside_of, size
 from specdec.handles import Handle
+from specdec.models.paged import PagedMemory
 from specdec.models.session import TransformersSession
 from tests.exact import TOY, title
 from tests.models import prompts, shared, similar
@@ -343,6 +344,15 @@ def pages_for(drafter: Any, target: Any, tokens: int) -> int:
     return -(-(tokens + begun.max_nodes) // 4) + 4
 
 
+def check_pools(engine: specdec.Engine) -> None:
+    """Of drafters: the memories of all groups have one between them."""
+    opened = [getattr(one, "memory", one) for one in engine._run.groups.opened]
+    memories = [one for one in opened if isinstance(one, PagedMemory)]
+    for pool in {one.pool for one in memories}:
+        held = [pages for one in memories if one.pool is pool for pages in one.pages]
+        pool.check_integrity(held)
+
+
 @pytest.mark.parametrize("drafter", MEMORYLESS, ids=title)
 def test_requests_that_are_set_aside_go_on_as_if_nothing_had_happened(drafter):
     table = PagedTable(TOY.p, prompt=len(TOY.prompt))
@@ -466,6 +476,7 @@ def test_pages_that_are_shared_taken_away_and_given_back_change_no_token(drafter
         while engine.busy:
             engine.step()
             engine.memory.check_integrity()
+            check_pools(engine)
             held = [engine.memory, *engine._run.groups.opened]
             assert sum(one.nbytes for one in held) <= memory + 4 * token  # and the scratch pages
         assert [handle.result().tokens for handle in handles] == expected
@@ -473,6 +484,52 @@ def test_pages_that_are_shared_taken_away_and_given_back_change_no_token(drafter
         assert engine.pages_in_use == 0
         pools = [one.memory.pool for one in held if hasattr(one, "memory")]
         assert all(pool.free == pool.pages for pool in pools)
+
+
+def test_a_draft_model_reads_a_common_prefix_once(target, draft):
+    """Samples, a later request that begins alike, and one of another sampling, which is another
+    group: its draft model's memory is in the same pages. No token changes."""
+    drafter = {"name": "small_model", "model": draft, "depth": 3}
+    system, wanted = prompts(21)[0], {"temperature": 1.0, "max_new_tokens": 9}
+    rows, options = [[*system, 3], [*system, 7, 8]], [wanted, {"max_new_tokens": 6}]
+    expected = [alone(target, drafter, number, system, **wanted) for number in range(3)]
+    expected += [
+        alone(target, drafter, 3 + number, row, **more)
+        for number, (row, more) in enumerate(zip(rows, options, strict=True))
+    ]
+    size = 4 * 60 * (target.bytes_per_token() + draft.bytes_per_token())
+    with specdec.Engine(target, drafter=drafter, seats=4, memory=size, page=4) as engine:
+        handles = engine.submit(system, samples=3, **wanted)
+        engine.step()
+        (memory,) = engine._run.groups.opened
+        assert memory.page_use.adopted == 2 * 20
+        handles += [engine.submit(row, **more) for row, more in zip(rows, options, strict=True)]
+        while engine.busy:
+            engine.step()
+            check_pools(engine)
+        assert memory.page_use.adopted >= 4 * 20
+        assert [handle.result().tokens for handle in handles] == expected
+
+
+def test_samples_share_their_prompt_in_the_memory_of_a_draft_model_too(target, draft):
+    """So that more of them decode at a time than would fit with a copy each."""
+    drafter = {"name": "small_model", "model": draft, "depth": 2}
+    (prompt,) = prompts(33)
+    size = 4 * 32 * (target.bytes_per_token() + draft.bytes_per_token())
+    with specdec.Engine(target, drafter=drafter, seats=4, memory=size, page=4) as engine:
+        handles = engine.submit(prompt, samples=4, temperature=1.0, max_new_tokens=12)
+        seats = []
+        while engine.busy:
+            engine.step()
+            check_pools(engine)
+            seats.append(engine.seats_in_use)
+        assert max(seats) == 4
+        assert not sum(handle.set_aside for handle in handles)
+    expected = [
+        alone(target, drafter, number, prompt, temperature=1.0, max_new_tokens=12)
+        for number in range(4)
+    ]
+    assert [handle.result().tokens for handle in handles] == expected
 
 
 @pytest.mark.parametrize("kind", ["small_model", "eagle", "dflash"])

@@ -269,6 +269,11 @@ def test_the_program_leaves_a_record_and_a_page(tiny, tmp_path, capsys):
     assert len(pd.read_parquet(tmp_path / "rounds.parquet"))
     page = (tmp_path / "index.html").read_text()
     assert "Speed-up against load" in page
+    assert "Plain decoding, ngram, at loads of 500, 2000 requests/s." in page
+    table = pd.read_csv(tmp_path / "tables" / "load.csv")
+    assert {"load", "requests_per_second"} <= set(table)
+    shown = (tmp_path / "tables" / "load.tex").read_text()
+    assert "load, requests/s & speed-up & tokens/s & requests/s" in shown
     assert "over time" in page
     assert (tmp_path / "figures" / "speedup_against_load.pdf").exists()
 

@@ -289,6 +289,56 @@ def test_a_text_that_was_decoded_is_known_too(lm):
 
 
 @torch.inference_mode()
+def test_copies_of_a_prompts_last_page_are_one_again_once_they_are_full(lm):
+    """The roots fill them: the same one, or in the last row another one."""
+    (prompt,) = prompts(15)
+    with lm.open(4, 30, kv=KV("paged", page=8)) as session:
+        read(session, 0, prompt)
+        assert [session.adopt(row, prompt) for row in (1, 2, 3)] == [15] * 3
+        assert session.page_use.in_use == 1 + 4
+        roots = [5, 5, 5, 6]
+        session.score(TokenTree(torch.tensor(roots)[:, None], [[-1]] * 4))
+        session.keep(np.array([[-1]] * 4), [0] * 4)
+        session.check_integrity()
+        assert session.page_use[1:3] == (1 + 2, 2)
+        tree = TokenTree(tokens_of(1, 4, 3), [[-1, 0, 0]] * 4)
+        texts = [[*prompt, root] for root in roots]
+        assert worst(lm.model, tree, session.score(tree).logits, texts) < 1e-9
+
+
+@torch.inference_mode()
+def test_rows_that_read_the_same_text_come_to_share_its_pages(lm):
+    (prompt,) = prompts(18)
+    with lm.open(3, 30, kv=KV("paged", page=8)) as session:
+        session.read(torch.tensor([prompt] * 3), [18, 18, 18])
+        assert session.page_use[1:3] == (9, 0)
+        session.release([2])
+        session.check_integrity()
+        assert session.page_use[1:3] == (4, 2)
+        tree = TokenTree(tokens_of(1, 3, 3), [[-1, 0, 0]] * 3)
+        found = session.score(tree).logits[:2]
+        both = TokenTree(tree.tokens[:2], [[-1, 0, 0]] * 2)
+        assert worst(lm.model, both, found, [prompt] * 2) < 1e-9
+
+
+@torch.inference_mode()
+def test_a_root_that_was_read_and_not_scored_is_part_of_the_text(lm):
+    """A draft model reads its roots. An earlier round's tree has nothing to do with it."""
+    (prompt,) = prompts(5)
+    with lm.open(1, 30, kv=KV("paged", page=4)) as session:
+        read(session, 0, prompt)
+        session.read(torch.tensor([[1]]), [1], root=True)
+        session.score(TokenTree(torch.tensor([[1, 2]]), [[-1, 0]]), 1)
+        session.keep(np.array([[1]]), [1])
+        session.read(torch.tensor([[3]]), [1], root=True)
+        session.keep(np.array([[-1]]), [0])
+        session.release([0])
+        assert session.adopt(0, [*prompt, 1, 2, 1]) == 4
+        session.release([0])
+        assert session.adopt(0, [*prompt, 1, 2, 3]) == 8
+
+
+@torch.inference_mode()
 def test_a_shared_page_is_copied_before_it_is_written(lm):
     """A row is rewound into a page that another row reads."""
     (prompt,) = prompts(16)

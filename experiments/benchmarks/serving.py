@@ -203,27 +203,35 @@ class Serving:
             how = ", ".join(f"{median(each):.0f}" for each in rates.values()) + " tokens/s"
             what = f"{name}: paged / contiguous, {length + 64} tokens of context"
             lines.append(line(what, ratio(rates["paged"], rates["contiguous"]), how))
-        return [*lines, self._peak()]
+        return [*lines, *map(self._peak, sorted({wanted.seats, len(self.asked)}))]
 
     def _long(self, drafter: str, kv: Any, asked: Sequence[Asked]) -> int:
         with self.engine(drafter, kv=kv, page=PAGE) as engine:
             return self._play(engine, asked, len(asked))
 
-    def _peak(self) -> Line:
-        target, wanted = self.target, self.wanted
+    def _peak(self, seats: int) -> Line:
+        """Pages that are kept for their text alone are not in use."""
+        target = self.target
         assert isinstance(target, KeepsKV)
         longest = max(len(ids) + new for ids, new in self.asked)
-        whole = wanted.seats * longest * target.bytes_per_token(KV())
-        most = 0
-        with self.engine("none", kv="paged", page=PAGE) as engine:
-            for ids, new in self.asked:
-                engine.submit(ids, max_new_tokens=new, ignore_eos=True)
+        whole = seats * longest * target.bytes_per_token(KV())
+        most = tokens = 0
+        with self.engine("none", kv="paged", page=PAGE, seats=seats) as engine:
+            handles = [
+                engine.submit(ids, max_new_tokens=new, ignore_eos=True) for ids, new in self.asked
+            ]
             while engine.busy:
                 engine.step()
-                most = max(most, engine.pages_in_use or 0)
+                used = engine.pages_in_use or 0
+                if used > most:
+                    live = [one for one in handles if one.emission.tokens and not one.over]
+                    tokens = sum(len(one.text) - 1 for one in live)
+                    most = used
         paged = most * PAGE * target.bytes_per_token(KV("paged", PAGE))
-        how = f"{paged >> 20}, {whole >> 20} MiB; {wanted.seats} seats, longest {longest}"
-        return line("memory at the peak, paged / contiguous", f"{paged / whole:.2f}", how)
+        how = f"{paged >> 20}, {whole >> 20} MiB; longest {longest}; the tokens alone "
+        how += f"{tokens / (seats * longest):.2f}"
+        what = f"memory at the peak, {seats} seats: paged / contiguous"
+        return line(what, f"{paged / whole:.2f}", how)
 
     def samples(self) -> list[Line]:
         """Pages at the peak against those that the prompt and the samples' own tokens need."""
@@ -268,20 +276,26 @@ class Serving:
         return lines
 
     def soak(self) -> list[Line]:
-        """A tiny model: what counts is the number of requests."""
-        wanted, draw = self.wanted, random.Random(self.wanted.seed)
-        target = tiny()
+        """Tiny models and short texts: what counts is the number of requests."""
+        draft = {"name": "small_model", "model": tiny(), "depth": 2}
+        return [*self._soak("none", 1), *self._soak(draft, 2)]
+
+    def _soak(self, drafter: Any, models: int) -> list[Line]:
+        """models: that keep texts in pages, of one size each."""
+        wanted, draw, target = self.wanted, random.Random(self.wanted.seed), tiny()
+        system = [draw.randrange(target.vocabulary) for _ in range(8)]  # a third begins with it
         resident: list[int] = []
         process, over = psutil.Process(), 0
-        memory = 24 * 4 * target.bytes_per_token()
+        memory = 24 * 4 * target.bytes_per_token() * models
         with specdec.Engine(
-            target, drafter="ngram", seats=4, memory=memory, page=4, prefill_chunk=8
+            target, drafter=drafter, seats=4, memory=memory, page=4, prefill_chunk=8
         ) as engine:
             live: list[Any] = []
             for number in range(wanted.requests):
-                prompt = [draw.randrange(target.vocabulary) for _ in range(draw.randint(1, 20))]
+                prompt = system * (number % 3 == 0)
+                prompt += [draw.randrange(target.vocabulary) for _ in range(draw.randint(1, 20))]
                 options = {"temperature": draw.choice([0.0, 1.0]), "seed": number}
-                live.append(engine.submit(prompt, max_new_tokens=draw.randint(1, 24), **options))
+                live.append(engine.submit(prompt, max_new_tokens=draw.randint(1, 12), **options))
                 while len(live) > 8:
                     engine.step()
                     if draw.random() < 0.02:
@@ -293,13 +307,20 @@ class Serving:
                     resident.append(process.memory_info().rss)
             for _ in engine:
                 pass
-            left = engine.pages_in_use
-        growth = resident[1] / resident[0] - 1
-        how = f"from request {wanted.requests // 5} on; {over} were set aside"
+            left, pages = engine.pages_in_use, engine.memory
+            assert isinstance(pages, Paged)
+            use = pages.page_use
+        growth, name = resident[1] / resident[0] - 1, name_of(drafter)
+        how = f"{over} were set aside, {use.evicted} pages evicted, {use.adopted} tokens shared"
+        since = f"from request {wanted.requests // 5} on"
         return [
-            line(f"{wanted.requests} requests: pages in use at the end", str(left)),
-            line("the same: growth of resident memory", f"{growth:.1%}", how),
+            line(f"{name}, {wanted.requests} requests: pages in use at the end", str(left), how),
+            line(f"{name}: growth of resident memory", f"{growth:.1%}", since),
         ]
+
+
+def name_of(drafter: Any) -> str:
+    return drafter if isinstance(drafter, str) else str(drafter["name"])
 
 
 def tiny() -> specdec.TransformersLM:

@@ -15,6 +15,8 @@ from experiments.report.tables import PERCENT, WHOLE, Told, mebibytes, milliseco
 from experiments.report.tables import PLAIN as NUMBER
 from experiments.system.files import write_text
 
+Looks = dict[Any, dict[str, Any]]  # of each drafter's lines
+
 TERMS = {
     "speed-up": "mean time of a request from its arrival to its end: plain decoding / the drafter, "
     "at the same load, on the same requests",
@@ -41,14 +43,23 @@ def sections(plays: pd.DataFrame, rounds: pd.DataFrame, unit: str, how: str) -> 
     """how: what was played, in a sentence."""
     table = medians(with_speedups(plays))
     repeats = plays["repeat"].nunique()
-    caption = f"Medians over {repeats} repeats. {how}"
+    plays_of = f"Medians over {repeats} repeats" if repeats > 1 else "One play of each load"
+    caption = f"{plays_of}. {how}"
+    looks = line_styles(table["drafter"])  # a drafter looks alike in all figures
     pays = Section("Speed-up against load", notes=crossings(plays, unit))
     pays.tables["load"] = _throughput(table, unit, caption)
     pays.figures["speedup_against_load"] = _lines(
-        table[table["drafter"] != PLAIN], ["speedup"], ["speed-up"], unit, "Speed-up", caption
+        table[table["drafter"] != PLAIN],
+        looks,
+        ["speedup"],
+        ["speed-up"],
+        unit,
+        "Speed-up",
+        f"{caption} Rings: the load from which on a drafter is slower than plain decoding.",
     )
     pays.figures["throughput_against_load"] = _lines(
         table,
+        looks,
         ["tokens_per_second", "goodput"],
         ["tokens/s", "requests/s in time"],
         unit,
@@ -58,6 +69,7 @@ def sections(plays: pd.DataFrame, rounds: pd.DataFrame, unit: str, how: str) -> 
     waits = Section("Waiting", {"waiting": _waiting(table, unit, caption)})
     waits.figures["waiting_against_load"] = _lines(
         table,
+        looks,
         ["first_token_p95", "gap_p95"],
         ["TTFT, p95 (s)", "gap, p95 (s)"],
         unit,
@@ -65,7 +77,7 @@ def sections(plays: pd.DataFrame, rounds: pd.DataFrame, unit: str, how: str) -> 
         caption,
     )
     inside = Section("Inside the engine", {"memory": _memory(table, unit, caption)})
-    inside.figures["over_time"] = _over_time(rounds, unit)
+    inside.figures["over_time"] = _over_time(rounds, looks, unit)
     return [pays, waits, inside, Section("Definitions", terms=TERMS)]
 
 
@@ -74,7 +86,8 @@ def _told(title: str, text: dict[str, list[str]], raw: pd.DataFrame, caption: st
 
 
 def _begun(table: pd.DataFrame, unit: str) -> dict[str, list[str]]:
-    return {"method": list(table["drafter"]), unit: [f"{load:g}" for load in table["load"]]}
+    loads = [f"{load:g}" for load in table["load"]]
+    return {"method": list(table["drafter"]), f"load, {unit}": loads}
 
 
 def _throughput(table: pd.DataFrame, unit: str, caption: str) -> Told:
@@ -112,6 +125,7 @@ def _memory(table: pd.DataFrame, unit: str, caption: str) -> Told:
 
 def _lines(
     table: pd.DataFrame,
+    looks: Looks,
     columns: Sequence[str],
     labels: Sequence[str],
     unit: str,
@@ -120,7 +134,6 @@ def _lines(
 ) -> Drawn:
     """A panel for each column, over the load; a line for each drafter."""
     figure, axes = panels(1, len(columns), 2.6)
-    looks = line_styles(table["drafter"])
     for axis, column, label in zip(axes, columns, labels, strict=True):
         for name, own in table.groupby("drafter", sort=False):
             axis.plot(own["load"], own[column], label=name, **looks[name])
@@ -137,22 +150,23 @@ def _lines(
     return Drawn(figure, f"{title} against load", caption)
 
 
-def _name_crossings(axis: Axes, table: pd.DataFrame, looks: dict[Any, dict[str, Any]]) -> None:
-    """The load from which on each drafter is slower than none."""
-    for number, (name, own) in enumerate(table.groupby("drafter", sort=False)):
+def _name_crossings(axis: Axes, table: pd.DataFrame, looks: Looks) -> None:
+    """The load from which on each drafter is slower than none. Names are above one another."""
+    height = 5
+    for name, own in table.groupby("drafter", sort=False):
         load = crossing(own["load"].tolist(), own["speedup"].tolist())
         if load is not None:
             axis.plot([load], [1.0], "o", color=looks[name]["color"], fillstyle="none")
-            place = {"xytext": (4, 5 + 9 * number), "textcoords": "offset points"}
+            place = {"xytext": (4, height), "textcoords": "offset points"}
             axis.annotate(f"{name}: {load:.3g}", (load, 1.0), fontsize=7, **place)
+            height += 9
 
 
-def _over_time(rounds: pd.DataFrame, unit: str) -> Drawn:
+def _over_time(rounds: pd.DataFrame, looks: Looks, unit: str) -> Drawn:
     """Queue, seats and tau at the highest load, in the first repeat."""
     highest = rounds["load"].max()
     shown = rounds[(rounds["load"] == highest) & (rounds["repeat"] == rounds["repeat"].min())]
     figure, axes = panels(3, 1, 1.5, sharex=True)
-    looks = line_styles(shown["drafter"])
     for name, own in shown.groupby("drafter", sort=False):
         look = {**looks[name], "marker": None}
         # tau of a tenth of the rounds at a time: single rounds jump
@@ -179,6 +193,8 @@ def write(
     tables = {name: told for part in parts for name, told in part.tables.items()}
     write_figures(figures, folder / "figures")
     write_tables(tables, folder / "tables")
-    lead = f"{plays['drafter'].nunique()} drafters, {plays['load'].nunique()} loads."
+    others = [name for name in plays["drafter"].unique() if name != PLAIN]
+    loads = ", ".join(f"{load:g}" for load in sorted(plays["load"].unique()))
+    lead = f"{', '.join(['Plain decoding', *others])}, at loads of {loads} {unit}."
     write_text(folder / "index.html", render("Load study", lead, parts, command))
     return folder / "index.html"

@@ -13,6 +13,7 @@ from torch import Tensor
 from specdec.drafting.shape import TreeDrafter
 from specdec.interfaces import LanguageModel, OpenedCompiled, OpenedPages, Session, open_beside
 from specdec.models.load import Loadable, load, load_kept
+from specdec.prefill import Prefill
 from specdec.state import State
 
 
@@ -43,6 +44,7 @@ class DraftModelDrafter(TreeDrafter):
         self.opened = (self._session,)
         if isinstance(self._session, OpenedPages):
             self._session.reach = max(self.shape.slots, self._scratch)
+        self._prompts = Prefill(self._session, self, rows, None)
         self._seen = [0] * rows  # tokens in memory
 
     def enter(self, rows: Sequence[int], state: State) -> None:
@@ -52,13 +54,10 @@ class DraftModelDrafter(TreeDrafter):
             longest = min(state.committed.shape[1], self.model.context)
             self._session.reserve(longest + self._scratch)
         lengths = state.on_host.lengths
-        counts = [lengths[row] - 1 if self._has_positions(lengths[row]) else 0 for row in rows]
-        for row, count in zip(rows, counts, strict=True):
-            self._seen[row] = count
-        if any(counts):
-            every = len(rows) == state.rows
-            tokens = state.tokens if every else state.tokens[list(rows)]
-            self._session.read(tokens[:, : max(counts)], counts, None if every else rows)
+        for row in rows:
+            self._seen[row] = lengths[row] - 1 if self._has_positions(lengths[row]) else 0
+            self._prompts.begin(row, state.text(row)[: self._seen[row] + 1])
+        self._prompts.read(state.tokens)
 
     @property
     def _scratch(self) -> int:

@@ -104,6 +104,10 @@ class PagedMemory(Memory):
     def token_bytes(self) -> int:
         return bytes_per_token(self.layout, self.dtype, self.kept)
 
+    @property
+    def spared(self) -> int:
+        return self.pool.spared
+
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page)
 
@@ -381,12 +385,19 @@ class PagedMemory(Memory):
     # ---------------------------------------------------------------------------------- sharing
 
     def publish(self, row: int, text: Sequence[int]) -> None:
-        """This is the row's text so far: its full pages are known by it."""
+        """This is the row's text so far: its full pages are known by it. Where another page is
+        known by the same text, the row shares that one and lets its own go. (A root that was read
+        may be scored once more: a page that ends with it is not full yet.)"""
         keys, page = self.keys[row], self.page
-        for number in range(len(keys), min(self.lengths[row], len(text)) // page):
+        for number in range(len(keys), min(self.roots[row], len(text)) // page):
             before = keys[-1] if keys else b""
             keys.append(key_of(before, text[number * page : (number + 1) * page]))
-            self.pool.publish(self.pages[row][number], keys[-1])
+            own = self.pages[row][number]
+            known = self.pool.publish(own, keys[-1])
+            if known != own:
+                self.pool.share(known)
+                self.pool.let_go([own])
+                self.pages[row][number] = self.table[row, number] = known
 
     def adopt(self, row: int, tokens: Sequence[int], alike: int | None) -> int:
         """An empty row takes over what is known of a text: full pages are shared, and the rest is

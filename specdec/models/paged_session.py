@@ -28,7 +28,8 @@ class PagedSession(TransformersSession):
         super().__init__(model, rows, slots, compile, kv)
         self._texts: list[list[int]] = [[] for _ in range(rows)]
         self._later: list[Callable[[], None]] = []  # what has yet to be read from the device
-        self._tree: TokenTree | None = None  # the one that was scored last
+        self._tree: TokenTree | None = None  # that was scored last, since something was read
+        self._fills_copies = False  # whether the coming roots make copied pages full
 
     # ------------------------------------------------------------------------------ its pages
 
@@ -55,6 +56,10 @@ class PagedSession(TransformersSession):
     @property
     def free(self) -> int:
         return self._memory.pool.free
+
+    @property
+    def spared(self) -> int:
+        return self._memory.spared
 
     @property
     def page_use(self) -> PageUse:
@@ -85,6 +90,7 @@ class PagedSession(TransformersSession):
         )
         length = self._memory.adopt(row, text, next(alike, None))
         self._texts[row] = text[:length]
+        self._fills_copies |= (length + 1) % self.page == 0
         return length
 
     def check_integrity(self) -> None:
@@ -96,6 +102,7 @@ class PagedSession(TransformersSession):
         chosen = list(range(len(self._texts)) if rows is None else rows)
         before = [self._memory.lengths[row] for row in chosen]
         tokens = tokens.clone()  # it may be a view of what changes before it is looked at
+        self._tree = None
 
         def note() -> None:
             given = zip(chosen, before, tokens.tolist(), counts, strict=True)
@@ -129,6 +136,9 @@ class PagedSession(TransformersSession):
                     self._texts[row][roots[row] :] = kept
 
         self._later.append(note)
+        if self._fills_copies:  # samples of one prompt may share its last page from here on
+            self._fills_copies = False
+            self._catch_up()
 
     def rewind(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
         self._catch_up()

@@ -48,6 +48,11 @@ class Pool:
         counters = self.peak, self.evicted, self.adopted
         return PageUse(self.pages, in_use, shared, len(self._cached), *counters)
 
+    @property
+    def spared(self) -> int:
+        """Pages that rows would hold besides, if each had its own."""
+        return sum(self.hands) - (self.pages - self.free)
+
     def grow(self, pages: int) -> None:
         """To so many."""
         new = range(self.pages + 1, pages + 1)
@@ -88,10 +93,12 @@ class Pool:
         """Whether the one row that holds it may write it."""
         return self.hands[page] == 1 and page not in self._keys
 
-    def publish(self, page: int, key: Key) -> None:
-        """It is full, and this is its text. A text has one page."""
-        if key not in self._known:
-            self._known[key], self._keys[page] = page, key
+    def publish(self, page: int, key: Key) -> int:
+        """It is full, and this is its text. A text has one page: which one."""
+        known = self._known.setdefault(key, page)
+        if known == page:
+            self._keys[page] = key
+        return known
 
     def forget(self, page: int) -> None:
         """Its text is about to change."""

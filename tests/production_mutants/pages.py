@@ -78,8 +78,8 @@ MUTANTS = (
     Mutant(
         "full pages are counted up",
         PAGED,
-        "for number in range(len(keys), min(self.lengths[row], len(text)) // page):",
-        "for number in range(len(keys), self.pages_for(min(self.lengths[row], len(text)))):",
+        "for number in range(len(keys), min(self.roots[row], len(text)) // page):",
+        "for number in range(len(keys), self.pages_for(min(self.roots[row], len(text)))):",
         "a page is shared that is still being written",
         SHARING,
     ),
