@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from specdec.drafting.by_level import Grown
 from specdec.drafting.shape import Shape
@@ -69,7 +70,8 @@ def of_tree(plan: "Governed", grown: Grown, state: State, shape: Shape) -> tuple
     assert grown.values is not None
     assert grown.inner is not None
     tree = grown.tree
-    parents = tree.parents.cpu().numpy()[:, 1:]
+    host = torch.stack([tree.tokens, tree.parents, tree.depths, grown.inner]).cpu().numpy()
+    tokens, parents, depths, numbers = host[:, :, 1:]
     paths = grown.values.double().cpu().numpy()
     rows, size = paths.shape
     if size == 0:
@@ -79,13 +81,10 @@ def of_tree(plan: "Governed", grown: Grown, state: State, shape: Shape) -> tuple
     above = np.take_along_axis(before, parents.clip(0), 1)
     with np.errstate(invalid="ignore"):
         q = np.where(has_node, np.exp(paths - above), 0.0).clip(0, 1)
-    depths = tree.depths.cpu().numpy()[:, 1:]
     each = plan.policy.conditional(q, depths.clip(1), drawn=False) * has_node
     survivals = np.ones((rows, size + 1))
     every = np.arange(rows)
     for node in range(size):
         survivals[:, node + 1] = survivals[every, parents[:, node].clip(0)] * each[:, node]
-    tokens = tree.tokens[:, 1:].cpu().numpy()
-    numbers = grown.inner[:, 1:].cpu().numpy()
     whole = Candidates(tokens, survivals[:, 1:], q, parents - 1, numbers)
     return kept(plan, whole, state, grown.scored, shape.depth, shape)

@@ -95,7 +95,8 @@ def measure(
     found: list[Measured] = []
     turns = repeats + WARM_UP
     for count in rows:
-        for context in contexts or _contexts(model, levels, turns):
+        longest = [*levels, *_at_once(model, chosen, bounds, 0.0)]
+        for context in contexts or _contexts(model, longest, turns):
             for temperature in temperatures:
                 every = [*levels, *_at_once(model, chosen, bounds, temperature)]
                 steps = _steps(
