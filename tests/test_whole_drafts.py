@@ -266,3 +266,15 @@ def test_a_table_without_whole_drafts_goes_level_by_level(recorded, pair):
     inner = SmallModel(draft)
     out, _ = decoded(target, Priced(inner, tables(target, inner)[0]), 0.9)
     assert {each.steps for each in out.report.compiled if each.model == "draft"} == {1}
+
+
+def test_priced_chains_of_one_length_are_those_of_fixed_ones(recorded, pair):
+    """The same draws, whoever has chosen the length."""
+    model, small = pair
+    target, draft = TransformersLM(model, compile=True), TransformersLM(small, name="draft")
+    inner = SmallModel(draft, depth=2)
+    drafter = Priced(inner, tables(target, inner)[1][0], depth=2)
+    found, tokens = decoded(target, drafter, 0.9, max_new_tokens=20)
+    fixed, same = decoded(model, inner, 0.9, max_new_tokens=20)
+    assert tokens == same
+    assert rounds(found) == rounds(fixed)
