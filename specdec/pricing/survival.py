@@ -48,6 +48,7 @@ class Survival:
         self.slope, self.bias = SLOPE, np.full(self.depths, BIAS)
         self.count = 0
         self._fresh = 0
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._x, self._y = np.zeros(0), np.zeros(0)
         self._depth = np.zeros(0, dtype=np.int64)
 
@@ -59,14 +60,21 @@ class Survival:
     def learn(self, q: np.ndarray, depth: np.ndarray, accepted: np.ndarray) -> None:
         """Outcomes (n,) of nodes that were reached: their parents were accepted, and no elder
         sibling."""
+        self._waiting.append((q, depth, accepted))
+        self.count, self._fresh = self.count + len(q), self._fresh + len(q)
+        if self._fresh >= EVERY or self.count <= FIRST:
+            self._take()
+            self._fit()
+            self._fresh = 0
+
+    def _take(self) -> None:
+        """The latest outcomes, with those that wait for a fit."""
+        q, depth, accepted = (np.concatenate(each) for each in zip(*self._waiting, strict=True))
+        self._waiting.clear()
         self._x = np.concatenate([self._x, logit(q)])[-LATEST:]
         self._y = np.concatenate([self._y, accepted])[-LATEST:]
         place = np.minimum(depth, self.depths) - 1
         self._depth = np.concatenate([self._depth, place])[-LATEST:]
-        self.count, self._fresh = self.count + len(q), self._fresh + len(q)
-        if self._fresh >= EVERY or self.count <= FIRST:
-            self._fit()
-            self._fresh = 0
 
     def _fit(self) -> None:
         """One damped step. The Hessian is an arrow: biases meet in the slope alone."""
