@@ -13,7 +13,7 @@ from specdec.drafting.shape import Shape
 from specdec.measuring.machine import Machine
 from specdec.models.compiled import NODES
 from specdec.pricing import files, known
-from specdec.pricing.by_price import AGAIN, FIRST_TRIES, Learnt, Pause, Turns
+from specdec.pricing.by_price import AGAIN, FIRST_TRIES, Learnt, Pause, Tried
 from specdec.pricing.costs import Measured, Measuring
 from specdec.pricing.measure import here, measure
 from specdec.pricing.price import Choice, Price, rate_under_price, rate_under_ratio
@@ -104,19 +104,19 @@ def test_drafts_in_one_call_have_costs_of_their_own():
 
 
 def test_a_kind_of_drafts_that_has_waited_is_tried_again():
-    turns, chain, tree = Turns(), Shape(2), Shape(3, 2, "ranked", 6)
+    tried, chain, tree = Tried(), Shape(2), Shape(3, 2, "ranked", 6)
     for _ in range(FIRST_TRIES):
-        assert turns.due(("chain", "ranked")) == "chain"
-        turns.drafted(chain, 2)
-        assert turns.due(("chain", "ranked")) == "ranked"
-        turns.drafted(tree, 6)
+        assert tried.due(("chain", "ranked")) == "chain"
+        tried.drafted(chain, 2)
+        assert tried.due(("chain", "ranked")) == "ranked"
+        tried.drafted(tree, 6)
     for _ in range(AGAIN):
-        assert turns.due(("chain", "ranked")) is None
-        turns.drafted(chain, 2)
-    turns.drafted(chain, 2)
-    assert turns.due(("chain", "ranked")) == "ranked"
-    assert turns.due(("chain",)) is None
-    assert 2 < turns.nodes < 3  # of ranked trees, per level
+        assert tried.due(("chain", "ranked")) is None
+        tried.drafted(chain, 2)
+    tried.drafted(chain, 2)
+    assert tried.due(("chain", "ranked")) == "ranked"
+    assert tried.due(("chain",)) is None
+    assert 2 < tried.nodes < 3  # of ranked trees, per level
 
 
 def test_a_jag_does_not_stop_a_tree_before_a_cheap_step():

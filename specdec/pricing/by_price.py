@@ -45,12 +45,12 @@ class Learnt:
         self.first, self.later = Survival(depths), Survival(depths)  # children; their siblings
         self.going_on, self.price, self.pause = GoingOn(depths), Price(), Pause()
         self.before = {kind: Survival(depths, apart=0) for kind in at_once.KINDS}
-        self.turns = Turns()
+        self.tried = Tried()
 
     def forget(self) -> None:
         for each in self._survivals.values():
             each.forget()
-        for part in (self.going_on, self.price, self.pause, self.turns):
+        for part in (self.going_on, self.price, self.pause, self.tried):
             part.forget()
 
     @property
@@ -68,7 +68,7 @@ class Learnt:
                 each.restore({name: state[f"{part}.{name}"] for name in ("slope", "bias", "count")})
 
 
-class Turns:
+class Tried:
     """When each kind of whole drafts was drafted last. One that has not been for long is tried
     again: what it would bring is only learnt from its own rounds."""
 
@@ -262,10 +262,10 @@ class ByPrice(Policy):
 
     @timed
     def choose(self, shapes: Sequence[Shape]) -> Shape | None:
-        now, turns = self.now, self.learnt.turns
+        now, tried = self.now, self.learnt.tried
         known = [s for s in shapes if not isnan(now.curves.at_once(at_once.kind_of(s), s.depth))]
         kinds = list(dict.fromkeys(at_once.kind_of(shape) for shape in known))
-        due = turns.due(kinds)
+        due = tried.due(kinds)
         worth = {
             kind: self.before(max((s for s in known if at_once.kind_of(s) == kind), key=_depth))
             .sum(0)
@@ -277,7 +277,7 @@ class ByPrice(Policy):
             kind, depth = at_once.kind_of(shape), shape.depth
             if due not in (None, kind):
                 continue
-            nodes = depth if kind == at_once.CHAIN else round(turns.nodes * depth)
+            nodes = depth if kind == at_once.CHAIN else round(tried.nodes * depth)
             nodes = min(nodes, shape.max_nodes - 1, MOST - 1)
             at_one, by_level = now.curves.at_once(kind, depth), now.curves.draft(depth, nodes)
             value = worth[kind][depth - 1] - float(now.nodes[nodes])
@@ -330,7 +330,7 @@ class ByPrice(Policy):
             if noted.whole is None or not noted.whole.chain:
                 self._outcomes(noted, row, last.verdict.path[row, :count])
         if noted.whole is not None:
-            learnt.turns.drafted(noted.whole, noted.parents.shape[1] - 1)
+            learnt.tried.drafted(noted.whole, noted.parents.shape[1] - 1)
         tokens = accepted + float(self._alive.sum())
         learnt.price.learn(self._rows, decided.plain, tokens, decided.seconds)
         if decided.levels:
