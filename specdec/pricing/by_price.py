@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from math import inf, isnan, sqrt
+from math import inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -263,31 +263,31 @@ class ByPrice(Policy):
     @timed
     def choose(self, shapes: Sequence[Shape]) -> Shape | None:
         now, tried = self.now, self.learnt.tried
-        known = [s for s in shapes if not isnan(now.curves.at_once(at_once.kind_of(s), s.depth))]
-        kinds = list(dict.fromkeys(at_once.kind_of(shape) for shape in known))
-        due = tried.due(kinds)
-        worth = {
-            kind: self.before(max((s for s in known if at_once.kind_of(s) == kind), key=_depth))
-            .sum(0)
-            .cumsum()
-            for kind in kinds
-        }
-        found: tuple[float, Shape | None] = (-inf, None)
-        for shape in known:
+        found: dict[str, list[tuple[Shape, int, float]]] = {}  # by kind: nodes, seconds
+        for shape in shapes:
             kind, depth = at_once.kind_of(shape), shape.depth
-            if due not in (None, kind):
-                continue
             nodes = depth if kind == at_once.CHAIN else round(tried.nodes * depth)
             nodes = min(nodes, shape.max_nodes - 1, MOST - 1)
-            at_one, by_level = now.curves.at_once(kind, depth), now.curves.draft(depth, nodes)
-            value = worth[kind][depth - 1] - float(now.nodes[nodes])
-            value -= now.price * min(at_one, by_level)
-            if value > found[0]:
-                found = value, (shape if at_one <= by_level else None)
-        return found[1]
+            took = now.curves.at_once(kind, depth)
+            if took <= now.curves.draft(depth, nodes):  # not so if it is NaN
+                found.setdefault(kind, []).append((shape, nodes, took))
+        due, best, chosen = tried.due(list(found)), -inf, None
+        for kind, options in found.items():
+            if due not in (None, kind):
+                continue
+            deepest = max((shape for shape, _, _ in options), key=lambda shape: shape.depth)
+            tokens = self._before(deepest).sum(0).cumsum()
+            for shape, nodes, took in options:
+                value = tokens[shape.depth - 1] - float(now.nodes[nodes]) - now.price * took
+                if value > best:
+                    best, chosen = value, shape
+        return chosen
 
     @timed
     def before(self, shape: Shape) -> np.ndarray:
+        return self._before(shape)
+
+    def _before(self, shape: Shape) -> np.ndarray:
         share = (self._recent[:, 0] + WEIGHT * SHARE) / (self._recent[:, 1] + WEIGHT)
         each = self.learnt.before[at_once.kind_of(shape)](
             share[:, None], np.arange(1, shape.depth + 1)
@@ -388,7 +388,3 @@ def _drafting(curves: Curves, noted: Noted, nodes: int) -> float:
     if noted.whole is None:
         return curves.draft(noted.levels, nodes)
     return curves.at_once(at_once.kind_of(noted.whole), noted.whole.depth)
-
-
-def _depth(shape: Shape) -> int:
-    return shape.depth
