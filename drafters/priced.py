@@ -106,7 +106,9 @@ class Priced(Drafter):
         )
         sampled = not sampling.greedy
         self._policy = ByPrice(self.learnt, self.costs, self.drafter, target, sampled)
-        self._inner, self._governed = governed(self.drafter, self._policy, self.bounds, sampling)
+        self._inner, self._governed = governed(
+            self.drafter, self._policy, self.bounds, sampling, target
+        )
         inner = self._inner
         inner.begin(target, rows, sampling)
         self._steered = self._governed is not None and inner.law is self._governed.law
@@ -122,6 +124,7 @@ class Priced(Drafter):
             )
 
     def enter(self, rows: Sequence[int], state: State) -> None:
+        self._policy.enter(rows, state.rows)
         self._inner.enter(rows, state)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:

@@ -79,7 +79,8 @@ class Recycle(Drafter):
         chosen = torch.tensor(list(rows), device=best.device)
         tokens = state.tokens[chosen, : best.shape[1]]
         read = torch.arange(best.shape[1], device=best.device) < state.lengths[chosen, None] - 1
-        self._write(self._first[list(rows)], tokens, best, read, torch.zeros_like(read))
+        late = native(torch.zeros_like(read))
+        self._write(self._first[list(rows)], tokens, best, native(read), late)
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         if state.deepest < 1:
@@ -119,9 +120,8 @@ class Recycle(Drafter):
         on_path[:, 0] = True
         rows, steps = np.nonzero(path > 0)
         on_path[rows, path[rows, steps]] = True
-        scored = trees.used & torch.tensor(alive).to(device)[:, None]
-        late = torch.from_numpy(on_path).to(device)
-        self._write(self._first, trees.tokens, last.best, scored, late)
+        scored = native(trees.used) & placed(np.array(alive)[:, None], device)
+        self._write(self._first, trees.tokens, last.best, scored, placed(on_path, device))
 
     def forget(self) -> None:
         self._kept.matrix = None
@@ -130,11 +130,11 @@ class Recycle(Drafter):
         return {"nodes": self.tree.nodes, "tree": [list(path) for path in self.tree.paths]}
 
     def _write(
-        self, first: Array, tokens: Tensor, best: Tensor, scored: Tensor, late: Tensor
+        self, first: Array, tokens: Tensor, best: Tensor, scored: Array, late: Array
     ) -> None:
         """Write best (b, n, k) after tokens (b, n), where they were `scored`; the `late` ones after
         all others. first (b, 1): where the rows' own matrices begin."""
-        given = [native(each) for each in (best, scored, late)]
+        given = native(best), scored, late
         write(native(self._own), first + native(tokens), *given)
         if self._shared is not None:
             write(native(self._shared), native(tokens), *given)
@@ -145,14 +145,18 @@ def native(tensor: Tensor) -> Array:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
+def placed(values: np.ndarray, device: torch.device) -> Array:
+    """The array itself for a CPU, else a tensor on the device."""
+    return values if device.type == "cpu" else torch.from_numpy(values).to(device)
+
+
 def write(matrix: Array, where: Array, best: Array, scored: Array, late: Array) -> None:
     """Rows `where` (b, n) of the matrix become best (b, n, k). If several go to the same row, the
     last in order wins. On a device, discarded entries go to the matrix's last row."""
     values = best.reshape(-1, best.shape[-1])
     if isinstance(matrix, np.ndarray):
         order = np.concatenate([np.flatnonzero(scored & ~late), np.flatnonzero(scored & late)])
-        newest = dict(zip(where.reshape(-1)[order].tolist(), order.tolist(), strict=True))
-        matrix[list(newest)] = values[list(newest.values())]
+        matrix[where.reshape(-1)[order]] = values[order]  # of equal places the last one stays
         return
     nowhere, count = len(matrix) - 1, where.numel()
     places = torch.where(scored, where, nowhere).flatten()

@@ -19,7 +19,7 @@ from specdec.drafting.by_level import Grown, Score
 from specdec.drafting.draft_model import DraftModelDrafter, loaded
 from specdec.drafting.guessed import Guesses
 from specdec.drafting.shape import STOPPED, VARIANTS, Shape, ShapeArguments
-from specdec.drafting.whole import whole_shape
+from specdec.drafting.whole import Wholes
 from specdec.drafting.written import written
 from specdec.errors import switch
 from specdec.models import translation
@@ -53,6 +53,7 @@ class SmallModel(DraftModelDrafter):
                               shared, or if a tree is asked for; else text
     """
 
+    grows_whole = True
     variants = (*VARIANTS, *STOPPED, {"depth": 2, "lookup": True}, *OTHER_TOKENS)
 
     def __init__(
@@ -89,9 +90,8 @@ class SmallModel(DraftModelDrafter):
         super().begin(target, rows, sampling)
         self._open(target, self._reading(target), rows)
         self._grown: Grown | None = None
-        same = self.vocabulary == translation.SAME
-        fixed = same and not self.lookup and self.grower is None
-        self._whole = whole_shape(self.shape, self.law, sampling) if fixed else None
+        fixed = self.vocabulary == translation.SAME and not self.lookup
+        self._wholes = Wholes(self.shape, self.grower, self.law, sampling) if fixed else None
         self._guesses = Guesses(rows, self.shape.depth) if self.lookup else None
 
     def _reading(self, target: LanguageModel) -> LanguageModel:
@@ -157,11 +157,12 @@ class SmallModel(DraftModelDrafter):
 
     def _as_a_whole(self, state: State, chance: Draws) -> Grown | None:
         """The whole draft in one compiled function, where that is possible."""
-        session, whole, counts = self._session, self._whole, self._new(state)
-        if whole is None or not isinstance(session, TransformersSession) or max(counts) > NEW:
+        session, wholes, counts = self._session, self._wholes, self._new(state)
+        if wholes is None or not isinstance(session, TransformersSession) or max(counts) > NEW:
             return None
-        given = whole.tensors(state, chance) if session.compile else None
-        if given is None:
+        whole = wholes.next(state) if session.compile else None
+        given = None if whole is None else whole.tensors(state, chance)
+        if whole is None or given is None:
             return None
 
         def make(passes: Passes, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Any]:
@@ -173,12 +174,12 @@ class SmallModel(DraftModelDrafter):
             return whole.grow(passes.read(input_ids=tokens), score, roots, inputs)
 
         given["tokens"] = padded(state.tokens_from(self._seen, NEW), NEW)
-        shape = self.shape
+        shape = whole.shape
         found = session.at_once(Piece(whole.key, counts, given, shape.slots, shape.depth, make))
         if found is None:
             return None
         self._seen = [seen + count for seen, count in zip(self._seen, counts, strict=True)]
-        return whole.grown(*found, state)
+        return wholes.grown(whole, *found, state)
 
     def _read_new(self, state: State) -> Tensor:
         """Read what was committed since: the root, and perhaps the leaf before it, which was never

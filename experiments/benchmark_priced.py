@@ -2,16 +2,18 @@
 expects of its rounds holds; and what deciding costs.
 
     python -m experiments.benchmark_priced
+    python -m experiments.benchmark_priced compile=true limit=4
     python -m experiments.benchmark_priced limit=2 learn=1 max_new_tokens=16 repeats=2
 
-The second command is a quick trial. All ways of a temperature take turns prompt by prompt in one
-process, where the cost table was measured just before. The shapes of the sweep are fixed;
-`priced` has one setting at all temperatures. What it knows of acceptance it learns on the first
-`learn` prompts, which do not count: the others are held out.
+The second command compiles passes and drafts, the third is a quick trial. All ways of a temperature
+take turns prompt by prompt in one process, where the cost table was measured just before. The
+shapes of the sweep are fixed; `priced` has one setting at all temperatures. What it knows of
+acceptance it learns on the first `learn` prompts, which do not count: the others are held out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,7 @@ class Benchmark(Options):
     # that are priced, by name
     drafters: list[str] = field(default_factory=lambda: ["small_model", "eagle"])
     deep: bool = False  # on the deepened target
+    compile: bool = False  # with compiled passes and drafts
     repeats: int = 10  # rounds of each size in the cost table
     output: str = "outputs/benchmark_priced"
 
@@ -68,7 +71,13 @@ def table_of(bench: "Bench", name: str) -> "Costs":
 
 
 def _target(bench: "Bench") -> Any:
-    return bench.deep if bench.wanted.deep else bench.target
+    target = bench.deep if bench.wanted.deep else bench.target
+    return _compiled(bench, target) if bench.wanted.compile else target
+
+
+@cache
+def _compiled(bench: "Bench", target: Any) -> Any:
+    return bench.compiled(target)
 
 
 def ways(bench: "Bench", name: str, temperature: float, priced: Any) -> "dict[str, Ours]":
@@ -151,7 +160,7 @@ def measured(bench: "Bench", name: str) -> "tuple[pd.DataFrame, dict[str, Any]]"
         made = build("drafter", {"name": "priced", "drafter": inner, "costs": costs})
         lined = ways(bench, name, temperature, made)
         learn(bench, lined[PRICED])
-        curves = costs.curves(label(inner), 128, 1, temperature > 0)
+        curves = costs.curves(label(inner), 128, 1, temperature > 0, wanted.compile)
         trust = expected(bench, lined[PRICED], curves)
         found = bench.compare(f"{name}, T = {temperature:g}", dict(lined))
         compared[f"{name}, T = {temperature:g}"] = found

@@ -9,10 +9,11 @@ import pytest
 from drafters.suffix import Suffix
 from experiments.certificates.tables import standard
 from specdec import Costs
+from specdec.drafting.shape import Shape
 from specdec.measuring.machine import Machine
 from specdec.models.compiled import NODES
 from specdec.pricing import files, known
-from specdec.pricing.by_price import Learnt, Pause
+from specdec.pricing.by_price import AGAIN, FIRST_TRIES, Learnt, Pause, Tried
 from specdec.pricing.costs import Measured, Measuring
 from specdec.pricing.measure import here, measure
 from specdec.pricing.price import Choice, Price, rate_under_price, rate_under_ratio
@@ -82,6 +83,40 @@ def test_drafting_costs_a_pass_for_each_level():
     assert (at.first, at.level, at.node) == pytest.approx((0.002, 0.003, 0.0001))
     assert at.draft(0) == 0.0005
     assert at.round(5, 2) == pytest.approx(at.score[5] + at.host[5] + 0.008 + 0.0004)
+
+
+def test_drafts_in_one_call_have_costs_of_their_own():
+    by_level = [
+        measured(levels=levels, nodes=1 + nodes, draft=0.002 + 0.003 * levels)
+        for levels, nodes in ((1, 1), (2, 8), (4, 4))
+    ]
+    at_once = [
+        measured(levels=4, draft=0.004, at_once="chain", context=context) for context in (100, 900)
+    ]
+    costs = table(*by_level, *(one._replace(context=900) for one in by_level), *at_once)
+    at = Costs.of_dict(costs.as_dict()).curves("suffix", context=300)
+    assert at.at_once("chain", 4) == pytest.approx(0.004)
+    assert np.isnan([at.at_once("chain", 2), at.at_once("ranked", 4)]).all()
+    assert at.level == pytest.approx(0.003)
+    old = costs.as_dict()
+    old["rounds"] = [{k: v for k, v in one.items() if k != "at_once"} for one in old["rounds"][:3]]
+    assert np.isnan(Costs.of_dict(old).curves("suffix").chain).all()
+
+
+def test_a_kind_of_drafts_that_has_waited_is_tried_again():
+    tried, chain, tree = Tried(), Shape(2), Shape(3, 2, "ranked", 6)
+    for _ in range(FIRST_TRIES):
+        assert tried.due(("chain", "ranked")) == "chain"
+        tried.drafted(chain, 2)
+        assert tried.due(("chain", "ranked")) == "ranked"
+        tried.drafted(tree, 6)
+    for _ in range(AGAIN):
+        assert tried.due(("chain", "ranked")) is None
+        tried.drafted(chain, 2)
+    tried.drafted(chain, 2)
+    assert tried.due(("chain", "ranked")) == "ranked"
+    assert tried.due(("chain",)) is None
+    assert 2 < tried.nodes < 3  # of ranked trees, per level
 
 
 def test_a_jag_does_not_stop_a_tree_before_a_cheap_step():
@@ -226,7 +261,17 @@ def test_chances_are_learnt_from_outcomes():
         survival.learn(q[part], depth[part], accepted[part])
     assert survival.slope == pytest.approx(1.2, abs=0.2)
     assert survival.bias[:3] == pytest.approx([0.4] * 3, abs=0.35)
-    assert survival.bias[3] == pytest.approx(-0.2)  # no outcome at this depth
+    assert 0.1 < survival.bias[3] < 0.5  # no outcome at this depth: as the others, nearly
+
+
+def test_deep_levels_are_not_expected_to_be_worse_before_they_are_reached():
+    """Every level is accepted as often. The deepest one has three outcomes."""
+    survival, random = Survival(6), np.random.default_rng(0)
+    for _ in range(60):
+        depth = np.arange(1, 4)
+        survival.learn(np.full(3, 0.6), depth, random.random(3) < 0.85)
+    survival.learn(np.full(3, 0.6), np.full(3, 6), np.ones(3, dtype=bool))
+    assert survival(np.array([0.6] * 3), np.array([4, 5, 6])) == pytest.approx([0.85] * 3, abs=0.1)
 
 
 def test_what_was_learnt_is_kept_in_a_file(tmp_path):

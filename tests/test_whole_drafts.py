@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import specdec
+from drafters.priced import Priced
 from drafters.small_model import SmallModel
 from specdec import verdicts
 from specdec.drafting import whole
@@ -206,3 +207,74 @@ def test_keys_name_all_that_a_draft_depends_on():
         )
     }
     assert len(keys) == 4
+
+
+def tables(target, drafter):
+    """Whole drafts cost next to nothing: chains a little more than trees, or a little less."""
+    label = specdec.pricing.measure.label(drafter)
+    flat = specdec.Costs.written(specdec.pricing.measure.here(target), label, 1.0, 0.02, 0.2)
+    one = flat.rounds[-1]._replace(compiled=True)
+    return flat, [
+        specdec.Costs(
+            flat.measuring,
+            tuple(
+                each._replace(compiled=True, sampled=sampled)
+                for each in flat.rounds
+                for sampled in (False, True)
+            )
+            + tuple(
+                one._replace(levels=depth, draft=cost * depth, at_once=kind, sampled=sampled)
+                for kind, cost in costs.items()
+                for depth in range(1, 7)
+                for sampled in (False, True)
+            ),
+        )
+        for costs in ({"chain": 0.01, "ranked": 0.02}, {"chain": 0.4, "ranked": 0.01})
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("kind", ["small_model", "eagle"])
+def test_priced_shapes_are_chosen_before_they_are_drafted(kind, temperature, recorded, pair):
+    """Whole drafts of several lengths: chains at temperature 0.9, as fixed ones would draw them;
+    chains and pruned trees at 0, with the tokens of plain decoding."""
+    model, small = pair
+    target, plain = TransformersLM(model, compile=True), TransformersLM(model)
+    draft = TransformersLM(small, name="draft")
+    make = specdec.plugins.find("drafter", kind).make
+    inner = make(draft) if kind == "small_model" else make(models.head("eagle", plain), draw="wor")
+    name, seen = "draft" if kind == "small_model" else "eagle", set()
+    for table in tables(target, inner)[1]:
+        drafter = Priced(inner, table, nodes=8, width=2)
+        out, tokens = decoded(target, drafter, temperature, max_new_tokens=24)
+        steps = {each.steps for each in out.report.compiled if each.model == name}
+        drafted = [step for step in out.steps if step.decision.levels]
+        assert max(steps | seen) > 1
+        seen |= steps
+        assert {step.decision.levels for step in drafted} - {1} <= {2, 3, 4, 5, 6}
+        if temperature == 0.0:
+            assert tokens == decoded(plain, "none", 0.0, max_new_tokens=24)[1]
+            assert any((step.parents[:, 1:] == 0).sum(1).max() > 1 for step in drafted)
+        for step in drafted:
+            assert step.decision.survivals.shape == step.parents.shape
+            assert ((step.decision.survivals > 0) <= (step.parents >= -1)).all()
+
+
+def test_a_table_without_whole_drafts_goes_level_by_level(recorded, pair):
+    model, small = pair
+    target, draft = TransformersLM(model, compile=True), TransformersLM(small, name="draft")
+    inner = SmallModel(draft)
+    out, _ = decoded(target, Priced(inner, tables(target, inner)[0]), 0.9)
+    assert {each.steps for each in out.report.compiled if each.model == "draft"} == {1}
+
+
+def test_priced_chains_of_one_length_are_those_of_fixed_ones(recorded, pair):
+    """The same draws, whoever has chosen the length."""
+    model, small = pair
+    target, draft = TransformersLM(model, compile=True), TransformersLM(small, name="draft")
+    inner = SmallModel(draft, depth=2)
+    drafter = Priced(inner, tables(target, inner)[1][0], depth=2)
+    found, tokens = decoded(target, drafter, 0.9, max_new_tokens=20)
+    fixed, same = decoded(model, inner, 0.9, max_new_tokens=20)
+    assert tokens == same
+    assert rounds(found) == rounds(fixed)

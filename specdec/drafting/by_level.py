@@ -31,12 +31,14 @@ class Grown:
     """A tree, and where its nodes are in the drafter's own memory.
 
     scored: nodes with lower numbers were scored, under these numbers. inner (B, N), if the drafter
-    numbers nodes differently: the number under which it scored a node, -1 if it did not.
+    numbers nodes differently: the number under which it scored a node, -1 if it did not. values
+    (B, N - 1) of ranked trees: log-probabilities of the paths to the drafted nodes.
     """
 
     tree: TokenTree
     scored: int
     inner: Tensor | None = None
+    values: Tensor | None = None
 
 
 def by_level(

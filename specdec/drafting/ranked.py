@@ -67,7 +67,8 @@ def _best(root: Tensor, candidates: Candidates, nodes: int, depth: int, scored: 
     created earlier, so with ties to the lowest index it is always kept."""
     tokens, values, above, numbers = candidates
     chosen = top(values, min(nodes, values.shape[1])).sort(1).values
-    there = values.gather(1, chosen) > -torch.inf
+    kept = values.gather(1, chosen)
+    there = kept > -torch.inf
     final = torch.arange(1, chosen.shape[1] + 1, device=root.device).expand_as(chosen)
     number = torch.zeros_like(tokens).scatter(1, chosen, final)
     parent = above.gather(1, chosen)
@@ -77,4 +78,4 @@ def _best(root: Tensor, candidates: Candidates, nodes: int, depth: int, scored: 
     )
     tree = TokenTree(torch.cat([root, tokens.gather(1, chosen)], 1), structure)
     inner = torch.cat([torch.zeros_like(root), numbers.gather(1, chosen)], 1)
-    return Grown(tree, scored, inner)
+    return Grown(tree, scored, inner, kept)

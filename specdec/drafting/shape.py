@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, Self, TypedDict
+from typing import Any, ClassVar, Protocol, Self, TypedDict
 
 from torch import Tensor
 
@@ -265,6 +265,20 @@ class Grower(Protocol):
     @property
     def chain(self) -> bool: ...
 
+    @property
+    def wholes(self) -> Sequence[Shape]:
+        """Shapes that `chosen` may choose."""
+        ...
+
+    def chosen(self, state: State) -> Shape | None:
+        """The shape to draft in one compiled call, chosen before anything is drafted. None: the
+        tree is grown level by level."""
+        ...
+
+    def finished(self, grown: Grown, state: State, shape: Shape) -> Grown:
+        """What becomes of a tree that was drafted in one call."""
+        ...
+
     def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown: ...
 
 
@@ -272,6 +286,9 @@ class TreeDrafter(Drafter):
     """A drafter that grows a `Shape` from its own laws."""
 
     deepest: int | None = None  # levels that it can draft, if its weights limit them
+    grows_whole: ClassVar[bool] = (
+        False  # whether a `grower` may ask for drafts in one compiled call
+    )
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specdec.chance import Draws, KeyedDraws, NumberedDraws
 from specdec.drafting.by_level import Grown, Score, numbers
-from specdec.drafting.shape import Shape, grow
+from specdec.drafting.shape import Grower, Shape, grow
 from specdec.sampling import Sampling
 from specdec.state import State
 from specdec.tree import SiblingLaw, Structure, TokenTree
@@ -103,6 +103,8 @@ class WholeShape:
             tensors["q"] = tree.q
         if out.inner is not None:
             tensors["inner"] = out.inner
+        if out.values is not None:
+            tensors["values"] = out.values
         bounds = (tree.depth, tree.structure.width, tree.is_chain)
         return list(tensors.values()), Facts(known, bounds, tree.law, out.scored, tuple(tensors))
 
@@ -113,7 +115,7 @@ class WholeShape:
         if facts.structure is None:
             shape = (found["parents"], found["depths"], found["ancestors"])
             tree = TokenTree(tokens, Structure(*shape, *facts.bounds), facts.law, q)
-            return Grown(tree, facts.scored, found.get("inner"))
+            return Grown(tree, facts.scored, found.get("inner"), found.get("values"))
         if not self.shape.chain or state.shallowest >= self.shape.depth:
             tree = TokenTree(tokens, facts.structure, facts.law, q)
             return Grown(tree, facts.scored, found.get("inner"))
@@ -130,3 +132,30 @@ def whole_shape(shape: Shape, law: SiblingLaw, sampling: Sampling) -> WholeShape
     that choose a site after each draw."""
     looks = shape.stop is not None or sampling.penalties or shape.draw == "adaptive"
     return None if looks else WholeShape(shape, law, sampling)
+
+
+class Wholes:
+    """Which whole draft comes next in a run: always that of a drafter's own shape or, with a
+    grower, that of the shape which this chooses for a round."""
+
+    def __init__(
+        self, shape: Shape, grower: Grower | None, law: SiblingLaw, sampling: Sampling
+    ) -> None:
+        self.shape, self.grower, self.law, self.sampling = shape, grower, law, sampling
+        self._made: dict[Shape, WholeShape | None] = {}
+        asked = [shape] if grower is None else grower.wholes
+        self.deepest = max((each.depth for each in asked), default=0)
+
+    def next(self, state: State) -> WholeShape | None:
+        """None for a round that goes level by level."""
+        shape = self.shape if self.grower is None else self.grower.chosen(state)
+        if shape is None:
+            return None
+        if shape not in self._made:
+            self._made[shape] = whole_shape(shape, self.law, self.sampling)
+        return self._made[shape]
+
+    def grown(self, whole: WholeShape, tensors: list[Tensor], facts: Facts, state: State) -> Grown:
+        """The tree that came out of a whole draft."""
+        grown = whole.grown(tensors, facts, state)
+        return grown if self.grower is None else self.grower.finished(grown, state, whole.shape)

@@ -117,7 +117,8 @@ class BlockDrafter(DecoderDrafter):
 
     def _as_a_whole(self, counts: list[int], state: State, chance: Draws) -> Grown | None:
         """The pass and all draws in one compiled function, where that is possible."""
-        whole, most, places = self._whole, self.shape.depth + 1, self.heads.places
+        whole = None if self._wholes is None else self._wholes.next(state)
+        most, places = self.shape.depth + 1, self.heads.places
         given = None if whole is None else whole.tensors(state, chance)
         if whole is None or given is None or most + places > WIDEST:
             return None

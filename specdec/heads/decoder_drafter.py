@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specdec.drafting.shape import FEW_VARIANTS, Shape, TreeDrafter
-from specdec.drafting.whole import whole_shape
+from specdec.drafting.whole import Wholes
 from specdec.heads.decoder_head import DecoderHead
 from specdec.heads.decoder_layer import shape_of
 from specdec.heads.head import FirstRounds, check_target
@@ -65,8 +65,7 @@ class DecoderDrafter(TreeDrafter):
         self._run = as_it_is(self._heads)
         if compile:
             self._run = self._model.forward(compile == "require", self._heads)
-        fixed = bool(compile) and self.grower is None
-        self._whole = whole_shape(self.shape, self.law, sampling) if fixed else None
+        self._wholes = Wholes(self.shape, self.grower, self.law, sampling) if compile else None
         self._first_rounds = FirstRounds(self.heads)
 
     def _compilable(self, device: torch.device, dtype: torch.dtype) -> CompiledModel:

@@ -161,6 +161,7 @@ class FeatureDrafter(DecoderDrafter):
     runs on the frontier only."""
 
     Kind: ClassVar[type[FeatureHead]]
+    grows_whole = True
     heads: FeatureHead
     _heads: FeatureHead
 
@@ -255,11 +256,14 @@ class FeatureDrafter(DecoderDrafter):
 
     def _as_a_whole(self, new: New, state: State, chance: Draws) -> Grown | None:
         """The whole draft in one compiled function, where that is possible."""
-        whole, shape = self._whole, self.shape
-        given = None if whole is None else whole.tensors(state, chance)
-        most = shape.depth + 1
-        if whole is None or given is None or max(new.counts) > most:
+        wholes = self._wholes
+        if wholes is None or max(new.counts) > wholes.deepest + 1:
             return None
+        whole, most = wholes.next(state), wholes.deepest + 1
+        given = None if whole is None else whole.tensors(state, chance)
+        if whole is None or given is None:
+            return None
+        shape = whole.shape
 
         def make(passes: Passes, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Any]:
             tokens, taps = inputs["tokens"], inputs["taps"]
@@ -273,10 +277,10 @@ class FeatureDrafter(DecoderDrafter):
             return whole.grow(logits, score, passes.newest(tokens)[:, 0], inputs)
 
         given["tokens"], given["taps"] = padded(new.tokens, most), padded(new.taps, most)
-        key = (whole.key, weakref.ref(self._target))
+        key = (whole.key, most, weakref.ref(self._target))
         piece = Piece(key, new.counts, given, shape.slots, shape.depth, make)
         found = self._model.at_once(self._memory, piece)
-        return None if found is None else whole.grown(*found, state)
+        return None if found is None else wholes.grown(whole, *found, state)
 
     def _all_logits(self, features: Tensor) -> Tensor:
         """Over the target's vocabulary: tokens that the head does not know are impossible."""

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import numpy as np
 
+from specdec.drafting.shape import Shape
 from specdec.interfaces import Drafter, LanguageModel, compile_of
+from specdec.pricing import at_once
 from specdec.pricing.costs import MOST, Costs, Curves
 from specdec.pricing.decision import Decision
 from specdec.pricing.growing import Noted, Policy
@@ -28,27 +30,70 @@ from specdec.state import State
 
 PATIENCE, TRIES, SHORTEST, LONGEST = 24, 6, 8, 256  # rounds
 KEEP = 0.98  # of the gain of earlier rounds
+RECENT, SHARE, WEIGHT = 0.8, 0.6, 2.0  # of a row's share of accepted tokens: kept, and at its start
+FIRST_TRIES, AGAIN = 4, 48  # rounds of a kind of whole drafts, and until it is tried again
+PER_LEVEL = 3.0  # nodes of ranked trees, before any was drafted
 
 
 class Learnt:
-    """What outlives a run: survivals, what levels bring, the price, and whether drafting pays."""
+    """What outlives a run: survivals, what levels bring, the price, and whether drafting pays.
+
+    before   of whole drafts: chances of levels, known before anything is drafted
+    """
 
     def __init__(self, depths: int) -> None:
         self.first, self.later = Survival(depths), Survival(depths)  # children; their siblings
         self.going_on, self.price, self.pause = GoingOn(depths), Price(), Pause()
+        self.before = {kind: Survival(depths, apart=0) for kind in at_once.KINDS}
+        self.tried = Tried()
 
     def forget(self) -> None:
-        for each in (self.first, self.later, self.going_on, self.price, self.pause):
+        for each in self._survivals.values():
             each.forget()
+        for part in (self.going_on, self.price, self.pause, self.tried):
+            part.forget()
+
+    @property
+    def _survivals(self) -> dict[str, Survival]:
+        return {"first": self.first, "later": self.later, **self.before}
 
     def state(self) -> dict[str, np.ndarray]:
         """The survivals, for a file."""
-        parts = {"first": self.first, "later": self.later}
-        return {f"{p}.{name}": v for p, each in parts.items() for name, v in each.state().items()}
+        parts = self._survivals.items()
+        return {f"{p}.{name}": v for p, each in parts for name, v in each.state().items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        for part, each in (("first", self.first), ("later", self.later)):
-            each.restore({name: state[f"{part}.{name}"] for name in ("slope", "bias", "count")})
+        for part, each in self._survivals.items():
+            if f"{part}.slope" in state:  # files of earlier releases know no whole drafts
+                each.restore({name: state[f"{part}.{name}"] for name in ("slope", "bias", "count")})
+
+
+class Tried:
+    """When each kind of whole drafts was drafted last. One that has not been for long is tried
+    again: what it would bring is only learnt from its own rounds."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.rounds, self.nodes = 0, PER_LEVEL
+        self._drafted, self._latest = dict[str, int](), dict[str, int]()
+
+    def due(self, kinds: Sequence[str]) -> str | None:
+        """The kind that has to be tried now, if any."""
+        waiting = [kind for kind in kinds if self._drafted.get(kind, 0) < FIRST_TRIES]
+        if waiting:
+            return min(waiting, key=lambda kind: self._drafted.get(kind, 0))
+        old = [kind for kind in kinds if self.rounds - self._latest[kind] > AGAIN]
+        return old[0] if old else None
+
+    def drafted(self, shape: Shape, nodes: int) -> None:
+        kind = at_once.kind_of(shape)
+        self.rounds += 1
+        self._drafted[kind] = self._drafted.get(kind, 0) + 1
+        self._latest[kind] = self.rounds
+        if kind == at_once.TREE:
+            self.nodes += 0.1 * (nodes / shape.depth - self.nodes)
 
 
 class Pause:
@@ -155,6 +200,13 @@ class ByPrice(Policy):
         self.compiled = bool(compile_of(target))
         self._now: Round | None = None
         self.seconds = 0.0
+        self._recent = np.zeros((0, 2))  # (B, 2) of each row: accepted tokens, and tried ones
+
+    def enter(self, rows: Sequence[int], size: int) -> None:
+        """New texts begin in these of `size` rows."""
+        if len(self._recent) != size:
+            self._recent = np.zeros((size, 2))
+        self._recent[list(rows)] = 0
 
     @timed
     def begin(self, state: State, live: Live | None = None) -> Round:
@@ -168,7 +220,7 @@ class ByPrice(Policy):
         if live is not None:
             live.began()
             curves = live.corrected(curves)
-        self._rows = max(1, len(lengths))
+        self._rows, self._alive_now = max(1, len(lengths)), np.array(host.live)
         self._now = Round(curves, self.learnt.price(self._rows, curves.plain))
         return self._now
 
@@ -180,7 +232,7 @@ class ByPrice(Policy):
     # ----------------------------------------------------------------------------- what is asked
 
     @timed
-    def conditional(self, q: np.ndarray, depth: int, drawn: bool) -> np.ndarray:
+    def conditional(self, q: np.ndarray, depth: int | np.ndarray, drawn: bool) -> np.ndarray:
         if not drawn or q.shape[-1] == 1:
             return self.learnt.first(q, depth)
         found = self.learnt.later(q, depth)
@@ -208,6 +260,41 @@ class ByPrice(Policy):
         best = int(gains.argmax()) if real else 0
         return best + 1 if real and gains[best] > 0 else 0
 
+    @timed
+    def choose(self, shapes: Sequence[Shape]) -> Shape | None:
+        now, tried = self.now, self.learnt.tried
+        found: dict[str, list[tuple[Shape, int, float]]] = {}  # by kind: nodes, seconds
+        for shape in shapes:
+            kind, depth = at_once.kind_of(shape), shape.depth
+            nodes = depth if kind == at_once.CHAIN else round(tried.nodes * depth)
+            nodes = min(nodes, shape.max_nodes - 1, MOST - 1)
+            took = now.curves.at_once(kind, depth)
+            if took <= now.curves.draft(depth, nodes):  # not so if it is NaN
+                found.setdefault(kind, []).append((shape, nodes, took))
+        due, best, chosen = tried.due(list(found)), -inf, None
+        for kind, options in found.items():
+            if due not in (None, kind):
+                continue
+            deepest = max((shape for shape, _, _ in options), key=lambda shape: shape.depth)
+            tokens = self._before(deepest).sum(0).cumsum()
+            for shape, nodes, took in options:
+                value = tokens[shape.depth - 1] - float(now.nodes[nodes]) - now.price * took
+                if value > best:
+                    best, chosen = value, shape
+        return chosen
+
+    @timed
+    def before(self, shape: Shape) -> np.ndarray:
+        return self._before(shape)
+
+    def _before(self, shape: Shape) -> np.ndarray:
+        share = (self._recent[:, 0] + WEIGHT * SHARE) / (self._recent[:, 1] + WEIGHT)
+        each = self.learnt.before[at_once.kind_of(shape)](
+            share[:, None], np.arange(1, shape.depth + 1)
+        )
+        chances: np.ndarray = each.cumprod(1) * self._alive_now[:, None]
+        return chances
+
     # ---------------------------------------------------------------------------- what is learnt
 
     @timed
@@ -215,10 +302,10 @@ class ByPrice(Policy):
         """What is expected of the round, now that its trees are there."""
         now, alive = self.now, np.array(live)
         nodes, kept = noted.parents.shape[1] - 1, noted.survivals[alive, 1:]
-        seconds = now.curves.round(1 + nodes, 0) + now.curves.draft(noted.levels, nodes)
+        seconds = now.curves.round(1 + nodes, 0) + _drafting(now.curves, noted, nodes)
         tokens = float(alive.sum() + kept.sum())
         if self._live is not None:
-            drafting = self._table.draft(noted.levels, nodes)
+            drafting = _drafting(self._table, noted, nodes)
             self._live.expects(drafting, self._table.round(1 + nodes))
         self._noted, self._alive = noted, alive
         self._decided = Decision(
@@ -238,12 +325,33 @@ class ByPrice(Policy):
         for row in np.flatnonzero(self._alive).tolist():
             count = last.num_accepted[row]
             accepted += count
-            self._outcomes(noted, row, last.verdict.path[row, :count])
+            if noted.whole is not None:
+                self._levels(noted, noted.whole, row, count)
+            if noted.whole is None or not noted.whole.chain:
+                self._outcomes(noted, row, last.verdict.path[row, :count])
+        if noted.whole is not None:
+            learnt.tried.drafted(noted.whole, noted.parents.shape[1] - 1)
         tokens = accepted + float(self._alive.sum())
         learnt.price.learn(self._rows, decided.plain, tokens, decided.seconds)
         if decided.levels:
             plain = self._rows - decided.price * decided.plain
             learnt.pause.learn(tokens - decided.price * decided.seconds - plain)
+
+    def _levels(self, noted: Noted, shape: Shape, row: int, accepted: int) -> None:
+        """Which levels of a row's whole draft were accepted."""
+        drafted = int(noted.depths[row][noted.parents[row] >= 0].max(initial=0))
+        if not shape.chain:
+            drafted = shape.depth  # a level without a node that pays is one without an accepted one
+        tried = min(accepted + 1, drafted)
+        if not tried:
+            return
+        hits, tries = self._recent[row]
+        share = (hits + WEIGHT * SHARE) / (tries + WEIGHT)
+        depths = np.arange(1, tried + 1)
+        self.learnt.before[at_once.kind_of(shape)].learn(
+            np.full(tried, share), depths, depths <= accepted
+        )
+        self._recent[row] = RECENT * hits + accepted, RECENT * tries + tried
 
     def _outcomes(self, noted: Noted, row: int, path: np.ndarray) -> None:
         """What became of the nodes of a row that were reached."""
@@ -273,3 +381,10 @@ class ByPrice(Policy):
             self.learnt.first.learn(q, depths, y)
         for depth in range(1, int(depths.max(initial=0)) + 1):
             self.learnt.going_on.learn(depth, depth <= len(path))
+
+
+def _drafting(curves: Curves, noted: Noted, nodes: int) -> float:
+    """Seconds of drafting what was noted."""
+    if noted.whole is None:
+        return curves.draft(noted.levels, nodes)
+    return curves.at_once(at_once.kind_of(noted.whole), noted.whole.depth)

@@ -27,6 +27,7 @@ from specdec.measuring.machine import Machine
 
 KIND = "specdec costs 1"  # of the file
 MOST = 256  # nodes of a curve; past what was measured it goes on as a straight line
+LEVELS = 32  # of drafts in one compiled call
 
 
 class Measured(NamedTuple):
@@ -43,6 +44,7 @@ class Measured(NamedTuple):
     score: float  # the target's pass
     host: float  # the rule, the commit, and the rest
     spread: float  # of the whole round: the quartiles' distance
+    at_once: str | None = None  # drafted in one compiled call: chain | ranked
 
     @property
     def seconds(self) -> float:
@@ -86,7 +88,7 @@ class Measuring:
 @dataclass(frozen=True)
 class Curves:
     """Costs of rounds at one context and number of rows, in seconds. Drafting costs first + level x
-    levels + node x nodes, and `idle` where a round drafts nothing."""
+    levels + node x nodes if it goes level by level, and `idle` where a round drafts nothing."""
 
     score: np.ndarray  # (MOST + 1,) of the target's pass over 0, 1, 2 ... nodes; [0] means nothing
     host: np.ndarray  # (MOST + 1,)
@@ -94,6 +96,13 @@ class Curves:
     level: float = 0.0
     node: float = 0.0
     idle: float = 0.0
+    # (LEVELS + 1,) of drafts of 0, 1 ... levels in one compiled call; NaN: not measured
+    chain: np.ndarray = field(default_factory=lambda: _unknown())
+    ranked: np.ndarray = field(default_factory=lambda: _unknown())
+
+    def at_once(self, kind: str, levels: int) -> float:
+        """Of a draft in one compiled call; NaN for one that was not measured."""
+        return float((self.chain if kind == "chain" else self.ranked)[levels])
 
     def draft(self, levels: float, nodes: float = 0) -> float:
         """Of drafting nodes (without the root) in so many levels."""
@@ -123,6 +132,10 @@ class Curves:
             hull.append(at)
         below = np.interp(np.arange(len(whole)), hull, whole[hull])
         return np.concatenate([[0.0], np.diff(below)])
+
+
+def _unknown() -> np.ndarray:
+    return np.full(LEVELS + 1, np.nan)
 
 
 def _above(values: np.ndarray, first: int, middle: int, last: int) -> bool:
@@ -336,7 +349,19 @@ def _curves_of(part: Sequence[Measured]) -> Curves:
     )
     still = [one.draft for one in part if one.levels == 0]
     idle = float(np.mean(still)) if still else 0.0
-    return Curves(score[sizes], host[sizes], *_drafting(part), idle)
+    whole = (_at_once(part, kind) for kind in ("chain", "ranked"))
+    return Curves(score[sizes], host[sizes], *_drafting(part), idle, *whole)
+
+
+def _at_once(part: Sequence[Measured], kind: str) -> np.ndarray:
+    """`chain` or `ranked` of `Curves`."""
+    found, seconds = _unknown(), dict[int, list[float]]()
+    for one in part:
+        if one.at_once == kind and one.levels <= LEVELS:
+            seconds.setdefault(one.levels, []).append(one.draft)
+    for levels, each in seconds.items():
+        found[levels] = np.mean(each)
+    return found
 
 
 def _line(nodes: Sequence[int], seconds: Sequence[float]) -> np.ndarray:
@@ -353,7 +378,7 @@ def _drafting(part: Sequence[Measured]) -> tuple[float, float, float]:
     """first, level and node of `Curves`, by least squares; none is below 0."""
     from scipy.optimize import nnls
 
-    drafted = [one for one in part if one.levels > 0]
+    drafted = [one for one in part if one.levels > 0 and one.at_once is None]
     if not drafted:
         return 0.0, 0.0, 0.0
     seconds = np.array([one.draft for one in drafted])

@@ -11,7 +11,7 @@ Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes, C candid
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from specdec.chance import Draws, Sites
 from specdec.drafting.by_level import Grown, Score
+from specdec.drafting.shape import Shape
+from specdec.pricing import at_once
 from specdec.probs import DraftLaws, top
 from specdec.state import State
 from specdec.tree import SiblingLaw, Structure, TokenTree, host_depths
@@ -29,7 +31,7 @@ class Policy(ABC):
     """What decides. It sees survivals (s, the chance that a node is accepted) and counts."""
 
     @abstractmethod
-    def conditional(self, q: np.ndarray, depth: int, drawn: bool) -> np.ndarray:
+    def conditional(self, q: np.ndarray, depth: int | np.ndarray, drawn: bool) -> np.ndarray:
         """(..., k) the chance that a child is accepted, given that its parent is and no sibling
         before it. q (..., k): probabilities of the law's best tokens, best first. drawn: the
         children will be drawn; else they are those tokens."""
@@ -48,6 +50,16 @@ class Policy(ABC):
     def keep(self, candidates: np.ndarray) -> int:
         """How many candidates a finished tree keeps. (B, C) survivals, best first."""
 
+    @abstractmethod
+    def choose(self, shapes: Sequence[Shape]) -> Shape | None:
+        """Which of these shapes to draft in one compiled call, before anything of the draft is
+        known. None: the tree is grown level by level."""
+
+    @abstractmethod
+    def before(self, shape: Shape) -> np.ndarray:
+        """(B, depth) the chance that a row accepts so many levels of a shape, before it is
+        drafted."""
+
 
 @dataclass(frozen=True)
 class Noted:
@@ -59,6 +71,7 @@ class Noted:
     depths: np.ndarray
     levels: int  # passes of the drafter
     drawn: bool = False
+    whole: Shape | None = None  # of a draft in one compiled call
 
     @classmethod
     def empty(cls, rows: int, levels: int = 0) -> "Noted":
@@ -71,6 +84,7 @@ class Governed:
     """Grows a run's trees by a policy; `noted` is what it thought of the last one.
 
     width   nodes of a level of a ranked tree, and children of a node
+    wholes  shapes that the drafter could draft in one compiled call
     """
 
     policy: Policy
@@ -79,12 +93,24 @@ class Governed:
     width: int
     law: SiblingLaw
     chain: bool
+    wholes: Sequence[Shape] = ()
     noted: Noted | None = field(default=None, init=False)
     pausing: bool = field(default=False, init=False)  # draft nothing in this round
 
     @property
     def levels(self) -> int:
         return 0 if self.pausing else self.depth
+
+    def chosen(self, state: State) -> Shape | None:
+        return self.policy.choose(self.wholes) if self.wholes and not self.pausing else None
+
+    def finished(self, grown: Grown, state: State, shape: Shape) -> Grown:
+        if shape.chain:
+            nodes = grown.tree.num_nodes - 1
+            self.noted = at_once.of_chain(shape, self.policy.before(shape), nodes, state)
+        else:
+            grown, self.noted = at_once.of_tree(self, grown, state, shape)
+        return grown
 
     def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
         if self.law is SiblingLaw.DET:
@@ -131,8 +157,8 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
         if level + 1 == depth:
             break
         so_far = np.concatenate([one.values for one in levels], 1)
-        kept = plan.policy.keep(ordered(so_far)[1][:, : plan.nodes])
-        if not plan.policy.goes_on(level + 1, kept, frontier):
+        worth = plan.policy.keep(ordered(so_far)[1][:, : plan.nodes])
+        if not plan.policy.goes_on(level + 1, worth, frontier):
             break
         parents, first, numbers = chosen // k + first, tree.num_nodes, np.arange(chosen.shape[1])
         np.put_along_axis(unscored, chosen, numbers[None] + first, 1)
@@ -143,11 +169,16 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
     if not levels:
         return Grown(tree, 1), Noted.empty(rows)
     whole = Candidates(*(np.concatenate(part, 1) for part in zip(*levels, strict=True)))
-    return _kept(plan, whole, state, tree.num_nodes, len(levels))
+    return kept(plan, whole, state, tree.num_nodes, len(levels))
 
 
-def _kept(
-    plan: Governed, whole: Candidates, state: State, scored: int, levels: int
+def kept(
+    plan: Governed,
+    whole: Candidates,
+    state: State,
+    scored: int,
+    levels: int,
+    shape: Shape | None = None,
 ) -> tuple[Grown, Noted]:
     """The best candidates as a tree. A parent is worth at least what its child is and was created
     earlier, so with ties to the lowest index it is kept too."""
@@ -155,7 +186,7 @@ def _kept(
     order = _best(whole.values, most)
     nodes = plan.policy.keep(np.take_along_axis(whole.values, order, 1))
     if nodes == 0:
-        root = Noted.empty(rows, levels)
+        root = replace(Noted.empty(rows, levels), whole=shape)
         nothing = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
         return Grown(TokenTree.root(state.roots), scored, nothing), root
     chosen = np.sort(order[:, :nodes], 1)
@@ -166,7 +197,7 @@ def _kept(
     parents = np.concatenate([np.full((rows, 1), -1), np.where(value > 0, parent, -1)], 1)
     tree = tree_of(state.roots, _put(tokens, state.device), parents)
     inner = np.concatenate([np.zeros((rows, 1), dtype=np.int64), numbers], 1)
-    noted = noted_of(parents, value, q, levels)
+    noted = replace(noted_of(parents, value, q, levels), whole=shape)
     return Grown(tree, scored, _put(inner, state.device)), noted
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from specdec.drafting.shape import Shape, TreeDrafter
 from specdec.errors import Refused, integer
-from specdec.interfaces import Drafter
+from specdec.interfaces import Drafter, LanguageModel, compile_of
+from specdec.pricing import at_once
 from specdec.pricing.growing import Governed, Policy
 from specdec.sampling import Sampling
 from specdec.tree import MOST_NODES, SiblingLaw
@@ -38,10 +39,12 @@ class Bounds:
 
 
 def governed(
-    drafter: Drafter, policy: Policy, bounds: Bounds, sampling: Sampling
+    drafter: Drafter, policy: Policy, bounds: Bounds, sampling: Sampling, target: LanguageModel
 ) -> tuple[Drafter, Governed | None]:
     """A copy of the drafter whose trees the policy shapes, and what grows them; None where the
-    drafter makes its trees in another way. Raises Refused for children of two kinds (hub)."""
+    drafter makes its trees in another way. On a compiled target it may draft whole trees.
+
+    Raises Refused for children of two kinds (hub)."""
     if not isinstance(drafter, TreeDrafter):
         return copy.copy(drafter), None
     shape, most = drafter.shape, bounds.of(drafter)
@@ -56,8 +59,12 @@ def governed(
     if not certain and shape.chain:
         bound = Shape(most.depth, 1, law.value)
         grower = Governed(policy, most.depth, most.depth, 1, law, chain=True)
+        draw: str | None = law.value
     else:
         # Only its bounds count: `grower` says how siblings are drawn.
         bound = Shape(most.depth, most.width, "ranked" if certain else "adaptive", most.nodes)
         grower = Governed(policy, most.depth, most.nodes, most.width, law, chain=False)
+        draw = None
+    if drafter.grows_whole and compile_of(target) and (certain or shape.chain):
+        grower.wholes = at_once.shapes(most.depth, most.nodes, most.width, draw)
     return drafter.grown_by(grower, bound), grower

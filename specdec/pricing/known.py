@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.interfaces import Drafter, LanguageModel, compile_of
+from specdec.pricing import at_once
 from specdec.pricing.costs import KIND, Costs
 from specdec.pricing.kinds import Bounds
 from specdec.pricing.measure import here, label, measured_on_first_use
@@ -68,6 +69,7 @@ def _kept(target: LanguageModel, drafter: Drafter | None, rows: int, bounds: Bou
         "drafter": None if drafter is None else [label(drafter), drafter.settings_in_effect()],
         "rows": rows,
         "bounds": asdict(bounds),
+        "at once": [at_once.CHAINS, at_once.RANKED],
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=repr).encode()).hexdigest()
     path = cache_folder() / "costs" / f"{digest[:32]}.json"

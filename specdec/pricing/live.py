@@ -42,4 +42,6 @@ class Live:
             first=self.drafting * curves.first,
             level=self.drafting * curves.level,
             node=self.drafting * curves.node,
+            chain=self.drafting * curves.chain,
+            ranked=self.drafting * curves.ranked,
         )

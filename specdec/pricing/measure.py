@@ -12,18 +12,19 @@ from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from specdec.chance import Draws
-from specdec.drafting.shape import TreeDrafter
+from specdec.drafting.shape import Shape, TreeDrafter
 from specdec.interfaces import Drafter, LanguageModel, compile_of
 from specdec.measuring.clock import PHASES
 from specdec.measuring.machine import Machine
 from specdec.measuring.report import Step
 from specdec.pairing import name_of
+from specdec.pricing import at_once
 from specdec.pricing.costs import Costs, Measured, Measuring
 from specdec.pricing.growing import Governed, Policy, tree_of
 from specdec.pricing.kinds import Bounds, governed
@@ -36,6 +37,14 @@ SIZES = ((0, 0), (1, 1), (1, 4), (2, 2), (2, 8), (4, 4), (4, 16), (7, 7), (7, 32
 PACKAGES = ("specdec", "torch", "transformers", "numpy")
 WARM_UP = 2  # rounds of each size
 TOKENS = 2  # that a round of arbitrary text keeps, or fewer
+
+
+class Size(NamedTuple):
+    """Of a round."""
+
+    levels: int
+    nodes: int  # without the root
+    shape: Shape | None = None  # of a draft in one compiled call
 
 
 def here(target: LanguageModel) -> Measuring:
@@ -82,18 +91,35 @@ def measure(
 
     model = target if isinstance(target, LanguageModel) else load(target)
     chosen = None if drafter is None else make_drafter(drafter)
-    sizes = _known_to(chosen, sizes, bounds)
+    levels = _known_to(chosen, sizes, bounds)
     found: list[Measured] = []
     turns = repeats + WARM_UP
     for count in rows:
-        for context in contexts or _contexts(model, sizes, turns):
+        longest = [*levels, *_at_once(model, chosen, bounds, 0.0)]
+        for context in contexts or _contexts(model, longest, turns):
             for temperature in temperatures:
+                every = [*levels, *_at_once(model, chosen, bounds, temperature)]
                 steps = _steps(
-                    model, chosen, sizes, turns, count, context, temperature, bounds, seed
+                    model, chosen, every, turns, count, context, temperature, bounds, seed
                 )
                 name = None if chosen is None else label(chosen)
                 found += _medians(steps, name, bool(compile_of(model)), temperature > 0, context)
     return Costs(here(model), tuple(found))
+
+
+def _at_once(
+    target: LanguageModel, drafter: Drafter | None, bounds: Bounds, temperature: float
+) -> list[Size]:
+    """Rounds of drafts in one compiled call. They follow others: a drafter that has been idle has
+    more to read than such a call does."""
+    if drafter is None:
+        return []
+    grower = governed(drafter, Forced(), bounds, Sampling(temperature), target)[1]
+    wholes = () if grower is None else grower.wholes
+    return [
+        Size(shape.depth, min(shape.max_nodes - 1, shape.depth * (1 if shape.chain else 4)), shape)
+        for shape in wholes
+    ]
 
 
 def measured_on_first_use(
@@ -109,11 +135,9 @@ def measured_on_first_use(
     return costs
 
 
-def _contexts(
-    model: LanguageModel, sizes: Sequence[tuple[int, int]], turns: int
-) -> tuple[int, ...]:
+def _contexts(model: LanguageModel, sizes: Sequence[Size], turns: int) -> tuple[int, ...]:
     """Near the start of a text, and as far as there is room for the rounds of a measurement."""
-    widest = max(nodes for _, nodes in sizes)
+    widest = max(size.nodes for size in sizes)
     left = model.context - turns * len(sizes) * TOKENS - widest
     far = min(max(left, 32), 512)
     return (32, far) if far > 64 else (32,)
@@ -121,24 +145,22 @@ def _contexts(
 
 def _known_to(
     drafter: Drafter | None, sizes: Sequence[tuple[int, int]], bounds: Bounds
-) -> list[tuple[int, int]]:
-    if not isinstance(drafter, TreeDrafter):
-        return sorted({(min(levels, 1), nodes) for levels, nodes in sizes})
-    deepest = bounds.of(drafter).depth
-    return sorted({(min(levels, deepest), nodes) for levels, nodes in sizes})
+) -> list[Size]:
+    deepest = bounds.of(drafter).depth if isinstance(drafter, TreeDrafter) else 1
+    return [Size(*each) for each in sorted({(min(at, deepest), nodes) for at, nodes in sizes})]
 
 
 def _steps(
     target: LanguageModel,
     drafter: Drafter | None,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Size],
     turns: int,
     rows: int,
     context: int,
     temperature: float,
     bounds: Bounds,
     seed: int,
-) -> dict[tuple[int, int], list[Step]]:
+) -> dict[Size, list[Step]]:
     """Rounds by size. The sizes take turns, so that a slow moment of the machine meets them all."""
     from specdec.generate import Run
     from specdec.requests import prepare
@@ -156,26 +178,27 @@ def _steps(
         ignore_eos=True,
         seed=seed,
     )
-    found: dict[tuple[int, int], list[Step]] = defaultdict(list)
+    found: dict[Size, list[Step]] = defaultdict(list)
     rounds = Run(*asked).rounds()
     for number, step in enumerate(rounds):
         if number >= turns * len(sizes) or not step.live.all():
             break
-        if number >= WARM_UP * len(sizes):
-            found[sizes[number % len(sizes)]].append(step)
+        size = sizes[number % len(sizes)]
+        if number >= WARM_UP * len(sizes) and sized.at_once == size.shape:
+            found[size].append(step)
     rounds.close()
     return found
 
 
 def _medians(
-    steps: Mapping[tuple[int, int], Sequence[Step]],
+    steps: Mapping[Size, Sequence[Step]],
     name: str | None,
     compiled: bool,
     sampled: bool,
     context: int,
 ) -> list[Measured]:
     found = []
-    for (levels, _), rounds in steps.items():
+    for (levels, _, shape), rounds in steps.items():
         nodes = 1 + round(median(int(step.num_nodes.max()) for step in rounds))
         each = [step.seconds for step in rounds]
         draft, score = (median(one.get(phase, 0.0) for one in each) for phase in ("draft", "score"))
@@ -196,6 +219,7 @@ def _medians(
                 score,
                 host,
                 float(high - low),
+                None if shape is None else at_once.kind_of(shape),
             )
         )
     return found
@@ -205,10 +229,9 @@ class Sized(Drafter):
     """Trees of given sizes in turn. `inner` drafts them, if it grows trees; else what it drafts is
     replaced by arbitrary tokens, so that the tree has the size."""
 
-    def __init__(
-        self, inner: Drafter | None, sizes: Sequence[tuple[int, int]], bounds: Bounds
-    ) -> None:
+    def __init__(self, inner: Drafter | None, sizes: Sequence[Size], bounds: Bounds) -> None:
         self.inner, self.sizes, self.bounds = inner, sizes, bounds
+        self.at_once: Shape | None = None  # of the latest draft, if it was one compiled call
         self.learns = True
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
@@ -216,15 +239,17 @@ class Sized(Drafter):
         self._policy = Forced()
         self._governed: Governed | None = None
         if self.inner is None:
-            self.max_nodes = 1 + max(nodes for _, nodes in self.sizes)
+            self.max_nodes = 1 + max(size.nodes for size in self.sizes)
             return
-        self.inner, self._governed = governed(self.inner, self._policy, self.bounds, sampling)
+        self.inner, self._governed = governed(
+            self.inner, self._policy, self.bounds, sampling, target
+        )
         self.inner.begin(target, rows, sampling)
         self.taps, self.opened = self.inner.taps, self.inner.opened
         self.runners_up, self.best_tokens = self.inner.runners_up, self.inner.best_tokens
         if self._governed is not None:
             self.law, self.chain = self.inner.law, self.inner.chain
-        self.max_nodes = max(self.inner.max_nodes, 1 + max(nodes for _, nodes in self.sizes))
+        self.max_nodes = max(self.inner.max_nodes, 1 + max(size.nodes for size in self.sizes))
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         if self.inner is not None:
@@ -232,15 +257,21 @@ class Sized(Drafter):
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         self._turn += 1
-        levels, nodes = self.sizes[self._turn % len(self.sizes)]
+        levels, nodes, shape = self.sizes[self._turn % len(self.sizes)]
+        self.at_once = None
         if self.inner is None:
             return self._filled(state, nodes)
-        self._policy.levels, self._policy.nodes = levels, nodes
+        self._policy.levels, self._policy.nodes, self._policy.shape = levels, nodes, shape
+        self._policy.rows = state.rows
+        if self._governed is not None:
+            self._governed.noted = None
         asked = state if levels else idle(state)
         if self.inner.taps:  # what it reads of the target it has to read in every round
             asked = state
         tree = self.inner.propose(asked, chance)
         self.aside = self.inner.aside
+        if self._governed is not None and self._governed.noted is not None:
+            self.at_once = self._governed.noted.whole
         if self._governed is None or (tree.num_nodes == 1 and nodes):
             self.aside = None
             return self._filled(state, nodes)
@@ -272,9 +303,10 @@ class Sized(Drafter):
 class Forced(Policy):
     """So many levels and nodes, whatever they are worth."""
 
-    levels, nodes = 1, 1
+    levels, nodes, rows = 1, 1, 1
+    shape: Shape | None = None
 
-    def conditional(self, q: np.ndarray, depth: int, drawn: bool) -> np.ndarray:
+    def conditional(self, q: np.ndarray, depth: int | np.ndarray, drawn: bool) -> np.ndarray:
         return q.clip(1e-6, 0.999)
 
     def goes_on(self, depth: int, nodes: int, frontier: np.ndarray) -> bool:
@@ -286,6 +318,12 @@ class Forced(Policy):
 
     def keep(self, candidates: np.ndarray) -> int:
         return min(self.nodes, int((candidates > 0).any(0).sum()))
+
+    def choose(self, shapes: Sequence[Shape]) -> Shape | None:
+        return self.shape
+
+    def before(self, shape: Shape) -> np.ndarray:
+        return np.full((self.rows, shape.depth), 0.5)
 
 
 def idle(state: State) -> State:

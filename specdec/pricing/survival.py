@@ -6,8 +6,9 @@ A child whose parent is accepted (and none of its elder siblings) is accepted wi
 
 where q is a number that is known before anything is drawn: the probability of the law's best token
 or, for trees that draw nothing, that of the child's own token, or how often a lookup has seen it.
-Slope and biases are refitted by Newton's method on the latest outcomes; a step counts n / (n + 50)
-after n of them. A node's survival is the product along its path.
+Slope and biases are refitted by Newton's method on the latest outcomes; each of the first fits
+counts n / (n + 50) after n outcomes. Deep levels are seldom reached, so the bias of a depth is held
+to the mean of all while it has few outcomes. A node's survival is the product along its path.
 
 Letters: n outcomes, D depths.
 """
@@ -18,7 +19,8 @@ import numpy as np
 
 SLOPE, BIAS = 0.5, -0.2  # before anything is learnt
 DAMPING = 50
-EVERY, LATEST = 48, 1024  # outcomes between two fits, and in one
+FIRST = 48  # outcomes, after each of which there is a fit
+EVERY, LATEST = 16, 1024  # outcomes between two later fits, and in one
 PRIOR = 2.0  # outcomes that the values before learning count as
 STEEPEST = 8.0  # |logit|
 
@@ -35,16 +37,18 @@ def sigma(x: np.ndarray) -> np.ndarray:
 
 
 class Survival:
-    """One slope, a bias for each of D depths; deeper nodes have the last one's."""
+    """One slope, a bias for each of D depths; deeper nodes have the last one's. The biases are held
+    to a fixed value for `apart` outcomes, and then to their mean."""
 
-    def __init__(self, depths: int) -> None:
-        self.depths = depths
+    def __init__(self, depths: int, apart: int = FIRST) -> None:
+        self.depths, self.apart = depths, apart
         self.forget()
 
     def forget(self) -> None:
         self.slope, self.bias = SLOPE, np.full(self.depths, BIAS)
         self.count = 0
         self._fresh = 0
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._x, self._y = np.zeros(0), np.zeros(0)
         self._depth = np.zeros(0, dtype=np.int64)
 
@@ -56,14 +60,21 @@ class Survival:
     def learn(self, q: np.ndarray, depth: np.ndarray, accepted: np.ndarray) -> None:
         """Outcomes (n,) of nodes that were reached: their parents were accepted, and no elder
         sibling."""
+        self._waiting.append((q, depth, accepted))
+        self.count, self._fresh = self.count + len(q), self._fresh + len(q)
+        if self._fresh >= EVERY or self.count <= FIRST:
+            self._take()
+            self._fit()
+            self._fresh = 0
+
+    def _take(self) -> None:
+        """The latest outcomes, with those that wait for a fit."""
+        q, depth, accepted = (np.concatenate(each) for each in zip(*self._waiting, strict=True))
+        self._waiting.clear()
         self._x = np.concatenate([self._x, logit(q)])[-LATEST:]
         self._y = np.concatenate([self._y, accepted])[-LATEST:]
         place = np.minimum(depth, self.depths) - 1
         self._depth = np.concatenate([self._depth, place])[-LATEST:]
-        self.count, self._fresh = self.count + len(q), self._fresh + len(q)
-        if self._fresh >= EVERY or self.count <= EVERY:
-            self._fit()
-            self._fresh = 0
 
     def _fit(self) -> None:
         """One damped step. The Hessian is an arrow: biases meet in the slope alone."""
@@ -73,14 +84,22 @@ class Survival:
         wrong, mixed, curved = (
             np.bincount(depth, each, self.depths) for each in (p - self._y, x * v, v)
         )
-        gradient, own = wrong + PRIOR * (self.bias - BIAS), curved + PRIOR
+        gradient, own = wrong + PRIOR * (self.bias - self._centre(depth)), curved + PRIOR
         slope_gradient = x @ (p - self._y) + PRIOR * (self.slope - SLOPE)
         slope_own = (x * x) @ v + PRIOR
         share = mixed / own
         step = (slope_gradient - share @ gradient) / (slope_own - share @ mixed)
-        damping = n / (n + DAMPING)
+        damping = n / (n + DAMPING) if self.count <= FIRST else 1.0
         self.bias = (self.bias - damping * (gradient - mixed * step) / own).clip(-6, 6)
         self.slope = float(np.clip(self.slope - damping * step, 0.0, 4.0))
+
+    def _centre(self, depth: np.ndarray) -> float:
+        """What the biases are held to."""
+        if self.count <= self.apart:
+            return BIAS
+        seen = np.bincount(depth, minlength=self.depths)
+        weight = seen / (seen + PRIOR)
+        return float((weight @ self.bias + BIAS) / (weight.sum() + 1))
 
     def state(self) -> dict[str, np.ndarray]:
         """What was learnt, for a file."""
