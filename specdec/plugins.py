@@ -116,8 +116,15 @@ def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:
     target = settings.pop("_target_")
     make = callable_named(target, kind_of(group))
     if name is None:
-        name = _name_of_target(group, target) or make.__module__.rpartition(".")[2]
+        name = _name_of_target(group, target) or name_without_yaml(make)
     return Plugin(group, str(name), make, settings)
+
+
+def name_without_yaml(make: Callable[..., Any]) -> str:
+    """The name of a class or function that no YAML names: here the file's, since a file holds one
+    plug-in; elsewhere its own."""
+    package, _, module = make.__module__.rpartition(".")
+    return module if package in ("drafters", "verifiers") else make.__name__
 
 
 def _name_of_target(group: str, target: str) -> str | None:
