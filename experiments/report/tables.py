@@ -202,8 +202,8 @@ def cost(results: list[Result]) -> Told:
         table[["run", "drafter", "temperature", "batch", *columns]],
         "target calls / token: forward passes of the whole batch after the prefill. nodes: drafted "
         "and scored, the root not counted. FLOP: matrix products and attention, counted over a few "
-        "rounds of the first batch. peak: of the process (or of the GPU's memory) during the "
-        "method's calls.",
+        "rounds of the first batch. peak: the most memory of the process (or of the GPU) during "
+        "the method's calls.",
     )
 
 
