@@ -226,6 +226,7 @@ def show(options: argparse.Namespace) -> int:
     )
     if options.trace is not None:
         speculative.output().trace().save(options.trace)
+        print(f"every round, as a page: {options.trace}", file=sys.stderr)
     return 0
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack, get_args, get_origin, get_type_hints
 
 from specdec.registry import CONF as CONF
-from specdec.registry import allowed, described, names, nearest, read_file
+from specdec.registry import OURS, allowed, described, names, nearest, read_file
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def name_without_yaml(make: Callable[..., Any]) -> str:
     """The name of a class or function that no YAML names: here the file's, since a file holds one
     plug-in; elsewhere its own."""
     package, _, module = make.__module__.rpartition(".")
-    return module if package in ("drafters", "verifiers") else make.__name__
+    return module if package in OURS else make.__name__
 
 
 def _name_of_target(group: str, target: str) -> str | None:
