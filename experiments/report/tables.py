@@ -100,7 +100,7 @@ def headline(results: list[Result]) -> Told:
             "method": f"{called(baselines[0])} against itself"
         }
     ratios = (
-        " ×: speed-up: seconds per token of the baseline / of the method, whole calls; the median "
+        " ×: speed-up, seconds per token of the baseline / of the method, whole calls; the median "
         "over prompts."
         if baselines
         else ""
