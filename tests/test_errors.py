@@ -784,11 +784,7 @@ THIRDS = torch.full((1, 3, 3), 1 / 3, dtype=torch.float64)
 )
 def test_a_drafter_that_breaks_its_contract(answer, declared, words):
     refused(
-        "drafter 'Says'",
-        *words,
-        target=KNOWN.target,
-        prompts=[0],
-        drafter=Says(answer, **declared),
+        "drafter 'Says'", *words, target=KNOWN.target, prompts=[0], drafter=Says(answer, **declared)
     )
 
 
