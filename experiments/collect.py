@@ -47,10 +47,11 @@ DECIMALS = {
 }
 COMMON = ("target", "law", "n", "baseline")
 LEGEND = (
-    "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: accepted / offered "
-    "at nodes that were reached. tokens/s: while decoding. vs X: seconds per token of X / those of "
-    "the method, whole calls, paired by prompt in one run; the median and its 95% bootstrap "
-    "interval. distinct: share of distinct 4-grams in the method's output; loops flatter every "
+    "tau: tokens kept / rounds, bonus included, all prompts pooled. accepted: of the drafted "
+    "tokens whose parent was accepted, the share that was accepted too. tokens/s: while decoding. "
+    "vs X: speed-up over X, seconds per token of X / those of the method, whole calls, paired by "
+    "prompt in one run; the median and its 95% bootstrap interval. distinct: share of distinct "
+    "4-grams in the method's output; text that repeats itself flatters every "
     f"drafter. law: {WORDS}. differ: prompts whose greedy output differs from plain decoding "
     "(near-ties of rounding, other kernels). n: prompts."
 )

@@ -19,7 +19,7 @@ from experiments.terminal.options import start
 
 @dataclass
 class Prune:
-    """python -m experiments.prune: a drafter made out of a target, with zeros among its weights."""
+    """python -m experiments.prune: a draft model made from a target by setting weights to zero."""
 
     output: str = MISSING
     target: str = "demo"
@@ -31,7 +31,7 @@ class Prune:
     text_field: str = "text"  # of JSON lines
     # files of a folder
     patterns: list[str] = field(default_factory=lambda: ["*.py", "*.md", "*.txt"])
-    places: int = 64  # places in the text, in groups of `batch`
+    places: int = 64  # positions in the text, in groups of `batch`
     batch: int = 16  # rows of a pass
     context: int = 128  # tokens of each
     seed: int = 0

@@ -214,7 +214,8 @@ def show(options: argparse.Namespace) -> int:
     if options.compare:
         plain = run({"name": "none"}, verifier="auto")
         plain.finish()
-        line += f", {report.tokens_per_second / plain.report.tokens_per_second:.2f}x over none"
+        speedup = report.tokens_per_second / plain.report.tokens_per_second
+        line += f", {speedup:.2f}x as fast as plain decoding"
     lossy = "" if report.lossless else " (lossy)"
     console.print(
         f"\n\n{line}  [{report.drafter} + {report.verifier}{lossy}, temperature "
@@ -223,6 +224,7 @@ def show(options: argparse.Namespace) -> int:
     )
     if options.trace is not None:
         speculative.output().trace().save(options.trace)
+        print(f"every round, as a page: {options.trace}", file=sys.stderr)
     return 0
 
 

@@ -195,7 +195,10 @@ class Inspector:
                 shape = structure_faults(host["parents"], host["depths"])
                 faults |= {name: shape[:, place] for place, name in enumerate(STRUCTURE)}
             deep = drafted & (host["depths"] >= np.array(seen.room)[:, None])
-            faults["it is deeper than room - 1, past the wanted length"] = deep.any(1)
+            faults[
+                "it is deeper than room - 1, past the wanted length: clamp its levels to "
+                "state.room - 1"
+            ] = deep.any(1)
             faults |= self._promises(host, trees, drafted, np.array(seen.live))
             faults |= {name: host[name] for name in Q_FAULTS if name in host}
         bad = np.any(list(faults.values()), axis=0).tolist()

@@ -6,16 +6,16 @@ from typing import Any
 from specdec.chance import Chance
 from specdec.errors import Refused, integer, switch
 from specdec.interfaces import Drafter, Verifier
-from specdec.plugins import build
+from specdec.plugins import build, name_without_yaml
 from specdec.registry import described
 from specdec.sampling import Sampling
 from specdec.tree import SiblingLaw
 
 
 def name_of(plugin: Drafter | Verifier) -> str:
-    """The name of a plug-in: that of its YAML or, if it was made from its class, that of the module
-    that defines it."""
-    return plugin.yaml_name or type(plugin).__module__.rpartition(".")[2]
+    """The name of a plug-in: that of its YAML or, if it was made from its class,
+    `name_without_yaml`."""
+    return plugin.yaml_name or name_without_yaml(type(plugin))
 
 
 def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, Unpack, get_args, get_origin, get_type_hints
 
 from specdec.registry import CONF as CONF
-from specdec.registry import allowed, described, names, nearest, read_file
+from specdec.registry import OURS, allowed, described, names, nearest, place, read_file
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,22 @@ def find(group: str, choice: str | Mapping[str, Any]) -> Plugin:
     if name is not None:
         settings = {**described(group, name), **settings}
     if "_target_" not in settings:
-        raise ValueError(f"a {group} is given by name or by _target_, got {choice!r}")
+        said = f"got {choice!r}" if name is None else f"and {place(group, name)} has no _target_"
+        raise ValueError(
+            f"a {group} is given by name or by _target_ (package.module.Class), {said}"
+        )
     target = settings.pop("_target_")
     make = callable_named(target, kind_of(group))
     if name is None:
-        name = _name_of_target(group, target) or make.__module__.rpartition(".")[2]
+        name = _name_of_target(group, target) or name_without_yaml(make)
     return Plugin(group, str(name), make, settings)
+
+
+def name_without_yaml(make: Callable[..., Any]) -> str:
+    """The name of a class or function that no YAML names: here the file's, since a file holds one
+    plug-in; elsewhere its own."""
+    package, _, module = make.__module__.rpartition(".")
+    return module if package in OURS else make.__name__
 
 
 def _name_of_target(group: str, target: str) -> str | None:

@@ -126,7 +126,10 @@ def nearest(name: Any, known: Iterable[str]) -> str | None:
 
 
 def lost() -> str:
-    """The end of an error about a name: which packages are allowed but not found."""
+    """The end of an error about a name: which packages are allowed but not found, or how to allow
+    one."""
+    if allowed() == OURS:
+        return ". Names of a package of your own need SPECDEC_ALLOW=PACKAGE"
     lost = [package for package in allowed() if _roots(package, _where()) is None]
     if not lost:
         return ""

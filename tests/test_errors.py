@@ -718,7 +718,7 @@ class Says(Drafter):
 )
 def test_what_no_drafter_can_declare(declared, said):
     drafter = Says(lambda state: TokenTree.root(state.roots), **declared)
-    refused(f"drafter 'test_errors': {said}", target=KNOWN.target, prompts=[0], drafter=drafter)
+    refused(f"drafter 'Says': {said}", target=KNOWN.target, prompts=[0], drafter=drafter)
 
 
 def tree_of(state, parents, tokens, **options):
@@ -784,11 +784,7 @@ THIRDS = torch.full((1, 3, 3), 1 / 3, dtype=torch.float64)
 )
 def test_a_drafter_that_breaks_its_contract(answer, declared, words):
     refused(
-        "drafter 'test_errors'",
-        *words,
-        target=KNOWN.target,
-        prompts=[0],
-        drafter=Says(answer, **declared),
+        "drafter 'Says'", *words, target=KNOWN.target, prompts=[0], drafter=Says(answer, **declared)
     )
 
 
@@ -865,7 +861,7 @@ def test_a_verifier_that_breaks_its_contract(path, accepted, bonus, words):
     drafter = Says(lambda state: tree_of(state, [-1, 0, 1], [1, 2]))
     rule = Wanders(path, accepted, bonus)
     refused(
-        "verifier 'test_errors'",
+        "verifier 'Wanders'",
         *words,
         target=KNOWN.target,
         prompts=[0],
@@ -906,7 +902,7 @@ def test_a_verifier_that_returns_no_verdict(answer, said):
     rule.verify = lambda trees, p, chance: answer()
     drafter = Says(lambda state: tree_of(state, [-1, 0, 1], [1, 2]))
     refused(
-        f"verifier 'test_errors' returned {said}",
+        f"verifier 'Wanders' returned {said}",
         target=KNOWN.target,
         prompts=[0],
         drafter=drafter,

@@ -110,6 +110,19 @@ def test_an_unknown_name_says_which_packages_are_not_found(theirs, monkeypatch):
     assert "does not find teirs here" in done.stderr
 
 
+def test_an_unknown_name_says_how_a_package_is_allowed(monkeypatch):
+    monkeypatch.delenv("SPECDEC_ALLOW", raising=False)
+    with pytest.raises(ValueError, match="package of your own need SPECDEC_ALLOW=PACKAGE"):
+        build("drafter", "echo")
+
+
+def test_a_yaml_without_a_class_is_named(theirs, tmp_path):
+    folder = tmp_path / "repository" / theirs / "conf/drafter"
+    (folder / "nothing.yaml").write_text("length: 2\n")
+    with pytest.raises(ValueError, match=r"and .*nothing\.yaml has no _target_"):
+        build("drafter", "nothing")
+
+
 @pytest.mark.parametrize("name", ["../verifier/greedy", "x/../ngram", "", "."])
 def test_a_path_is_no_name(name):
     with pytest.raises(ValueError, match="unknown drafter"):

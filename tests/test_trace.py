@@ -234,7 +234,7 @@ def test_the_command_writes_a_page(tiny, tmp_path, capsys):
     assert command.main([*arguments, "--max-new-tokens", "12", "--trace", str(page)]) == 0
     held = data(TracePage(page.read_text(encoding="utf-8")))
     assert len(held["texts"][0]["words"]) == 12
-    capsys.readouterr()
+    assert str(page) in capsys.readouterr().err
     assert command.main([*arguments, "--trace", str(tmp_path / "none" / "page.html")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert command.main([*arguments, "--trace", str(page), "--compare"]) == 2

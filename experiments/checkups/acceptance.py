@@ -44,7 +44,7 @@ def acceptance(patient: Patient) -> Finding:
         return _of_a_model(patient, draft, said, numbers)
     if rates[0] < FEW:
         return note(f"{said}: next to nothing is accepted.", **numbers)
-    return good(f"{said}; no training promised a rate.", **numbers)
+    return good(f"{said}. There is no promise to compare this with.", **numbers)
 
 
 # --------------------------------------------------------------------------------- draft models

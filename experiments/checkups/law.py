@@ -113,9 +113,8 @@ def samples(patient: Patient) -> Finding:
             **found,
         )
     return good(
-        f"{found['samples']} samples of this pair agree with the target's law: p = "
-        f"{found['p']:.2f}, where a total variation of {found['tv_found']:.2f} would have been "
-        "found.",
+        f"{found['samples']} samples of this pair agree with the target's law (p = "
+        f"{found['p']:.2f}). A total variation of {found['tv_found']:.2f} would have been found.",
         **found,
     )
 
@@ -180,28 +179,28 @@ def greedy(patient: Patient) -> Finding:
             **numbers,
         )
     tied = (
-        f"{close} of {positions} positions are near-ties (two best logits closer than "
-        f"{2 * found.rounding:.2g}, what passes in {found.dtype} may move them)"
+        f"{close} of {positions} positions are near-ties: the two best logits are closer than "
+        f"{2 * found.rounding:.2g}, as much as rounding in {found.dtype} may move them"
     )
     if not found.passes:
         return wrong(
-            f"{numbers['ties']} of {found.prompts} greedy outputs part from plain decoding at "
-            f"ties, too many to judge anything by; {tied}. Try dtype=float32.",
+            f"{numbers['ties']} of {found.prompts} greedy outputs differ from plain decoding at "
+            f"ties, which are too many to judge by; {tied}. Try dtype=float32.",
             **numbers,
         )
     if numbers["ties"]:
         return note(
-            f"{numbers['ties']} of {found.prompts} greedy outputs part from plain decoding, all at "
-            f"ties; {tied}. dtype=float32 has fewer.",
+            f"{numbers['ties']} of {found.prompts} greedy outputs differ from plain decoding, all "
+            f"at ties; {tied}. dtype=float32 has fewer.",
             **numbers,
         )
     same = f"{found.tokens} greedy tokens of {found.prompts} prompts are those of plain decoding"
     if share > CLOSE:
         return note(
-            f"{same}, but {tied}: longer outputs may part there. dtype=float32 has fewer.",
+            f"{same}. But {tied}. Longer outputs may differ there; dtype=float32 has fewer.",
             **numbers,
         )
-    return good(f"{same}; {tied}.", **numbers)
+    return good(f"{same}. {tied}.", **numbers)
 
 
 @torch.inference_mode()

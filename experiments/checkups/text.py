@@ -23,7 +23,7 @@ def loops(patient: Patient) -> Finding:
     numbers = {"distinct_4grams": distinct, "looping": looping, "tau_of_the_others": tau}
     said = f"{distinct:.0%} of the 4-grams in the output are distinct"
     if distinct >= FINE:
-        return good(f"{said}: it does not go round in circles.", **numbers)
+        return good(f"{said}: it does not repeat itself.", **numbers)
     others = f"; without those tau is {tau:.2f}" if tau is not None else ""
     flattered = (
         f"{said}, and {looping} of {len(texts)} outputs repeat themselves, which flatters every "

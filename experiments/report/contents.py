@@ -132,7 +132,7 @@ def setting(results: list[Result]) -> list[str]:
         if value is not None and all(name in one and one[name] == value for one in each)
     }
     machines = dict.fromkeys(
-        f"{result.machine.processor}, {result.machine.cores} cores, {result.threads} threads, "
+        f"{result.machine.processor}, cores: {result.machine.cores}, threads: {result.threads}, "
         f"{result.machine.system}"
         for result in results
     )

@@ -110,17 +110,16 @@ def pareto(table: Frame, baseline: str, noise: Any = None) -> Drawn:
         axis.plot([], [], look["marker"], color=look["color"], label=name)
     no_gain(axis, noise)
     axis.set(
-        xlabel="block efficiency τ (tokens per round, bonus included)",
-        ylabel=f"speed-up over {called(baseline)}",
+        xlabel="τ (tokens per round, bonus included)", ylabel=f"speed-up over {called(baseline)}"
     )
     legend(figure, [axis])
     return Drawn(
         figure,
         "Speed-up against τ",
-        f"Speed-up over {called(baseline)} against block efficiency, one point per run: "
+        f"Speed-up over {called(baseline)} against τ, one point per run: "
         f"{INTERVALS} (of τ: all prompts pooled), n = {prompts_of(table)} "
-        f"prompts.{fill_words(fills)} What lies below a method of the same τ pays more for "
-        f"it.{band(noise, baseline)}",
+        f"prompts.{fill_words(fills)} Of two methods with the same τ, the lower one has slower "
+        f"rounds.{band(noise, baseline)}",
     )
 
 
@@ -148,9 +147,9 @@ def tau_against_temperature(table: Frame) -> Drawn:
     return Drawn(
         figure,
         "τ against temperature",
-        "Block efficiency, all prompts pooled with 95% bootstrap intervals, and the share of "
-        "distinct 4-grams of the same outputs: loops flatter every drafter, so that τ means "
-        f"little where the share is small. n = {prompts_of(table)} prompts.",
+        "τ, all prompts pooled, with 95% bootstrap intervals, and the share of distinct 4-grams of "
+        "the same outputs: text that repeats itself flatters every drafter, so τ means little "
+        f"where the share is small. n = {prompts_of(table)} prompts.",
     )
 
 
@@ -172,7 +171,7 @@ def tau_by_position(parts: Frame, width: int) -> Drawn:
     return Drawn(
         figure,
         "τ by position in the output",
-        f"Block efficiency of the rounds that begin in each bin of {width} output tokens; n = "
+        f"τ of the rounds that begin in each bin of {width} output tokens; n = "
         f"{span(parts['rounds'])} rounds per point. A rise along the output often means that the "
         "text repeats itself.",
     )
@@ -302,6 +301,6 @@ def per_category(parts: Frame, baseline: str) -> Drawn:
     return Drawn(
         figure,
         "By category",
-        f"Block efficiency (rounds of the category pooled){speed if both else ''}. "
+        f"τ (rounds of the category pooled){speed if both else ''}. "
         f"n = {span(parts['prompts'])} prompts per category.{note}",
     )

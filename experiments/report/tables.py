@@ -100,8 +100,8 @@ def headline(results: list[Result]) -> Told:
             "method": f"{called(baselines[0])} against itself"
         }
     ratios = (
-        " ×: seconds per token of the baseline / of the method, whole calls; the median over "
-        "prompts."
+        " ×: speed-up, seconds per token of the baseline / of the method, whole calls; the median "
+        "over prompts."
         if baselines
         else ""
     )
@@ -115,9 +115,10 @@ def headline(results: list[Result]) -> Told:
         text,
         table,
         "Each run decodes every prompt with its method and with its baselines in turn. τ: tokens "
-        "kept per round, bonus included, with its interval over prompts. accepted: accepted / "
-        f"offered at reached nodes. tokens/s: while decoding, prompts pooled.{ratios} Brackets: "
-        f"95% bootstrap intervals. distinct: distinct 4-grams of the output. n: prompts.{last}",
+        "kept per round, bonus included, with its interval over prompts. accepted: of the drafted "
+        "tokens whose parent was accepted, the share that was accepted too. tokens/s: while "
+        f"decoding, prompts pooled.{ratios} Brackets: 95% bootstrap intervals. distinct: share of "
+        f"distinct 4-grams in the output. n: prompts.{last}",
     )
 
 
@@ -202,8 +203,8 @@ def cost(results: list[Result]) -> Told:
         table[["run", "drafter", "temperature", "batch", *columns]],
         "target calls / token: forward passes of the whole batch after the prefill. nodes: drafted "
         "and scored, the root not counted. FLOP: matrix products and attention, counted over a few "
-        "rounds of the first batch. peak: of the process (or of the GPU's memory) during the "
-        "method's calls.",
+        "rounds of the first batch. peak: the most memory of the process (or of the GPU) during "
+        "the method's calls.",
     )
 
 
