@@ -1,20 +1,15 @@
-"""Layers that a `device_map` spreads: weights that are fetched from a disk, with the tokens of the
-model on one device; and two devices, on which fake tensors show that nothing is mixed."""
+"""Layers that a `device_map` leaves on a disk, with the tokens of the model on one device."""
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import specdec
 from specdec import Refused, threads
-from specdec.models import proof
+from specdec.errors import Unsupported
 from specdec.models.language_model import TransformersLM
-from specdec.tree import TokenTree
 from tests import models
 
 LLAMA = "llama_gqa"
@@ -135,55 +130,8 @@ def test_threads_are_not_measured(on_disk, monkeypatch):
     assert threads.measured() == {}
 
 
-# ------------------------------------------------------------------------------------ two devices
-
-ONE, OTHER = torch.device("cuda:6"), torch.device("cuda:7")  # nobody else's: structures are cached
-
-
-@pytest.fixture
-def on_two(monkeypatch):
-    """A model without numbers on two devices, with the hooks that `dispatch_model` attaches. An
-    operation that mixes devices is an error."""
-    monkeypatch.setattr(proof, "prove", lambda lm: None)  # reads numbers
-    for draw in ("uniform_", "normal_"):  # no numbers, so that no driver is needed
-        monkeypatch.setattr(torch.Tensor, draw, lambda self, *_, **__: self)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with ONE:
-            model = models.ARCHITECTURES[LLAMA]().eval()
-        with OTHER:
-            upper = models.ARCHITECTURES[LLAMA]().eval()
-        model.hf_device_map = device_map(model, ONE, OTHER)
-        for name, device in model.hf_device_map.items():
-            if device == OTHER:
-                model.set_submodule(name, upper.get_submodule(name))
-            add_hook_to_module(model.get_submodule(name), AlignDevicesHook(device))
-        add_hook_to_module(model, AlignDevicesHook(ONE, io_same_device=True))
-        yield TransformersLM(model, name="two")
-
-
-def test_each_layer_keeps_its_memory_on_its_device(on_two):
-    layers = on_two.config.num_hidden_layers
-    of_layers = [shape.device for shape in on_two.layout.shapes]
-    assert of_layers == [ONE] * (layers // 2) + [OTHER] * (layers - layers // 2)
-    session = on_two.open(2, 32)
-    assert {block.device for block in session.memory.blocks} == {ONE, OTHER}
-    for keys, values in session.memory.views[: layers // 2]:
-        assert (keys.device, values.device) == (ONE, ONE)
-
-
-@pytest.mark.parametrize("counts", [[4, 4], [4, 2]], ids=["equal rows", "unequal rows"])
-def test_passes_mix_no_devices(on_two, counts):
-    layers = on_two.config.num_hidden_layers
-    with torch.no_grad():
-        session = on_two.open(2, 8)
-        tokens = torch.zeros(2, 4, dtype=torch.long, device=ONE)
-        assert session.read(tokens, counts).logits.device == ONE
-        nodes = torch.zeros(2, 3, dtype=torch.long, device=ONE)
-        for _ in range(3):  # the memory grows
-            tree = TokenTree(nodes, [[-1, 0, 0]] * 2)
-            scores = session.score(tree, taps=(0, layers - 1, "head"))
-            assert scores.logits.device == scores.taps.device == ONE
-            session.keep(np.array([[2], [1]]), [1, 1])
-        session.release([1])
-        assert session.read(tokens[:1], [3], rows=[1]).logits.device == ONE
-    assert {block.device for block in session.memory.blocks} == {ONE, OTHER}
+def test_layers_on_several_accelerators_are_refused():
+    model = models.build(LLAMA)
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    with pytest.raises(Unsupported, match=r"several accelerators \(0, 1\)"):
+        specdec.load(model)

@@ -130,6 +130,12 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
             "its attention masks by the place in the cache, where the nodes of a tree do not lie "
             "by their positions"
         )
+    running = [device for device in spread(model) if device not in ("cpu", "disk")]
+    if len(running) > 1:
+        refuse(
+            f"its layers run on several accelerators ({', '.join(running)}), which has not been "
+            "tried; load it on one, the rest of its layers on the CPU or a disk"
+        )
     parameters = inspect.signature(model.forward).parameters
     missing = [
         key
