@@ -69,13 +69,13 @@ def fit(target: "TransformersLM") -> None:
     began with. Call it before anything is compiled: compiled kernels keep their number.
 
     A target is measured once in a process. It is not measured, and torch's number stays, where the
-    user has set one, on other devices than processors, above `LARGE`, and where several processes
-    hold the target: their numbers have to agree.
+    user has set one, on other devices than processors, above `LARGE`, for layers that are fetched
+    from a disk, and where several processes hold the target: their numbers have to agree.
     """
     choose(None)
     counts = candidates(_default())
     weights = sum(each.numel() * each.element_size() for each in target.model.parameters())
-    elsewhere = target.device.type != "cpu" or target.ranks > 1
+    elsewhere = target.device.type != "cpu" or target.ranks > 1 or bool(target.spread)
     if len(counts) == 1 or chosen_by_user() or elsewhere or weights > LARGE:
         return
     if target not in _found:

@@ -248,13 +248,6 @@ def test_arguments_reach_transformers(tiny, monkeypatch):
     assert format_of(packed.model) == "Int8Tensor"
 
 
-def test_layers_on_several_devices_are_refused():
-    model = llama()
-    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
-    with pytest.raises(Unsupported, match=r"several devices \(0, 1\)"):
-        specdec.load(model)
-
-
 # -------------------------------------------------------------------------------- quantized_self
 
 

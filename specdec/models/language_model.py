@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from specdec.errors import Refused
 from specdec.interfaces import KV, Compile, PartScores, Tap
 from specdec.models import attention, proof, quantized
 from specdec.models.compiled import CompiledModel, compile_mode
@@ -28,8 +29,12 @@ from specdec.models.layers import final_norm, lower_layers, num_layers, without_
 from specdec.models.memory import Layout, bytes_per_token
 from specdec.models.paged_session import PagedSession
 from specdec.models.session import TransformersSession
-from specdec.models.support import layer_kinds, refuse_unsupported, usable_context
+from specdec.models.support import home, layer_kinds, refuse_unsupported, spread, usable_context
 from specdec.tree import TokenTree
+
+# Refused on several devices.
+HEADS = "heads, which share its embedding and LM head, do"
+OWN_LAYERS = "drafting with its own layers (layer_skip, early_exit) does"
 
 Without = tuple[frozenset[int], frozenset[int]]  # sublayers left out: attention, MLP
 
@@ -55,6 +60,8 @@ class TransformersLM:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.extra_layers, self.compile = extra_layers, compile_mode(compile)
         self._kv = kv or KV()
+        self.spread = spread(model)  # the devices of a device_map; empty: it is on one
+        self._check_spread(self.compile, self._kv)
         self.config = model.config.get_text_config()
         self.context = usable_context(self.config)
         implementation = attention.choose(model)
@@ -90,8 +97,8 @@ class TransformersLM:
 
     @property
     def device(self) -> torch.device:
-        """Where its first weight is."""
-        return self._first_weight.device
+        """Where its tokens go and its logits come from."""
+        return home(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,10 +113,6 @@ class TransformersLM:
     def ranks(self) -> int:
         """Processes that hold its layers between them (`tp_plan`)."""
         return int(getattr(self.model, "_tp_size", None) or 1)
-
-    @property
-    def _first_weight(self) -> Tensor:
-        return next(self.model.parameters())
 
     @property
     def hidden_size(self) -> int:
@@ -133,8 +136,10 @@ class TransformersLM:
             quantized.check_dtype(self.model, self.name)
             self.compiled = CompiledModel(self.runner, self.layout, self.dtype)
         kv = kv or replace(self.kv, among=None)
+        compile = self.compile if compile is None else compile
+        self._check_spread(compile, kv)
         kind = TransformersSession if kv.layout == "contiguous" else PagedSession
-        return kind(self, rows, slots, self.compile if compile is None else compile, kv)
+        return kind(self, rows, slots, compile, kv)
 
     def with_kv(self, kv: KV) -> Self:
         """The same weights; sessions keep keys and values in another way."""
@@ -146,16 +151,33 @@ class TransformersLM:
         """Of a session's memory."""
         return bytes_per_token(self.layout, self.dtype, (kv or self.kv).dtype)
 
+    def _check_spread(self, compile: Compile, kv: KV) -> None:
+        if compile:
+            self._refuse_spread("compiled passes do")
+        if kv.layout == "paged":
+            self._refuse_spread('memory in pages (kv="paged") does')
+
+    def _refuse_spread(self, what: str) -> None:
+        """Raise Refused for a model on several devices."""
+        if self.spread:
+            raise Refused(
+                f"{self.name} is spread over several devices ({', '.join(self.spread)}), where "
+                f"{what} not work; load it on one device, or draft with a model of its own "
+                "(small_model) or a lookup (ngram, suffix), over contiguous memory, uncompiled"
+            )
+
     # ---------------------------------------------------------------- what it lends to its heads
 
     def embed(self, tokens: Tensor) -> Tensor:
         """The target's own embedding of tokens (..., d)."""
+        self._refuse_spread(HEADS)
         embedded: Tensor = self.model.get_input_embeddings()(tokens)
         return embedded
 
     def final_norm(self, stream: Tensor) -> Tensor | None:
         """The tap "head" of a stream (..., d) that leaves a layer. None for a norm of another name
         than those that are known."""
+        self._refuse_spread(HEADS)
         norm = final_norm(self.model)
         return None if norm is None else norm(stream)
 
@@ -163,6 +185,7 @@ class TransformersLM:
     def head_weight(self) -> Tensor:
         """(V, d) of the LM head. Raises ValueError for one that is packed and does not give its
         numbers back. All processes that hold it between them have to ask."""
+        self._refuse_spread(HEADS)
         weight = getattr(self.model.get_output_embeddings(), "weight", None)
         if isinstance(weight, DTensor):
             weight = weight.full_tensor()
@@ -178,6 +201,7 @@ class TransformersLM:
     def head(self, states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d) as the tap "head" gives them. `check_head` tells
         whether they are the model's."""
+        self._refuse_spread(HEADS)
         logits: Tensor = self.model.get_output_embeddings()(states)
         if self._logit_scale != 1:
             logits = logits * self._logit_scale
@@ -226,6 +250,7 @@ class TransformersLM:
     def without(self, attention: Collection[int], mlp: Collection[int]) -> "TransformersPart":
         """The model without some sublayers. Raises ValueError for sets that leave nothing or name
         what is not there, and for models that cannot run without them."""
+        self._refuse_spread(OWN_LAYERS)
         part = TransformersPart(self, without_sublayers(self.runner, attention, mlp))
         which = (frozenset(attention), frozenset(mlp))
         if which not in self._run_without:
@@ -237,6 +262,7 @@ class TransformersLM:
         """The first `layer` layers, perhaps an adapter, the final norm and the head. Raises
         ValueError for models whose upper layers, fed with saved states, give other logits than the
         whole."""
+        self._refuse_spread(OWN_LAYERS)
         with self._lock:
             if layer not in self._uppers:
                 self._uppers[layer] = proof.proven_upper(self, layer)
@@ -251,6 +277,7 @@ class TransformersLM:
         return self.layout.implementation == attention.NAME
 
     def excerpt(self, rows: int, chosen: int, recent: int, nodes: int) -> MemoryExcerpt:
+        self._refuse_spread("drafting over a part of its memory (sparse_self) does")
         noting = attention.rewired(self.model, attention.NOTED) if self.shows_weights else None
         return MemoryExcerpt(self, noting, rows, chosen, recent, nodes)
 

@@ -26,6 +26,7 @@ from specdec.models.compiled import compile_mode
 from specdec.models.kept import kept
 from specdec.models.language_model import TransformersLM
 from specdec.models.quantized import Quantize, check_scheme, is_quantized, quantized
+from specdec.models.support import spread
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 MOST_LAYERS = 1000  # to append: each is a copy of the last one's weights
@@ -66,8 +67,9 @@ def load(
     draft model for which it is None does as its target does. quantize: "int8" (weights, and
     activations per token), "int4" (weights) or a torchao configuration packs the linear layers of a
     copy. quantization_config, device_map and tp_plan go to transformers, whose loader then places
-    the weights. A model that was saved quantised is loaded as it is. kv: how sessions keep keys and
-    values: "int8" for 8 bits, "paged", or a `specdec.KV`.
+    the weights; a device_map may spread them over several devices (docs/quantized.md). A model that
+    was saved quantised is loaded as it is. kv: how sessions keep keys and values: "int8" for 8
+    bits, "paged", or a `specdec.KV`.
 
     Raises ValueError for a folder without safetensors weights (pickles are refused), for weights
     that are missing, left over or of another shape than the config says, and for models that cannot
@@ -83,6 +85,7 @@ def load(
                 f"{name.ranks} processes hold {name.name} between them, and quantize packs whole "
                 "layers; load the target without tp_plan"
             )
+        _refuse_copies(name.model, name.name, {"quantize": quantize})
         packed = quantized(name.model, quantize, name.name)
         title = f"{name.name} ({quantize if isinstance(quantize, str) else 'quantised'})"
         layers = name.extra_layers
@@ -150,11 +153,22 @@ def load(
             "a target is 'demo', a path, a hub id, a transformers model or (model, tokenizer); got "
             f"{type(model).__name__}"
         )
+    _refuse_copies(model, title, {"extra_layers": extra_layers, "quantize": quantize})
     if extra_layers:
         model = deepen(model, extra_layers)
     if quantize is not None:
         model = quantized(model, quantize, title)
     return TransformersLM(model, tokenizer, title, extra_layers, compile, keeping)
+
+
+def _refuse_copies(model: PreTrainedModel, name: str, asked: Mapping[str, Any]) -> None:
+    """Raise Refused for what makes new layers, where hooks belong to the old ones."""
+    devices, wanted = spread(model), [key for key, value in asked.items() if value]
+    if devices and wanted:
+        raise Refused(
+            f"{name} is spread over several devices ({', '.join(devices)}), and {wanted[0]} makes "
+            "layers of its own; load it on one device, or leave it out"
+        )
 
 
 def _sharding(tp_plan: Any) -> dict[str, Any]:

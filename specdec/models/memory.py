@@ -29,12 +29,14 @@ from specdec.tree import Structure, TokenTree
 
 
 class LayerShape(NamedTuple):
-    """Heads and head sizes of one layer; K and V may differ (multi-head latent attention)."""
+    """Heads and head sizes of one layer; K and V may differ (multi-head latent attention). device:
+    where they are made, if the layers of the model are on several."""
 
     heads: int
     key_size: int
     value_heads: int
     value_size: int
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class Memory:
         for members, heads, size in alike(layout.shapes):
             if self.packed:
                 size = eight_bits.width(size)
-            self.blocks.append(self._made(self._block(len(members), heads, size), stored))
+            where = layout.shapes[members[0]].device or device
+            self.blocks.append(self._made(self._block(len(members), heads, size), stored, where))
             self._members.append(members)
         self._every_row = torch.arange(rows, device=device)
         self.compiled: list[CompiledPass] = []  # what was compiled for this memory's passes
@@ -147,8 +150,8 @@ class Memory:
         self.graphs: dict[Any, Any] = {}  # captured passes over this memory, where it lies now
         self._views: list[list[Tensor]] | None = None
 
-    def _made(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self.device)
+    def _made(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     def _block(self, layers: int, heads: int, size: int) -> tuple[int, ...]:
         """The shape of what is kept for some layers."""
@@ -389,9 +392,9 @@ class Memory:
     def _move(self, source: Tensor, wanted: Tensor) -> None:
         """What is stored for nodes `source` (B, D) goes where nodes `wanted` (D,) were."""
         first = torch.tensor(self.roots, device=source.device)[:, None]
-        to, frm = (first + wanted).to(self.device), (first + source).to(self.device)
-        rows = self._every_row[:, None]
+        to, frm, rows = first + wanted, first + source, self._every_row[:, None]
         for block in self.blocks:
+            to, frm, rows = (each.to(block.device) for each in (to, frm, rows))
             by_slot = block.permute(1, 3, 0, 2, 4)
             by_slot[rows, to] = by_slot[rows, frm]
 
@@ -419,6 +422,7 @@ class ShapeProbe(Cache):
     def __init__(self) -> None:
         self.layers: list[Any] = []
         self.seen: dict[int, LayerShape] = {}
+        self.devices: dict[int, torch.device] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -426,6 +430,7 @@ class ShapeProbe(Cache):
         self.seen[layer_idx] = LayerShape(
             key_states.shape[1], key_states.shape[3], value_states.shape[1], value_states.shape[3]
         )
+        self.devices[layer_idx] = key_states.device
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

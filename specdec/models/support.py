@@ -4,6 +4,7 @@ refusals are here."""
 import inspect
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -61,6 +62,24 @@ def usable_context(config: Any) -> int:
     return most
 
 
+def spread(model: PreTrainedModel) -> list[str]:
+    """The devices of a device_map whose hooks (accelerate's) move states from layer to layer, or
+    fetch weights for each pass ("cpu" beside a GPU, "disk"). Empty for a model on one device."""
+    found = (getattr(model, "hf_device_map", None) or {}).values()
+    devices = sorted({str(where) for where in found})
+    return devices if len(devices) > 1 or "disk" in devices else []
+
+
+def home(model: PreTrainedModel) -> torch.device:
+    """Where its passes take their tokens and return their logits: with a device_map, where its
+    hooks run the model; else where its first weight is."""
+    where = getattr(vars(model).get("_hf_hook"), "execution_device", None)
+    if where is not None:
+        return torch.device(where)
+    first: torch.device = next(model.parameters()).device
+    return first
+
+
 def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     """Raise Unsupported, with the reason, for models that cannot take a tree as a 4-D mask and
     position ids."""
@@ -111,13 +130,11 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
             "its attention masks by the place in the cache, where the nodes of a tree do not lie "
             "by their positions"
         )
-    devices = sorted(
-        {str(where) for where in (getattr(model, "hf_device_map", None) or {}).values()}
-    )
-    if len(devices) > 1:
+    running = [device for device in spread(model) if device not in ("cpu", "disk")]
+    if len(running) > 1:
         refuse(
-            f"its layers are on several devices ({', '.join(devices)}), and the memory of a "
-            "session is on one; load it on one device"
+            f"its layers run on several accelerators ({', '.join(running)}), which has not been "
+            "tried; load it on one, the rest of its layers on the CPU or a disk"
         )
     parameters = inspect.signature(model.forward).parameters
     missing = [
