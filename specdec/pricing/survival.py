@@ -7,7 +7,8 @@ A child whose parent is accepted (and none of its elder siblings) is accepted wi
 where q is a number that is known before anything is drawn: the probability of the law's best token
 or, for trees that draw nothing, that of the child's own token, or how often a lookup has seen it.
 Slope and biases are refitted by Newton's method on the latest outcomes; a step counts n / (n + 50)
-after n of them. Deep levels are seldom reached, so their biases may be held to the mean of all. A node's survival is the product along its path.
+after n of them. Deep levels are seldom reached, so their biases may be held to the mean of all. A
+node's survival is the product along its path.
 
 Letters: n outcomes, D depths.
 """
