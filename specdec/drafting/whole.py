@@ -141,14 +141,17 @@ class Wholes:
     def __init__(
         self, shape: Shape, grower: Grower | None, law: SiblingLaw, sampling: Sampling
     ) -> None:
-        self.shape, self.grower, self.law, self.sampling = shape, grower, law, sampling
-        self._made: dict[Shape, WholeShape | None] = {}
+        self.grower, self.law, self.sampling = grower, law, sampling
+        self._own = whole_shape(shape, law, sampling) if grower is None else None
+        self._made: dict[Shape, WholeShape | None] = {}  # of those that the grower chose
         asked = [shape] if grower is None else grower.wholes
         self.deepest = max((each.depth for each in asked), default=0)
 
     def next(self, state: State) -> WholeShape | None:
         """None for a round that goes level by level."""
-        shape = self.shape if self.grower is None else self.grower.chosen(state)
+        if self.grower is None:
+            return self._own
+        shape = self.grower.chosen(state)
         if shape is None:
             return None
         if shape not in self._made:

@@ -6,9 +6,9 @@ A child whose parent is accepted (and none of its elder siblings) is accepted wi
 
 where q is a number that is known before anything is drawn: the probability of the law's best token
 or, for trees that draw nothing, that of the child's own token, or how often a lookup has seen it.
-Slope and biases are refitted by Newton's method on the latest outcomes; each of the first fits
-counts n / (n + 50) after n outcomes. Deep levels are seldom reached, so the bias of a depth is held
-to the mean of all while it has few outcomes. A node's survival is the product along its path.
+Slope and biases are refitted by Newton's method on the latest outcomes; a step counts n / (n + 50)
+after n of them. Deep levels are seldom reached, so their biases may be held to the mean of all. A
+node's survival is the product along its path.
 
 Letters: n outcomes, D depths.
 """
@@ -19,8 +19,8 @@ import numpy as np
 
 SLOPE, BIAS = 0.5, -0.2  # before anything is learnt
 DAMPING = 50
-FIRST = 48  # outcomes, after each of which there is a fit
-EVERY, LATEST = 16, 1024  # outcomes between two later fits, and in one
+EVERY, LATEST = 48, 1024  # outcomes between two fits, and in one
+OFTEN = 16  # outcomes between two fits, if biases are pooled
 PRIOR = 2.0  # outcomes that the values before learning count as
 STEEPEST = 8.0  # |logit|
 
@@ -37,11 +37,11 @@ def sigma(x: np.ndarray) -> np.ndarray:
 
 
 class Survival:
-    """One slope, a bias for each of D depths; deeper nodes have the last one's. The biases are held
-    to a fixed value for `apart` outcomes, and then to their mean."""
+    """One slope, a bias for each of D depths; deeper nodes have the last one's. pooled: the biases
+    are held to their mean, not to a fixed value, and settle sooner."""
 
-    def __init__(self, depths: int, apart: int = FIRST) -> None:
-        self.depths, self.apart = depths, apart
+    def __init__(self, depths: int, pooled: bool = False) -> None:
+        self.depths, self.pooled = depths, pooled
         self.forget()
 
     def forget(self) -> None:
@@ -62,7 +62,8 @@ class Survival:
         sibling."""
         self._waiting.append((q, depth, accepted))
         self.count, self._fresh = self.count + len(q), self._fresh + len(q)
-        if self._fresh >= EVERY or self.count <= FIRST:
+        due = OFTEN if self.pooled else EVERY
+        if self._fresh >= due or self.count <= EVERY:
             self._take()
             self._fit()
             self._fresh = 0
@@ -89,13 +90,14 @@ class Survival:
         slope_own = (x * x) @ v + PRIOR
         share = mixed / own
         step = (slope_gradient - share @ gradient) / (slope_own - share @ mixed)
-        damping = n / (n + DAMPING) if self.count <= FIRST else 1.0
+        settled = self.pooled and self.count > EVERY
+        damping = 1.0 if settled else n / (n + DAMPING)
         self.bias = (self.bias - damping * (gradient - mixed * step) / own).clip(-6, 6)
         self.slope = float(np.clip(self.slope - damping * step, 0.0, 4.0))
 
     def _centre(self, depth: np.ndarray) -> float:
         """What the biases are held to."""
-        if self.count <= self.apart:
+        if not self.pooled:
             return BIAS
         seen = np.bincount(depth, minlength=self.depths)
         weight = seen / (seen + PRIOR)
