@@ -261,12 +261,12 @@ def test_chances_are_learnt_from_outcomes():
         survival.learn(q[part], depth[part], accepted[part])
     assert survival.slope == pytest.approx(1.2, abs=0.2)
     assert survival.bias[:3] == pytest.approx([0.4] * 3, abs=0.35)
-    assert survival.bias[3] == pytest.approx(-0.2)  # no outcome at this depth
+    assert survival.bias[3] == pytest.approx(survival.bias[:3].mean(), abs=0.2)  # no outcome there
 
 
 def test_deep_levels_are_not_expected_to_be_worse_before_they_are_reached():
     """Every level is accepted as often. The deepest ones have few outcomes."""
-    survival, random = Survival(6, pooled=True), np.random.default_rng(0)
+    survival, random = Survival(6), np.random.default_rng(0)
     for _ in range(60):
         depth = np.arange(1, 4)
         survival.learn(np.full(3, 0.6), depth, random.random(3) < 0.85)

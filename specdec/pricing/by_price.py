@@ -44,7 +44,7 @@ class Learnt:
     def __init__(self, depths: int) -> None:
         self.first, self.later = Survival(depths), Survival(depths)  # children; their siblings
         self.going_on, self.price, self.pause = GoingOn(depths), Price(), Pause()
-        self.before = {kind: Survival(depths, pooled=True) for kind in at_once.KINDS}
+        self.before = {kind: Survival(depths) for kind in at_once.KINDS}
         self.tried = Tried()
 
     def forget(self) -> None:

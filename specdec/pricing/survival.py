@@ -6,9 +6,9 @@ A child whose parent is accepted (and none of its elder siblings) is accepted wi
 
 where q is a number that is known before anything is drawn: the probability of the law's best token
 or, for trees that draw nothing, that of the child's own token, or how often a lookup has seen it.
-Slope and biases are refitted by Newton's method on the latest outcomes; a step counts n / (n + 50)
-after n of them. Deep levels are seldom reached, so their biases may be held to the mean of all. A
-node's survival is the product along its path.
+Slope and biases are refitted by Newton's method on the latest outcomes; of the first steps a share
+n / (n + 50) is taken after n outcomes. Deep levels are seldom reached, so biases are held to their
+mean. A node's survival is the product along its path.
 
 Letters: n outcomes, D depths.
 """
@@ -18,9 +18,8 @@ from collections.abc import Mapping
 import numpy as np
 
 SLOPE, BIAS = 0.5, -0.2  # before anything is learnt
-DAMPING = 50
-EVERY, LATEST = 48, 1024  # outcomes between two fits, and in one
-OFTEN = 16  # outcomes between two fits, if biases are pooled
+FEW, DAMPING = 48, 50  # so many first outcomes are fitted at once, by damped steps
+EVERY, LATEST = 16, 1024  # outcomes between two later fits, and in one
 PRIOR = 2.0  # outcomes that the values before learning count as
 STEEPEST = 8.0  # |logit|
 
@@ -37,11 +36,10 @@ def sigma(x: np.ndarray) -> np.ndarray:
 
 
 class Survival:
-    """One slope, a bias for each of D depths; deeper nodes have the last one's. pooled: the biases
-    are held to their mean, not to a fixed value, and settle sooner."""
+    """One slope, a bias for each of D depths; deeper nodes have the last one's."""
 
-    def __init__(self, depths: int, pooled: bool = False) -> None:
-        self.depths, self.pooled = depths, pooled
+    def __init__(self, depths: int) -> None:
+        self.depths = depths
         self.forget()
 
     def forget(self) -> None:
@@ -62,8 +60,7 @@ class Survival:
         sibling."""
         self._waiting.append((q, depth, accepted))
         self.count, self._fresh = self.count + len(q), self._fresh + len(q)
-        due = OFTEN if self.pooled else EVERY
-        if self._fresh >= due or self.count <= EVERY:
+        if self._fresh >= EVERY or self.count <= FEW:
             self._take()
             self._fit()
             self._fresh = 0
@@ -78,7 +75,7 @@ class Survival:
         self._depth = np.concatenate([self._depth, place])[-LATEST:]
 
     def _fit(self) -> None:
-        """One damped step. The Hessian is an arrow: biases meet in the slope alone."""
+        """One step. The Hessian is an arrow: biases meet in the slope alone."""
         x, depth, n = self._x, self._depth, len(self._x)
         p = sigma(self.slope * x + self.bias[depth])
         v = p * (1 - p)
@@ -90,15 +87,12 @@ class Survival:
         slope_own = (x * x) @ v + PRIOR
         share = mixed / own
         step = (slope_gradient - share @ gradient) / (slope_own - share @ mixed)
-        settled = self.pooled and self.count > EVERY
-        damping = 1.0 if settled else n / (n + DAMPING)
+        damping = 1.0 if self.count > FEW else n / (n + DAMPING)
         self.bias = (self.bias - damping * (gradient - mixed * step) / own).clip(-6, 6)
         self.slope = float(np.clip(self.slope - damping * step, 0.0, 4.0))
 
     def _centre(self, depth: np.ndarray) -> float:
         """What the biases are held to."""
-        if not self.pooled:
-            return BIAS
         seen = np.bincount(depth, minlength=self.depths)
         weight = seen / (seen + PRIOR)
         return float((weight @ self.bias + BIAS) / (weight.sum() + 1))
