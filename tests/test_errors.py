@@ -688,7 +688,7 @@ def test_the_row_and_the_drafter_are_named():
         temperature=1.0,
     )
     assert "row 0" in message
-    assert "test_errors" in message  # the module of the drafter
+    assert "drafter 'Broken'" in message  # its class, since no YAML names it
 
 
 class Says(Drafter):

@@ -119,8 +119,8 @@ class Refuses(Drafter):
 
 def test_a_member_that_refuses_the_target_is_left_out(capsys):
     out = run(Portfolio([Refuses(), NGram()]))
-    assert "test_portfolio is left out: not for this target" in capsys.readouterr().err
-    assert "left out: test_portfolio" in str(out.report)
+    assert "Refuses is left out: not for this target" in capsys.readouterr().err
+    assert "left out: Refuses" in str(out.report)
     with pytest.raises(ValueError, match=r"every member refuses the target.*not for this target"):
         run(Portfolio([Refuses()]))
 

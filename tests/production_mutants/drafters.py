@@ -101,8 +101,8 @@ MUTANTS = (
     Mutant(
         "the root is read with the prompt",
         DRAFT_MODEL,
-        "counts = [lengths[row] - 1 if",
-        "counts = [lengths[row] if",
+        "state.text(row)[: self._seen[row] + 1])",
+        "[*state.text(row)[: self._seen[row] + 1], 0])",
         "the draft model reads the root twice",
         "tests/test_growing.py tests/test_generate.py -k 'memory or is_the_target_itself'",
     ),
