@@ -22,7 +22,7 @@ from typing import Any
 
 from experiments.benchmarks.options import line
 from experiments.terminal.options import start
-from specdec.threads import COUNTS, OPEN, SPINNING, settle
+from specdec.threads import COUNTS, OPEN, settle
 
 OURS, DEFAULT = "ours", "torch's default"
 WAYS = {"none": {"name": "none"}, "chain of 5": {"name": "small_model", "depth": 5}}
@@ -89,7 +89,7 @@ class Decoder:
     """Such a process."""
 
     def __init__(self, wanted: Busy, ours: bool) -> None:
-        tuned = (*SPINNING, *COUNTS, OPEN)
+        tuned = (*COUNTS, OPEN)
         environment = {name: value for name, value in os.environ.items() if name not in tuned}
         code = "from experiments.benchmark_busy import decode; decode()"
         self.process = subprocess.Popen(

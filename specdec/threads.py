@@ -1,10 +1,10 @@
-"""How the programs (the `specdec` command, experiments.*) share a machine with others: threads that
-do not spin for long, and as many of them as make the target's passes fastest. The library never
-calls this: its host process decides for itself.
+"""How the programs (the `specdec` command, experiments.*) share a machine with others: by as many
+threads as make the target's passes fastest. The library never calls this: its host process decides
+for itself.
 
-Threads that wait for work spin, and on a busy machine they spin on processors that others need, at
-every one of some hundred products of a pass. Whether a second thread helps depends on the model,
-the machine and its other processes, so it is measured when the target is loaded.
+At every one of some hundred products of a pass, threads wait for one another. On a busy machine one
+of them has often lost its processor, and the others spin. Whether a second thread helps depends on
+the model, the machine and its other processes, so it is measured when the target is loaded.
 """
 
 import os
@@ -13,15 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from statistics import median
+from statistics import mean
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:  # `settle` comes before torch
     from specdec.models.language_model import TransformersLM
 
-SPIN = "20000"  # turns that a waiting thread of libgomp spins; by default it is 100,000 and more
-SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Tells processes of ours that the user has set no number: launchers set OMP_NUM_THREADS in theirs.
 OPEN = "SPECDEC_THREADS_OPEN"
@@ -29,7 +27,8 @@ OPEN = "SPECDEC_THREADS_OPEN"
 LARGE = 2**30  # bytes of weights: measuring a larger model takes seconds, and it gains by threads
 CLEARLY = 0.02  # of a pass: what more threads have to save
 CONTEXT, NODES = 16, 6  # tokens before the measured passes; nodes of the larger of the two trees
-TURNS, LEAST = 12, 3  # how often each number is measured: at most, and however long it takes
+TURNS, LEAST = 8, 3  # how often each number is measured: at most, and however long it takes
+RUNS = 3  # at a time: a thread that begins anew is seldom interrupted at once
 BUDGET = 0.5  # seconds after which no further turn begins
 
 # Of the process, as torch's number of threads is.
@@ -38,13 +37,9 @@ _measured: dict[int, float] = {}
 
 
 def settle() -> None:
-    """Shorten the spin, unless the user has chosen how threads wait. Nothing where torch is loaded:
-    it has read the environment by then."""
-    if "torch" in sys.modules:
-        return
-    if not any(name in os.environ for name in SPINNING):
-        os.environ["GOMP_SPINCOUNT"] = SPIN
-    if not any(name in os.environ for name in COUNTS):
+    """Note that the user has set no number, for processes that this program starts. Nothing where
+    torch is loaded: it has read the environment by then."""
+    if "torch" not in sys.modules and not any(name in os.environ for name in COUNTS):
         os.environ[OPEN] = "1"
 
 
@@ -113,8 +108,9 @@ def timed(
     clock: Callable[[], float] = time.perf_counter,
     choose: Callable[[int], None] = choose,
 ) -> dict[int, float]:
-    """Median seconds of `run` by number of threads. Numbers take turns, up and down, so that a slow
-    moment of the machine meets them all."""
+    """Mean seconds of `run` by number of threads: where others are busy, few passes take most of
+    the time. Numbers take turns, up and down, so that a slow moment of the machine meets them
+    all."""
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     began = clock()
     for turn in range(TURNS):
@@ -124,9 +120,10 @@ def timed(
             choose(count)
             run()  # threads begin
             start = clock()
-            run()
-            seconds[count].append(clock() - start)
-    return {count: median(times) for count, times in seconds.items()}
+            for _ in range(RUNS):
+                run()
+            seconds[count].append((clock() - start) / RUNS)
+    return {count: mean(times) for count, times in seconds.items()}
 
 
 @contextmanager
