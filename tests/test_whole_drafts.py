@@ -260,6 +260,18 @@ def test_priced_shapes_are_chosen_before_they_are_drafted(kind, temperature, rec
             assert ((step.decision.survivals > 0)[:, 1:] <= (step.parents >= 0)[:, 1:]).all()
 
 
+def test_a_measured_table_has_the_whole_drafts(recorded, pair):
+    """Trees are looked at only where nothing is drawn."""
+    model, small = pair
+    target, draft = TransformersLM(model, compile=True), TransformersLM(small, name="draft")
+    costs = specdec.pricing.measure.measure(
+        target, SmallModel(draft), contexts=(8,), sizes=((1, 1),), repeats=1, temperatures=(0, 0.9)
+    )
+    found = {(one.sampled, one.at_once, one.levels) for one in costs.rounds if one.at_once}
+    chains = {(sampled, "chain", levels) for sampled in (False, True) for levels in (3, 5)}
+    assert found == chains | {(False, "ranked", 5)}
+
+
 def test_a_table_without_whole_drafts_goes_level_by_level(recorded, pair):
     model, small = pair
     target, draft = TransformersLM(model, compile=True), TransformersLM(small, name="draft")

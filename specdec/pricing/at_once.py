@@ -20,7 +20,7 @@ from specdec.state import State
 if TYPE_CHECKING:
     from specdec.pricing.growing import Governed, Noted
 
-CHAINS, RANKED = (2, 4, 6), (3, 5)  # levels of the shapes, each of which is compiled
+CHAINS, RANKED = (3, 5), (5,)  # levels of the shapes, each of which is compiled
 CHAIN, TREE = "chain", "ranked"  # kinds of shapes
 KINDS = (CHAIN, TREE)
 

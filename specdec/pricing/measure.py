@@ -184,7 +184,7 @@ def _steps(
         if number >= turns * len(sizes) or not step.live.all():
             break
         size = sizes[number % len(sizes)]
-        if number >= WARM_UP * len(sizes) and sized.at_once == size.shape:
+        if number >= WARM_UP * len(sizes) and sized.at_once[-1] == size.shape:
             found[size].append(step)
     rounds.close()
     return found
@@ -231,7 +231,8 @@ class Sized(Drafter):
 
     def __init__(self, inner: Drafter | None, sizes: Sequence[Size], bounds: Bounds) -> None:
         self.inner, self.sizes, self.bounds = inner, sizes, bounds
-        self.at_once: Shape | None = None  # of the latest draft, if it was one compiled call
+        # Of each draft, if it was one compiled call. A list, since runs use copies of a drafter.
+        self.at_once: list[Shape | None] = []
         self.learns = True
 
     def begin(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
@@ -258,7 +259,7 @@ class Sized(Drafter):
     def propose(self, state: State, chance: Draws) -> TokenTree:
         self._turn += 1
         levels, nodes, shape = self.sizes[self._turn % len(self.sizes)]
-        self.at_once = None
+        self.at_once.append(None)
         if self.inner is None:
             return self._filled(state, nodes)
         self._policy.levels, self._policy.nodes, self._policy.shape = levels, nodes, shape
@@ -271,7 +272,7 @@ class Sized(Drafter):
         tree = self.inner.propose(asked, chance)
         self.aside = self.inner.aside
         if self._governed is not None and self._governed.noted is not None:
-            self.at_once = self._governed.noted.whole
+            self.at_once[-1] = self._governed.noted.whole
         if self._governed is None or (tree.num_nodes == 1 and nodes):
             self.aside = None
             return self._filled(state, nodes)
