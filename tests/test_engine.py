@@ -19,7 +19,7 @@ from specdec.models.session import TransformersSession
 from tests.exact import TOY, title
 from tests.models import prompts, shared, similar
 from tests.paged_table import PagedTable, Session
-from tests.test_sessions import DRAFTERS
+from tests.test_sessions import ALONE, DRAFTERS
 from tests.tokenizers_of_kinds import byte_level, model
 
 ROWS = prompts(9, 1, 14, 7, 4, 20)
@@ -56,7 +56,7 @@ def session_of(engine: specdec.Engine) -> Any:
 
 
 @pytest.mark.parametrize("chunk", [None, 5])
-@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+@pytest.mark.parametrize("drafter", ALONE, ids=title)
 def test_requests_of_unlike_sampling_are_what_they_are_alone(
     drafter, chunk, target, draft, monkeypatch
 ):

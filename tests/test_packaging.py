@@ -126,7 +126,6 @@ SERVES = (
     "requests",
     "tickets",
     "seats",
-    "prefill",
     "groups",
     "verdicts",
     "outcome",

@@ -147,7 +147,7 @@ def test_classes_and_functions_that_say_what_they_make(package):
 
 def test_a_function_that_makes_something_else_than_it_says(package):
     with pytest.raises(
-        ValueError, match=r"drafter tools is made as a int, which is no specdec\.Drafter"
+        ValueError, match=r"drafter liar is made as a int, which is no specdec\.Drafter"
     ):
         build("drafter", {"_target_": f"{package(tools=TOOLS)}.tools.liar"})
 
