@@ -173,7 +173,7 @@ def main(wanted: Busy) -> None:
     import pandas as pd
 
     from experiments.measuring.intervals import median_interval
-    from experiments.system.files import write_json, write_text
+    from experiments.system.files import new_folder, write_json, write_text
     from experiments.system.surroundings import surroundings
     from experiments.terminal.tables import markdown
 
@@ -206,8 +206,7 @@ def main(wanted: Busy) -> None:
         ]
     )
     print(text)
-    folder = Path(wanted.output) / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder.mkdir(parents=True)
+    folder = new_folder(wanted.output)
     write_text(folder / "table.md", text + "\n")
     write_json(folder / "benchmark_busy.json", {"config": vars(wanted), "rows": rows})
 

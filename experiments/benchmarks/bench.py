@@ -5,7 +5,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,7 +20,7 @@ from experiments.measuring.rounds import rounds
 from experiments.measuring.ways import Ours, Way, load
 from experiments.study.outcome import Interval, OurResult, Speedup, WayResult
 from experiments.study.schema import Target
-from experiments.system.files import write_json, write_text
+from experiments.system.files import new_folder, write_json, write_text
 from experiments.system.libraries import quiet_transformers, set_threads
 from experiments.system.surroundings import surroundings
 from experiments.terminal.progress import bar
@@ -185,8 +184,7 @@ class Bench:
         )
         text = "\n".join([*map(markdown, tables), note]) + "\n"
         print(text)
-        folder = Path(wanted.output) / time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder.mkdir(parents=True)
+        folder = new_folder(wanted.output)
         write_text(folder / "table.md", text)
         made_from = {
             "tables": [table.to_dict("records") for table in tables],

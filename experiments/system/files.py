@@ -2,8 +2,10 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,15 @@ def written(path: Path) -> Iterator[Path]:
 def drafts(path: Path) -> Iterator[Path]:
     """What killed processes have left of `path`."""
     return path.parent.glob(f".{path.name}.*")
+
+
+def new_folder(parent: str | Path) -> Path:
+    """A folder of the present second, made here; 2, 3 ... is added to a name that is taken."""
+    first = Path(parent) / time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = chain([first], (first.with_name(f"{first.name}-{number}") for number in count(2)))
+    folder = next(name for name in names if not name.exists())
+    folder.mkdir(parents=True)
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:
