@@ -225,7 +225,7 @@ class Eagle3Head(FeatureHead):
             "vocabulary": vocabulary,
             "draft_vocabulary": size,
             "taps": published_taps(config),
-            "own_embedding": bool(config.get("embed_requires_grad", False)),
+            "own_embedding": bool(config.get("embed_requires_grad", parallel)),
             **norms,
         }
         if parallel:

@@ -53,7 +53,6 @@ class SmallModel(DraftModelDrafter):
                               shared, or if a tree is asked for; else text
     """
 
-    grows_whole = True
     variants = (*VARIANTS, *STOPPED, {"depth": 2, "lookup": True}, *OTHER_TOKENS)
 
     def __init__(
@@ -105,6 +104,10 @@ class SmallModel(DraftModelDrafter):
         self.law = SiblingLaw.DET if writes else self.law
         both = translation.between(self.model, target, self.vocabulary, self._tokenizers)
         return Translated(self.model, both, writes)
+
+    @property
+    def grows_whole(self) -> bool:
+        return not self.lookup
 
     @property
     def _may_write(self) -> bool:

@@ -17,8 +17,8 @@ from specdec.interfaces import OpenedPages, Paged, Scores, Session, kv_of
 from specdec.measuring.clock import PREFILL
 from specdec.measuring.recorder import Recorder
 from specdec.models.grammars import tokens_of
+from specdec.models.prefill import Prefill, Reading, best_tokens, joined
 from specdec.outcome import Outcome
-from specdec.prefill import Prefill, Reading, best_tokens, joined
 from specdec.requests import Call
 from specdec.state import Last, OnHost, State
 from specdec.tickets import FAILED, Line, Ticket
@@ -204,7 +204,7 @@ class Seats:
     @property
     def _spared(self) -> float:
         """Pages that texts share by now in the memory of drafters, which have as many pages as the
-        target. What a text will share there is known once the drafter has read it. Endless where
+        target. What a text will share there is known once the drafter has read it. Infinite where
         drafters have no pages."""
         drafters = [one for one in self.groups.opened if isinstance(one, OpenedPages)]
         return min((one.spared for one in drafters), default=inf)

@@ -107,13 +107,13 @@ def test_a_kind_of_drafts_that_has_waited_is_tried_again():
     tried, chain, tree = Tried(), Shape(2), Shape(3, 2, "ranked", 6)
     for _ in range(FIRST_TRIES):
         assert tried.due(("chain", "ranked")) == "chain"
-        tried.drafted(chain, 2)
+        tried.round(chain, 2)
         assert tried.due(("chain", "ranked")) == "ranked"
-        tried.drafted(tree, 6)
+        tried.round(tree, 6)
     for _ in range(AGAIN):
         assert tried.due(("chain", "ranked")) is None
-        tried.drafted(chain, 2)
-    tried.drafted(chain, 2)
+        tried.round(chain, 2)
+    tried.round(chain, 2)
     assert tried.due(("chain", "ranked")) == "ranked"
     assert tried.due(("chain",)) is None
     assert 2 < tried.nodes < 3  # of ranked trees, per level

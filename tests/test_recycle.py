@@ -8,8 +8,8 @@ import torch
 
 import specdec
 from drafters.recycle import NONE, Recycle, empty_matrix, native, write
+from specdec.models.prefill import best_tokens
 from specdec.plugins import build
-from specdec.prefill import best_tokens
 from tests.exact import KNOWN, TOY
 from tests.models import prompts, shared, similar
 
@@ -174,7 +174,7 @@ def test_settings_that_cannot_be(settings, words):
 
 def test_who_asks_for_no_tokens_costs_nothing(monkeypatch):
     """The prefill reads one position's logits, and no best tokens are looked for."""
-    from specdec import prefill
+    from specdec.models import prefill
 
     def never(*_: object) -> None:
         raise AssertionError

@@ -13,7 +13,7 @@ from torch import Tensor
 from specdec.drafting.shape import TreeDrafter
 from specdec.interfaces import LanguageModel, OpenedCompiled, OpenedPages, Session, open_beside
 from specdec.models.load import Loadable, load, load_kept
-from specdec.prefill import Prefill
+from specdec.models.prefill import Prefill
 from specdec.state import State
 
 

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self, TypedDict
+from typing import Any, Protocol, Self, TypedDict
 
 from torch import Tensor
 
@@ -286,9 +286,6 @@ class TreeDrafter(Drafter):
     """A drafter that grows a `Shape` from its own laws."""
 
     deepest: int | None = None  # levels that it can draft, if its weights limit them
-    grows_whole: ClassVar[bool] = (
-        False  # whether a `grower` may ask for drafts in one compiled call
-    )
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -296,6 +293,11 @@ class TreeDrafter(Drafter):
         self.max_nodes = shape.max_nodes
         self.grower: Grower | None = None
         self._stop: StopRule | None = None
+
+    @property
+    def grows_whole(self) -> bool:
+        """Whether a `grower` may ask for drafts in one compiled call."""
+        return False
 
     def grown_by(self, grower: Grower, shape: Shape) -> Self:
         """A copy whose trees `grower` grows; `shape` bounds their depth and size."""

@@ -161,7 +161,6 @@ class FeatureDrafter(DecoderDrafter):
     runs on the frontier only."""
 
     Kind: ClassVar[type[FeatureHead]]
-    grows_whole = True
     heads: FeatureHead
     _heads: FeatureHead
 
@@ -181,6 +180,10 @@ class FeatureDrafter(DecoderDrafter):
 
     def _inputs(self, one: Tensor) -> dict[str, Tensor]:
         return {"embeddings": one, "features": torch.zeros_like(one)}
+
+    @property
+    def grows_whole(self) -> bool:
+        return True
 
     @property
     def _scratch(self) -> int:

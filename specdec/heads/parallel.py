@@ -58,8 +58,11 @@ class ParallelDrafter(FeatureDrafter):
                 f"depth={self.shape.depth}, but the {self.Kind.kind} head guesses {trained} tokens "
                 f"in one pass; ask for a depth of at most {trained}"
             )
-
         self.deepest = trained if self.parallel else None
+
+    @property
+    def grows_whole(self) -> bool:
+        return not self.parallel
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         super().enter(rows, state)

@@ -29,14 +29,12 @@ from specdec.tree import Structure, TokenTree
 
 
 class LayerShape(NamedTuple):
-    """Heads and head sizes of one layer; K and V may differ (multi-head latent attention). device:
-    where they are made, if the layers of the model are on several."""
+    """Heads and head sizes of one layer; K and V may differ (multi-head latent attention)."""
 
     heads: int
     key_size: int
     value_heads: int
     value_size: int
-    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,7 @@ class Memory:
         for members, heads, size in alike(layout.shapes):
             if self.packed:
                 size = eight_bits.width(size)
-            where = layout.shapes[members[0]].device or device
-            self.blocks.append(self._made(self._block(len(members), heads, size), stored, where))
+            self.blocks.append(self._made(self._block(len(members), heads, size), stored))
             self._members.append(members)
         self._every_row = torch.arange(rows, device=device)
         self.compiled: list[CompiledPass] = []  # what was compiled for this memory's passes
@@ -150,8 +147,8 @@ class Memory:
         self.graphs: dict[Any, Any] = {}  # captured passes over this memory, where it lies now
         self._views: list[list[Tensor]] | None = None
 
-    def _made(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
+    def _made(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _block(self, layers: int, heads: int, size: int) -> tuple[int, ...]:
         """The shape of what is kept for some layers."""
@@ -394,7 +391,6 @@ class Memory:
         first = torch.tensor(self.roots, device=source.device)[:, None]
         to, frm, rows = first + wanted, first + source, self._every_row[:, None]
         for block in self.blocks:
-            to, frm, rows = (each.to(block.device) for each in (to, frm, rows))
             by_slot = block.permute(1, 3, 0, 2, 4)
             by_slot[rows, to] = by_slot[rows, frm]
 
@@ -422,7 +418,6 @@ class ShapeProbe(Cache):
     def __init__(self) -> None:
         self.layers: list[Any] = []
         self.seen: dict[int, LayerShape] = {}
-        self.devices: dict[int, torch.device] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -430,7 +425,6 @@ class ShapeProbe(Cache):
         self.seen[layer_idx] = LayerShape(
             key_states.shape[1], key_states.shape[3], value_states.shape[1], value_states.shape[3]
         )
-        self.devices[layer_idx] = key_states.device
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -86,11 +86,11 @@ class PagedMemory(Memory):
     def _block(self, layers: int, heads: int, size: int) -> tuple[int, ...]:
         return layers, heads, self.pool.pages + 1, self.page, size
 
-    def _made(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def _made(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         known = [] if self._common is None else self._common.blocks
         if len(self.blocks) < len(known):
             return known[len(self.blocks)]
-        made = super()._made(shape, dtype, device)
+        made = super()._made(shape, dtype)
         known.append(made)
         return made
 

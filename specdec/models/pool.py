@@ -30,6 +30,7 @@ class Pool:
         self.pages = 0
         self.hands = [0]  # of each page, the scratch page included
         self.peak = self.evicted = self.adopted = 0
+        self.spared = 0  # pages that rows would hold besides, if each had its own
         self._free: dict[int, None] = {}  # in the order in which they became free
         self._cached: dict[int, None] = {}  # in the order in which they were let go
         self._keys: dict[int, Key] = {}  # of pages whose text is known
@@ -47,11 +48,6 @@ class Pool:
         in_use = self.pages - self.free
         counters = self.peak, self.evicted, self.adopted
         return PageUse(self.pages, in_use, shared, len(self._cached), *counters)
-
-    @property
-    def spared(self) -> int:
-        """Pages that rows would hold besides, if each had its own."""
-        return sum(self.hands) - (self.pages - self.free)
 
     def grow(self, pages: int) -> None:
         """To so many."""
@@ -79,6 +75,7 @@ class Pool:
     def share(self, page: int) -> None:
         """One more row holds it."""
         self._cached.pop(page, None)
+        self.spared += self.hands[page] > 0
         self.hands[page] += 1
         self.peak = max(self.peak, self.pages - self.free)
 
@@ -86,6 +83,7 @@ class Pool:
         """A row no longer holds them. The last pages of a text come first: they are of less use."""
         for page in pages:
             self.hands[page] -= 1
+            self.spared -= self.hands[page] > 0
             if self.hands[page] == 0:
                 (self._cached if page in self._keys else self._free)[page] = None
 
@@ -94,7 +92,8 @@ class Pool:
         return self.hands[page] == 1 and page not in self._keys
 
     def publish(self, page: int, key: Key) -> int:
-        """It is full, and this is its text. A text has one page: which one."""
+        """It is full, and `key` is its text's. Returns the page of that text: this one, or one that
+        was known before."""
         known = self._known.setdefault(key, page)
         if known == page:
             self._keys[page] = key
@@ -119,6 +118,7 @@ class Pool:
                 hands[page] += 1
         assert hands[0] == 0, "the scratch page belongs to nobody"
         assert hands == self.hands
+        assert self.spared == sum(hands) - (self.pages - self.free)
         idle = {page for page in range(1, self.pages + 1) if not hands[page]}
         assert not self._free.keys() & self._cached.keys()
         assert self._free.keys() | self._cached.keys() == idle

@@ -98,10 +98,7 @@ def probed(lm: Tried, kinds: list[LayerKind], implementation: str) -> tuple[int,
                 "(recurrent, or sharing another layer's cache); a token tree cannot be scored "
                 "this way"
             )
-        shapes = [probe.seen[layer] for layer in range(layers)]
-        if len(set(probe.devices.values())) > 1:  # else a model may be moved later
-            shapes = [shape._replace(device=probe.devices[n]) for n, shape in enumerate(shapes)]
-        return out.logits.shape[-1], shapes
+        return out.logits.shape[-1], [probe.seen[layer] for layer in range(layers)]
 
 
 @torch.inference_mode()

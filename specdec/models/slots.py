@@ -79,12 +79,10 @@ class Slots(Reader):
             if self._slots is None:
                 place.copy_(states)
             else:
-                rows, slots = (each.to(place.device) for each in (self._rows, self._slots))
-                place.transpose(1, 2)[rows[:, None], slots] = states.transpose(1, 2)
+                place.transpose(1, 2)[self._rows[:, None], self._slots] = states.transpose(1, 2)
         keys, values = fresh if self._fresh else self._reads[layer_idx]
         if not self._fresh and not self._whole:
-            rows = self._rows.to(keys.device)
-            keys, values = keys[rows], values[rows]
+            keys, values = keys[self._rows], values[self._rows]
         if self._packed:
             keys = eight_bits.decode(keys, key_states.shape[-1], key_states.dtype)
             values = eight_bits.decode(values, value_states.shape[-1], value_states.dtype)

@@ -87,9 +87,12 @@ class Tried:
         old = [kind for kind in kinds if self.rounds - self._latest[kind] > AGAIN]
         return old[0] if old else None
 
-    def drafted(self, shape: Shape, nodes: int) -> None:
-        kind = at_once.kind_of(shape)
+    def round(self, shape: Shape | None, nodes: int) -> None:
+        """A round is over. shape: of its whole draft, if it had one."""
         self.rounds += 1
+        if shape is None:
+            return
+        kind = at_once.kind_of(shape)
         self._drafted[kind] = self._drafted.get(kind, 0) + 1
         self._latest[kind] = self.rounds
         if kind == at_once.TREE:
@@ -221,6 +224,7 @@ class ByPrice(Policy):
             live.began()
             curves = live.corrected(curves)
         self._rows, self._alive_now = max(1, len(lengths)), np.array(host.live)
+        self._room = host.room
         self._now = Round(curves, self.learnt.price(self._rows, curves.plain))
         return self._now
 
@@ -271,7 +275,8 @@ class ByPrice(Policy):
             took = now.curves.at_once(kind, depth)
             if took <= now.curves.draft(depth, nodes):  # not so if it is NaN
                 found.setdefault(kind, []).append((shape, nodes, took))
-        due, best, chosen = tried.due(list(found)), -inf, None
+        due, chosen = tried.due(list(found)), None
+        best = -inf if due else 0.0
         for kind, options in found.items():
             if due not in (None, kind):
                 continue
@@ -302,11 +307,11 @@ class ByPrice(Policy):
         """What is expected of the round, now that its trees are there."""
         now, alive = self.now, np.array(live)
         nodes, kept = noted.parents.shape[1] - 1, noted.survivals[alive, 1:]
-        seconds = now.curves.round(1 + nodes, 0) + _drafting(now.curves, noted, nodes)
+        seconds = now.curves.rest(1 + nodes) + _drafting(now.curves, noted, nodes)
         tokens = float(alive.sum() + kept.sum())
         if self._live is not None:
             drafting = _drafting(self._table, noted, nodes)
-            self._live.expects(drafting, self._table.round(1 + nodes))
+            self._live.expects(drafting, self._table.rest(1 + nodes))
         self._noted, self._alive = noted, alive
         self._decided = Decision(
             tokens, seconds, now.curves.plain, now.price, noted.levels, noted.survivals
@@ -329,8 +334,7 @@ class ByPrice(Policy):
                 self._levels(noted, noted.whole, row, count)
             if noted.whole is None or not noted.whole.chain:
                 self._outcomes(noted, row, last.verdict.path[row, :count])
-        if noted.whole is not None:
-            learnt.tried.drafted(noted.whole, noted.parents.shape[1] - 1)
+        learnt.tried.round(noted.whole, noted.parents.shape[1] - 1)
         tokens = accepted + float(self._alive.sum())
         learnt.price.learn(self._rows, decided.plain, tokens, decided.seconds)
         if decided.levels:
@@ -341,7 +345,8 @@ class ByPrice(Policy):
         """Which levels of a row's whole draft were accepted."""
         drafted = int(noted.depths[row][noted.parents[row] >= 0].max(initial=0))
         if not shape.chain:
-            drafted = shape.depth  # a level without a node that pays is one without an accepted one
+            # A level without a node that pays counts as one whose nodes were not accepted.
+            drafted = min(shape.depth, self._room[row] - 1)
         tried = min(accepted + 1, drafted)
         if not tried:
             return

@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     score: float  # the target's pass
     host: float  # the rule, the commit, and the rest
     spread: float  # of the whole round: the quartiles' distance
-    at_once: str | None = None  # drafted in one compiled call: chain | ranked
+    at_once: str | None = None  # drafted in one compiled call: one of `at_once.KINDS`
 
     @property
     def seconds(self) -> float:
@@ -113,12 +113,16 @@ class Curves:
     @property
     def plain(self) -> float:
         """A round of plain decoding: one node, nothing drafted."""
-        return float(self.score[1] + self.host[1])
+        return self.rest(1)
+
+    def rest(self, nodes: int) -> float:
+        """A round without its drafting. nodes: the root included."""
+        at = min(nodes, MOST)
+        return float(self.score[at] + self.host[at])
 
     def round(self, nodes: int, levels: float = 0) -> float:
         """nodes: the root included."""
-        at = min(nodes, MOST)
-        return float(self.score[at] + self.host[at]) + self.draft(levels, nodes - 1)
+        return self.rest(nodes) + self.draft(levels, nodes - 1)
 
     @cached_property
     def steps(self) -> np.ndarray:

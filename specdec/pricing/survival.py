@@ -87,7 +87,7 @@ class Survival:
         slope_own = (x * x) @ v + PRIOR
         share = mixed / own
         step = (slope_gradient - share @ gradient) / (slope_own - share @ mixed)
-        damping = 1.0 if self.count > FEW else n / (n + DAMPING)
+        damping = 1.0 if n > FEW else n / (n + DAMPING)
         self.bias = (self.bias - damping * (gradient - mixed * step) / own).clip(-6, 6)
         self.slope = float(np.clip(self.slope - damping * step, 0.0, 4.0))
 

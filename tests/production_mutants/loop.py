@@ -3,7 +3,7 @@
 from tests.production_mutants.mutant import Mutant
 
 GENERATE, SEATS, REQUESTS = "specdec/generate.py", "specdec/seats.py", "specdec/requests.py"
-PREFILL, TICKETS, GROUPS = "specdec/prefill.py", "specdec/tickets.py", "specdec/groups.py"
+PREFILL, TICKETS, GROUPS = "specdec/models/prefill.py", "specdec/tickets.py", "specdec/groups.py"
 STATE, OUTCOME, OUTPUT = "specdec/state.py", "specdec/outcome.py", "specdec/output.py"
 SESSIONS, TEXTS = "tests/test_sessions.py", "tests/test_generate.py"
 ERRORS = "tests/test_errors.py"
