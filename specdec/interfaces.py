@@ -83,8 +83,9 @@ class KV:
         if value not in names:
             hint = did_you_mean(value, names) if isinstance(value, str) else ""
             raise ValueError(f"kv must be a KV or one of {names}, got {value!r}{hint}")
-        named = "layout" if value in get_args(Layout) else "dtype"
-        return cls(**{named: value})
+        if value in get_args(Layout):
+            return cls(layout=value)  # type: ignore[arg-type]
+        return cls(dtype=value)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         for name, value, kind in (("layout", self.layout, Layout), ("dtype", self.dtype, Kept)):
