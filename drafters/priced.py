@@ -24,10 +24,10 @@ from specdec.errors import switch
 from specdec.plugins import build, find
 from specdec.pricing import files, known
 from specdec.pricing.by_price import ByPrice, Learnt
-from specdec.pricing.growing import Noted
 from specdec.pricing.kinds import DEEPEST, LARGEST, WIDEST, Bounds, governed
 from specdec.pricing.live import Live
 from specdec.pricing.measure import here, idle, label
+from specdec.pricing.noted import Noted
 from specdec.pricing.pruning import Pruned, pruned
 from specdec.ranks import refuse_own_clocks
 from specdec.tree import SiblingLaw

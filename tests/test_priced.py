@@ -14,8 +14,8 @@ from specdec import Costs, Drafter, Keyed, Sampling, SiblingLaw, TokenTree
 from specdec.measuring.promises import reliability, why
 from specdec.measuring.report import Step
 from specdec.models.table import TableModel
-from specdec.pricing.growing import noted_of
 from specdec.pricing.measure import here, label
+from specdec.pricing.noted import noted_of
 from tests.exact import KNOWN, TOY, Toy, exact
 from tests.models import prompts, shared, similar
 from tests.test_chance import recording

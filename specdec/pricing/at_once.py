@@ -15,10 +15,11 @@ import torch
 
 from specdec.drafting.by_level import Grown
 from specdec.drafting.shape import Shape
+from specdec.pricing.noted import Candidates, Noted, kept
 from specdec.state import State
 
 if TYPE_CHECKING:
-    from specdec.pricing.growing import Governed, Noted
+    from specdec.pricing.growing import Governed
 
 CHAINS, RANKED = (3, 5), (5,)  # levels of the shapes, each of which is compiled
 CHAIN, TREE = "chain", "ranked"  # kinds of shapes
@@ -43,10 +44,8 @@ def _up_to(depth: int, levels: tuple[int, ...]) -> list[int]:
     return sorted({min(at, depth) for at in levels})
 
 
-def of_chain(shape: Shape, survivals: np.ndarray, nodes: int, state: State) -> "Noted":
+def of_chain(shape: Shape, survivals: np.ndarray, nodes: int, state: State) -> Noted:
     """What is expected of chains of up to `nodes` nodes. survivals (B, D)."""
-    from specdec.pricing.growing import Noted
-
     host = state.on_host
     lengths = (np.array(host.room) - 1).clip(0, nodes) * np.array(host.live)
     depths = np.broadcast_to(np.arange(nodes + 1), (len(lengths), nodes + 1))
@@ -63,10 +62,8 @@ def of_chain(shape: Shape, survivals: np.ndarray, nodes: int, state: State) -> "
     )
 
 
-def of_tree(plan: "Governed", grown: Grown, state: State, shape: Shape) -> tuple[Grown, "Noted"]:
+def of_tree(plan: "Governed", grown: Grown, state: State, shape: Shape) -> tuple[Grown, Noted]:
     """The nodes of a ranked tree that pay. Their survivals follow from their own probabilities."""
-    from specdec.pricing.growing import Candidates, Noted, kept
-
     assert grown.values is not None
     assert grown.inner is not None
     tree = grown.tree

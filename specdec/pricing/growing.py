@@ -11,8 +11,7 @@ Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes, C candid
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from specdec.chance import Draws, Sites
 from specdec.drafting.by_level import Grown, Score
 from specdec.drafting.shape import Shape
 from specdec.pricing import at_once
+from specdec.pricing.noted import Candidates, Noted, best_places, kept, noted_of, on_device, ordered
 from specdec.probs import DraftLaws, top
 from specdec.state import State
-from specdec.tree import SiblingLaw, Structure, TokenTree, host_depths
+from specdec.tree import SiblingLaw, TokenTree
 
 
 class Policy(ABC):
@@ -59,24 +59,6 @@ class Policy(ABC):
     def before(self, shape: Shape) -> np.ndarray:
         """(B, depth) the chance that a row accepts so many levels of a shape, before it is
         drafted."""
-
-
-@dataclass(frozen=True)
-class Noted:
-    """What the policy expected of a tree's nodes, in the tree's own numbers, (B, N) each."""
-
-    parents: np.ndarray
-    survivals: np.ndarray  # 1 at the root, 0 at unused nodes
-    q: np.ndarray  # of the token or, if it was drawn, of its law's best token; 1 at the root
-    depths: np.ndarray
-    levels: int  # passes of the drafter
-    drawn: bool = False
-    whole: Shape | None = None  # of a draft in one compiled call
-
-    @classmethod
-    def empty(cls, rows: int, levels: int = 0) -> "Noted":
-        root, one = np.full((rows, 1), -1), np.ones((rows, 1))
-        return cls(root, one, one, 0 * root, levels)
 
 
 @dataclass
@@ -120,16 +102,6 @@ class Governed:
         return grown
 
 
-class Candidates(NamedTuple):
-    """Of one level of a ranked tree, (B, C) each."""
-
-    tokens: np.ndarray
-    values: np.ndarray  # survival
-    q: np.ndarray
-    above: np.ndarray  # the candidate that is the parent, -1: the root
-    scored: np.ndarray  # number in the drafter's memory, -1: not scored
-
-
 def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[Grown, Noted]:
     """Expand the best nodes of each level while that pays, and keep the best of all: DET."""
     device, rows = logits.device, len(logits)
@@ -152,7 +124,7 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
         own = probable.reshape(rows, -1)
         levels.append(Candidates(tokens.reshape(rows, -1), value, own, above, unscored))
         count += size * k
-        chosen = np.sort(_best(value, plan.width), 1)
+        chosen = np.sort(best_places(value, plan.width), 1)
         frontier = np.take_along_axis(value, chosen, 1)
         if level + 1 == depth:
             break
@@ -164,41 +136,12 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
         np.put_along_axis(unscored, chosen, numbers[None] + first, 1)
         survival, origin = frontier, chosen + count - size * k
         expanded = np.take_along_axis(levels[-1].tokens, chosen, 1)
-        tree = tree.grow(_put(expanded, device), _put(parents, device))
+        tree = tree.grow(on_device(expanded, device), on_device(parents, device))
         logits = score(tree, first)
     if not levels:
         return Grown(tree, 1), Noted.empty(rows)
     whole = Candidates(*(np.concatenate(part, 1) for part in zip(*levels, strict=True)))
     return kept(plan, whole, state, tree.num_nodes, len(levels))
-
-
-def kept(
-    plan: Governed,
-    whole: Candidates,
-    state: State,
-    scored: int,
-    levels: int,
-    shape: Shape | None = None,
-) -> tuple[Grown, Noted]:
-    """The best candidates as a tree. A parent is worth at least what its child is and was created
-    earlier, so with ties to the lowest index it is kept too."""
-    rows, most = len(whole.values), min(plan.nodes, whole.values.shape[1])
-    order = _best(whole.values, most)
-    nodes = plan.policy.keep(np.take_along_axis(whole.values, order, 1))
-    if nodes == 0:
-        root = replace(Noted.empty(rows, levels), whole=shape)
-        nothing = torch.zeros(rows, 1, dtype=torch.long, device=state.device)
-        return Grown(TokenTree.root(state.roots), scored, nothing), root
-    chosen = np.sort(order[:, :nodes], 1)
-    tokens, value, q, above, numbers = (np.take_along_axis(part, chosen, 1) for part in whole)
-    number = np.zeros_like(whole.tokens)
-    np.put_along_axis(number, chosen, np.arange(1, nodes + 1)[None], 1)
-    parent = np.where(above >= 0, np.take_along_axis(number, above.clip(0), 1), 0)
-    parents = np.concatenate([np.full((rows, 1), -1), np.where(value > 0, parent, -1)], 1)
-    tree = tree_of(state.roots, _put(tokens, state.device), parents)
-    inner = np.concatenate([np.zeros((rows, 1), dtype=np.int64), numbers], 1)
-    noted = replace(noted_of(parents, value, q, levels), whole=shape)
-    return Grown(tree, scored, _put(inner, state.device)), noted
 
 
 def sampled(
@@ -233,7 +176,7 @@ def sampled(
         site *= (used & _open(state, level)[:, None])[:, :, None]
         flat = site.reshape(rows, -1)
         room = min(plan.nodes - (tree.num_nodes - 1), flat.shape[1])
-        order = _best(flat, room)
+        order = best_places(flat, room)
         count = plan.policy.draws(tree.num_nodes - 1, np.take_along_axis(flat, order, 1))
         chosen = np.sort(order[:, :count], 1)
         if count == 0:
@@ -250,7 +193,7 @@ def sampled(
             lengths = (np.concatenate(above, 1) >= 0).sum(1)
             tree = TokenTree.chain(torch.cat([tree.tokens, tokens], 1), _short(lengths, device))
         else:
-            tree = tree.grow(tokens, _put(parents, device), _frame(parents))
+            tree = tree.grow(tokens, on_device(parents, device), _frame(parents))
         nodes = tree.num_nodes - 1
         if nodes >= plan.nodes or level + 1 == depth:
             break
@@ -300,45 +243,14 @@ def _drawn(
     tokens = tokens.to(q.device)
     for k in np.unique(counts[counts > 0]).tolist():
         nodes = np.flatnonzero(counts == k)
-        put = _put(nodes, q.device)
+        put = on_device(nodes, q.device)
         zero = torch.zeros_like(put)
         alive = torch.ones_like(put, dtype=torch.bool)
         at = Sites(put // size, put % size + first, zero, zero + level, alive)
         draw = chance.independent if k == 1 or law is SiblingLaw.WR else chance.without_replacement
         where = np.isin(index, nodes)
-        tokens[_put(where, q.device)] = draw(flat[put], k, at, "draft").flatten()
+        tokens[on_device(where, q.device)] = draw(flat[put], k, at, "draft").flatten()
     return tokens
-
-
-def tree_of(roots: Tensor, tokens: Tensor, parents: np.ndarray) -> TokenTree:
-    """A DET tree: tokens (B, n) without the roots, parents (B, n + 1) on the host."""
-    device, rows = roots.device, len(tokens)
-    whole = torch.cat([roots[:, None], tokens], 1)
-    if (parents == parents[:1]).all() and (parents[0, 1:] >= 0).all():
-        structure = Structure.shared(parents[0].tolist(), rows, device)
-    else:
-        structure = Structure.of(_put(parents, device), depth=int(host_depths(parents).max()))
-    return TokenTree(whole, structure)
-
-
-def noted_of(
-    parents: np.ndarray, values: np.ndarray, features: np.ndarray, levels: int, drawn: bool = False
-) -> Noted:
-    one = np.ones((len(parents), 1))
-    survivals = np.concatenate([one, values], 1)
-    features = np.concatenate([0 * one, features], 1)
-    return Noted(parents, survivals, features, host_depths(parents), levels, drawn)
-
-
-def ordered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of values (B, C) and the values, largest first; ties go to the lowest place."""
-    order = _best(values, values.shape[1])
-    return order, np.take_along_axis(values, order, 1)
-
-
-def _best(values: np.ndarray, count: int) -> np.ndarray:
-    """(B, count) places of the largest values, largest first; ties go to the lowest place."""
-    return np.argsort(-values, 1, kind="stable")[:, :count]
 
 
 def _open(state: State, level: int) -> np.ndarray:
@@ -360,10 +272,6 @@ def _read(*values: Tensor) -> list[np.ndarray]:
     ]
 
 
-def _put(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-
 def _frame(parents: np.ndarray) -> Sequence[int] | None:
     """The parents that all rows share, if they do."""
     same = (parents == parents[:1]).all() and (parents >= 0).all()
@@ -372,4 +280,4 @@ def _frame(parents: np.ndarray) -> Sequence[int] | None:
 
 def _short(lengths: np.ndarray, device: torch.device) -> Tensor | None:
     """Lengths of chains, None where all are as long."""
-    return None if (lengths == lengths.max()).all() else _put(lengths, device)
+    return None if (lengths == lengths.max()).all() else on_device(lengths, device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec.pricing.by_price import ByPrice
-from specdec.pricing.growing import Noted, noted_of, ordered, tree_of
+from specdec.pricing.noted import Noted, noted_of, ordered, tree_of
 from specdec.state import State
 from specdec.tree import TokenTree, host_depths
 
