@@ -12,7 +12,7 @@ acceptance it learns on the first `learn` prompts, which do not count: the other
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
@@ -36,6 +36,7 @@ class Benchmark(Options):
     and write them to a folder."""
 
     limit: int = 8
+    deep_limit: int = 0
     learn: int = 2  # prompts that it learns from first
     max_new_tokens: int = 64
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
@@ -58,7 +59,7 @@ SWEEP: dict[str, dict[str, Any]] = {
     "sequoia 3/6": {"depth": 3, "branching": 1, "draw": "sequoia", "nodes": 6},
 }
 CHAIN = {"branching": 1, "draw": "wor"}  # what is priced: a sampled chain; at T = 0 a ranked tree
-NONE, PRICED = "none", "priced"
+NONE, PRICED, JUDGED = "none", "priced", "judged"
 
 
 def table_of(bench: "Bench", name: str) -> "Costs":
@@ -93,10 +94,12 @@ def ways(bench: "Bench", name: str, temperature: float, priced: Any) -> "dict[st
     return {NONE: none, **found, PRICED: Ours(target, priced, options)}
 
 
-def learn(bench: "Bench", way: "Ours") -> None:
+def learn(bench: "Bench", ways: "dict[str, Ours]") -> None:
+    """The first prompts, in every way, so that all of them are warm."""
     for prompt in bench.prompts[: bench.wanted.learn]:
-        tokens = way.target.tokenizer(prompt.text)["input_ids"]
-        way([tokens], [prompt.index], bench.wanted.max_new_tokens)
+        for way in ways.values():
+            tokens = way.target.tokenizer(prompt.text)["input_ids"]
+            way([tokens], [prompt.index], bench.wanted.max_new_tokens)
 
 
 def expected(bench: "Bench", way: "Ours", curves: "Curves") -> dict[str, Any]:
@@ -157,12 +160,22 @@ def measured(bench: "Bench", name: str) -> "tuple[pd.DataFrame, dict[str, Any]]"
     inner = bench.ours(_target(bench), 0.0, {"name": name, **CHAIN}).drafter
     rows, compared, speeds = [], {}, dict[str, list[float]]()
     for temperature in wanted.temperatures:
-        made = build("drafter", {"name": "priced", "drafter": inner, "costs": costs})
+        # Two that learn the same: the one whose expectations are judged reads the held-out prompts.
+        made, judged = (
+            build("drafter", {"name": "priced", "drafter": inner, "costs": costs}) for _ in range(2)
+        )
         lined = ways(bench, name, temperature, made)
-        learn(bench, lined[PRICED])
+        asked = replace(lined[PRICED], drafter=judged)
+        learn(bench, {**lined, JUDGED: asked})
         curves = costs.curves(label(inner), 128, 1, temperature > 0, wanted.compile)
-        trust = expected(bench, lined[PRICED], curves)
-        found = bench.compare(f"{name}, T = {temperature:g}", dict(lined))
+        trust = expected(bench, asked, curves)
+        found = bench.compare(
+            f"{name}, T = {temperature:g}",
+            dict(lined),
+            warmup=0,
+            given=bench.prompts[wanted.learn :],
+            forget=False,
+        )
         compared[f"{name}, T = {temperature:g}"] = found
         for shape in (*SWEEP, PRICED):
             speeds.setdefault(shape, []).append(found.ratio(shape, NONE).median)

@@ -142,14 +142,16 @@ class Bench:
         batch: int = 1,
         warmup: int = 1,
         given: Sequence[prompts.Prompt] | None = None,
+        forget: bool = True,
     ) -> Compared:
-        """given: other prompts than the benchmark's own."""
+        """given: other prompts than the benchmark's own. forget: drafters begin without what they
+        learnt before."""
         target = next(iter(ways.values())).target
         chosen = (self.prompts if given is None else given)[:limit]
         play = Play(chosen, target, False, batch, self.wanted.max_new_tokens)
         played: list[Played] = []
         with bar(title, play.turns) as advance:
-            for one in play(ways, warmup):
+            for one in play(ways, warmup, forget):
                 played.append(one)
                 advance()
         return Compared(
@@ -176,8 +178,9 @@ class Bench:
             if wanted.deep_limit
             else ""
         )
+        measured = max(len(each.ways["none"].per_prompt) for each in found.values())
         note = (
-            f"Medians over {len(self.prompts)} prompts{deep} with 95% bootstrap intervals of "
+            f"Medians over {measured} prompts{deep} with 95% bootstrap intervals of "
             f"paired ratios, {wanted.dtype}, batch 1, {wanted.max_new_tokens} new tokens, "
             f"{where.threads} threads, {where.machine.processor}. Distinct 4-grams of plain "
             f"decoding: {distinct}. `python -m experiments.{program}`, {minutes:.0f} minutes."

@@ -134,17 +134,18 @@ class Play:
     def _given(self, batch: Sequence[Prompt]) -> tuple[list[list[int]], list[int]]:
         return [self._begin(prompt).ids for prompt in batch], [prompt.index for prompt in batch]
 
-    def __call__(self, ways: dict[str, Way], warmup: int) -> Iterator[Played]:
+    def __call__(self, ways: dict[str, Way], warmup: int, forget: bool = True) -> Iterator[Played]:
         """One per batch and turn. A later turn holds the prompts that have one; its request ids are
         numbers of their own, so that no random number is used twice. `warmup` batches are decoded
-        first and thrown away, and what a drafter learnt from them is forgotten. They are as long as
-        the others where passes are compiled, for a size of memory, when they are first needed."""
+        first and thrown away, and what drafters learnt, from them or before, is forgotten if
+        `forget`. They are as long as the others where passes are compiled, for a size of memory,
+        when they are first needed."""
         tokens = self.max_new_tokens if compile_of(self.target) else WARM_UP
         for prompts, ids in map(self._given, self.batches[:warmup]):
             for way in ways.values():
                 way(prompts, ids, min(self.max_new_tokens, tokens))
         for way in ways.values():
-            if isinstance(way, Ours):
+            if forget and isinstance(way, Ours):
                 way.drafter.forget()
         rounds = 0
         for earlier, (number, batch) in enumerate(zip(self.numbers, self.batches, strict=True)):
