@@ -1,12 +1,12 @@
 """Tuning: candidates on few prompts, the better half on more; and the file that comes of it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 import specdec
-from experiments import tune
+from experiments import benchmark_tune, tune
 from experiments.measuring.halving import halve
 from experiments.measuring.ways import Sample
 from experiments.study import schema
@@ -107,6 +107,31 @@ def test_a_tuned_file_is_a_drafter(tiny, tmp_path, capsys):
     assert "Candidates" in output.with_suffix(".html").read_text()
     out = specdec.generate(str(tiny), "def read (", drafter=str(output), max_new_tokens=4)
     assert out.report.drafter
+
+
+@pytest.mark.slow
+def test_the_choice_against_a_full_sweep(tiny, tmp_path, capsys):
+    wanted = benchmark_tune.Benchmark(
+        target=str(tiny),
+        prompts=str(tiny / "prompts.jsonl"),
+        draft=None,
+        budget="5s",
+        max_new_tokens=6,
+        tuned_on=3,
+        limit=4,
+        temperatures=[0.0],
+        dtype="float32",
+        output=str(tmp_path),
+    )
+    benchmark_tune.main(wanted)
+    said = capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("|")}
+    assert {"none", "ngram", "recycle"} <= rows.keys()
+    assert not any(row.startswith("eagle") for row in rows)  # the target takes no head
+    chosen = json.loads((tmp_path / "tuned.json").read_text())["chosen"]
+    assert any(row.startswith(f"chosen by tune: {chosen}") for row in rows)
+    with pytest.raises(ValueError, match="tuned_on=4 leaves none of the 4 prompts"):
+        benchmark_tune.main(replace(wanted, tuned_on=4))
 
 
 def test_a_file_as_a_drafters_name(tmp_path):
