@@ -821,3 +821,10 @@ def test_benchmarks_print_what_they_measured(tiny, tmp_path, monkeypatch, capsys
     assert len(record["tables"][0]) == 12
     assert record["ways"]["T = 0"]["chain 2"]["tau"] >= 1
     assert (written.parent / "table.md").read_text() == said.removesuffix("\n")
+
+
+def test_two_folders_of_one_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.time, "strftime", lambda pattern: "2026-01-02_03-04-05")
+    made = [files.new_folder(tmp_path / "out") for _ in range(3)]
+    assert [each.name.removeprefix("2026-01-02_03-04-05") for each in made] == ["", "-2", "-3"]
+    assert all(each.is_dir() for each in made)
