@@ -13,7 +13,7 @@ more, and if it is not faster than plain decoding there, `none` is written.
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,21 @@ def usable(wanted: Tune, target: Any) -> "tuple[dict[str, Ours], dict[str, str]]
     return found, refused
 
 
+def parts(prompts: int) -> tuple[list[int], list[int]]:
+    """Numbers of the prompts that are tuned on, and of those that judge the choice."""
+    apart = range(KEPT_APART - 1, prompts, KEPT_APART)
+    return [number for number in range(prompts) if number not in apart], list(apart)
+
+
+def in_turn(prompts: int, temperatures: Sequence[float]) -> dict[int, float]:
+    """The temperature of each prompt. Both parts have all of them."""
+    return {
+        number: temperatures[place % len(temperatures)]
+        for part in parts(prompts)
+        for place, number in enumerate(part)
+    }
+
+
 def main(wanted: Tune) -> None:
     from dataclasses import replace
     from math import exp
@@ -142,16 +157,16 @@ def main(wanted: Tune) -> None:
     play = Play(read, target, None, 1, wanted.max_new_tokens)
     given = play.all()
     ways, refused = usable(wanted, target)
+    tuning, apart = parts(len(given))
+    temperature = in_turn(len(given), wanted.temperatures)
 
     def decode(way: str, prompt: int) -> Sample:
-        temperature = wanted.temperatures[prompt % len(wanted.temperatures)]
-        chosen = replace(ways[way], options={**ways[way].options, "temperature": temperature})
+        own = {**ways[way].options, "temperature": temperature[prompt]}
+        chosen = replace(ways[way], options=own)
         return chosen(*given[prompt], wanted.max_new_tokens)
 
     for way in ways:  # what is slow once
         ways[way](*given[0], 8)
-    apart = list(range(KEPT_APART - 1, len(given), KEPT_APART))
-    tuning = [number for number in range(len(given)) if number not in apart]
     names = [way for way in ways if way != "none"]
     left, tallies = halve(names, tuning, decode, HALVING * seconds - (time.perf_counter() - began))
     judged = {left[0]: Tally()}

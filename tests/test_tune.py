@@ -75,6 +75,17 @@ def test_budgets():
     assert [tune.seconds_of(each) for each in ("90s", "5min", "1.5 m", "1h")] == [90, 300, 90, 3600]
 
 
+@pytest.mark.parametrize("temperatures", [[0.0], [0.0, 0.6], [0.0, 0.6, 1.0]])
+def test_both_parts_of_the_prompts_meet_all_temperatures(temperatures):
+    tuning, apart = tune.parts(24)
+    assert sorted(tuning + apart) == list(range(24))
+    assert len(apart) == 8
+    met = tune.in_turn(24, temperatures)
+    for part in (tuning, apart):
+        counts = [sum(met[number] == one for number in part) for one in temperatures]
+        assert max(counts) - min(counts) <= 1
+
+
 @pytest.mark.slow
 def test_a_run_with_a_tuned_file(tmp_path, command):
     (tmp_path / "tuned.yaml").write_text("_target_: drafters.ngram.NGram\nlength: 3\n")
