@@ -9,7 +9,7 @@ mean over temperatures. The worst prompt: the smallest ratio of `auto` to `ngram
 """
 
 from dataclasses import dataclass, field
-from math import prod
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmarks.options import Options
@@ -49,7 +49,7 @@ def rates(wanted: Benchmark, found: "dict[float, Compared]") -> "list[Any]":
         ratios = [each.rate(name) / each.rate("none") for each in found.values()]
         row = {"drafter": name}
         row |= {f"T = {t:g}": f"{ratio:.2f}x" for t, ratio in zip(found, ratios, strict=True)}
-        row["geometric mean"] = f"{prod(ratios) ** (1 / len(ratios)):.2f}x"
+        row["geometric mean"] = f"{geometric_mean(ratios):.2f}x"
         row["tau"] = ", ".join(f"{each.ours(name).tau:.2f}" for each in found.values())
         row["auto / it, worst prompt"] = ", ".join(
             f"{min(each.ratio('auto', name).per_batch):.2f}" for each in found.values()

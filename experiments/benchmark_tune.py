@@ -10,16 +10,16 @@ afterwards, on the prompts that it is measured on, which flatters it.
 """
 
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import geometric_mean
+from typing import TYPE_CHECKING
 
 from experiments import tune
 from experiments.benchmarks.options import Options
 from experiments.terminal.options import start
 
 if TYPE_CHECKING:  # these modules import torch, which --help does not need
-    from experiments.benchmarks.bench import Bench, Compared
+    from experiments.benchmarks.bench import Compared
 
 
 @dataclass
@@ -40,12 +40,8 @@ class Benchmark(Options):
 CHOSEN = "chosen by tune"
 
 
-def tuned(wanted: Benchmark) -> dict[str, Any]:
-    """The settings of the drafter that `tune` writes."""
-    from experiments.system.files import read_json
-
-    path = Path(wanted.output) / "tuned.yaml"
-    asked = tune.Tune(
+def asked_of(wanted: Benchmark) -> tune.Tune:
+    return tune.Tune(
         target=wanted.target,
         prompts=wanted.prompts,
         draft=wanted.draft,
@@ -56,24 +52,8 @@ def tuned(wanted: Benchmark) -> dict[str, Any]:
         dtype=wanted.dtype,
         seed=wanted.seed,
         threads=wanted.threads,
-        output=str(path),
+        output=str(Path(wanted.output) / "tuned.yaml"),
     )
-    tune.main(asked)
-    found: dict[str, Any] = read_json(path.with_suffix(".json"))["drafter"]
-    return found
-
-
-def ways(bench: "Bench", temperature: float, drafters: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Those that the target takes."""
-    found = {}
-    for name, settings in drafters.items():
-        try:
-            way = bench.ours(bench.target, temperature, settings)
-            way.run([[0, 0]], [0], 1)
-        except (ValueError, OSError):  # tune has said why
-            continue
-        found[name] = way
-    return found
 
 
 def table(found: "dict[float, Compared]", chosen: str) -> list[dict[str, str]]:
@@ -83,7 +63,7 @@ def table(found: "dict[float, Compared]", chosen: str) -> list[dict[str, str]]:
         name: [each.rate(name) / each.rate("none") for each in found.values()]
         for name in first.ways
     }
-    means = {name: prod(each) ** (1 / len(each)) for name, each in rates.items()}
+    means = {name: geometric_mean(each) for name, each in rates.items()}
     best = max((name for name in means if name != CHOSEN), key=lambda name: means[name])
     rows = []
     for name in sorted(means, key=lambda name: -means[name]):
@@ -99,6 +79,7 @@ def main(wanted: Benchmark) -> None:
     import pandas as pd
 
     from experiments.benchmarks.bench import Bench
+    from experiments.system.files import read_json
 
     bench = Bench(wanted)
     apart = bench.prompts[wanted.tuned_on :]
@@ -107,12 +88,16 @@ def main(wanted: Benchmark) -> None:
             f"tuned_on={wanted.tuned_on} leaves none of the {len(bench.prompts)} prompts to "
             "compare on; raise limit, or lower tuned_on"
         )
-    settings = tuned(wanted)
-    asked = tune.Tune(target=wanted.target, draft=wanted.draft)
-    drafters = {"none": {"name": "none"}, **tune.candidates(asked), CHOSEN: settings}
+    asked = asked_of(wanted)
+    tune.main(asked)
+    settings = read_json(Path(asked.output).with_suffix(".json"))["drafter"]
+    ways, _ = tune.usable(asked, bench.target)
+    ways[CHOSEN] = bench.ours(bench.target, 0.0, settings)
     found = {
         temperature: bench.compare(
-            f"T = {temperature:g}", ways(bench, temperature, drafters), given=apart
+            f"T = {temperature:g}",
+            {name: way.at(temperature) for name, way in ways.items()},
+            given=apart,
         )
         for temperature in wanted.temperatures
     }

@@ -133,7 +133,6 @@ def in_turn(prompts: int, temperatures: Sequence[float]) -> dict[int, float]:
 
 
 def main(wanted: Tune) -> None:
-    from dataclasses import replace
     from math import exp
 
     from experiments import prompts
@@ -161,9 +160,7 @@ def main(wanted: Tune) -> None:
     temperature = in_turn(len(given), wanted.temperatures)
 
     def decode(way: str, prompt: int) -> Sample:
-        own = {**ways[way].options, "temperature": temperature[prompt]}
-        chosen = replace(ways[way], options=own)
-        return chosen(*given[prompt], wanted.max_new_tokens)
+        return ways[way].at(temperature[prompt])(*given[prompt], wanted.max_new_tokens)
 
     for way in ways:  # what is slow once
         ways[way](*given[0], 8)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -48,6 +48,9 @@ class Ours:
     # of specdec.generate: verifier, sampling, seed ...
     options: Mapping[str, Any] = field(default_factory=dict)
     cold: bool = False  # the drafter forgets earlier prompts before each call
+
+    def at(self, temperature: float) -> "Ours":
+        return replace(self, options={**self.options, "temperature": temperature})
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], request_ids: Sequence[int], max_new_tokens: int
