@@ -2,9 +2,9 @@
 
 The lookup says how many accepted tokens it expects (SuffixDecoding 2411.04975, 3.3: a hybrid takes
 the lookup's draft if its score reaches what the model's drafts usually get). By tokens alone the
-model would be asked too often, since its rounds take longer: `threshold: auto` compares tokens at
-the price of the seconds that they take (`specdec.drafting.turns`). Either way the choice is a
-function of earlier rounds and the committed text, made before anything is drawn.
+model would be asked too often, since its rounds take longer: `threshold: auto` compares the seconds
+that a round's tokens save with those that it takes (`specdec.drafting.turns`). Either way the
+choice is a function of earlier rounds and the committed text, made before anything is drawn.
 
 A tree has one sibling law. If both draft chains, the tree has the law of the second: a looked-up
 token counts as a draw from the point mass on it, which the tree records as its q. Every other
@@ -194,7 +194,8 @@ class Cascade(Drafter):
             if self._tables:
                 seconds = self._by_table(state)
             added = sum(lengths[row] - length for row, length in self._before.items())
-            self._turns.went(self._second, added, seconds, state)
+            nodes = self._size[0] - 1
+            self._turns.went(self._second, added, seconds, nodes, state)
 
     def _by_table(self, state: State) -> float:
         """Seconds of the round that is over."""

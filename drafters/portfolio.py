@@ -3,9 +3,10 @@ its rounds take.
 
 Lookups are asked in every round, which takes the host little, and scored on what was committed,
 whether they were chosen or not: full information, as in HedgeSpec (2510.20064). Models are scored
-by what they drafted, and are tried again now and then (BanditSpec 2505.15141). All averages are
-exponential, so that the choice follows the text; a run begins with those of the run before. A model
-that was left out catches up when it is asked; that round takes longer, which counts.
+by what they drafted, and are tried again now and then (BanditSpec 2505.15141). All averages fade,
+so that the choice follows the text; a run begins with those of the run before. A model that was
+left out catches up when it is asked; that round takes longer, which counts. Tokens are worth what
+they save later, which depends on what the lookups expect (`specdec.pricing.ahead`).
 
 The choice is made before anything is drawn, from earlier rounds and the committed text.
 
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.occasional import Occasional
-from specdec.drafting.odds import FADES, Odds, drafts_of
+from specdec.drafting.odds import MODEL_FADES, Odds, Pace, drafts_of
 from specdec.drafting.remembered import Owner, forget, owner_of, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.errors import some
@@ -28,6 +29,7 @@ from specdec.measuring.chosen import Chosen
 from specdec.pairing import laws_of, name_of
 from specdec.plugins import build, find
 from specdec.pricing import known
+from specdec.pricing.ahead import Ahead, kind_of
 from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here, label
 from specdec.ranks import refuse_own_clocks
@@ -41,9 +43,8 @@ class Earlier(NamedTuple):
 
     names: list[str]  # of the members
     odds: list[Odds]
-    tokens: float = 0.0  # of all rounds, fading, and their seconds: the price
-    seconds: float = 0.0
-    nobody: float | None = None  # seconds of a round without drafts
+    ahead: Ahead
+    pace: Pace  # of rounds without a model
 
 
 class Portfolio(Drafter):
@@ -133,9 +134,9 @@ class Portfolio(Drafter):
         self._kept = {} if self._tables else remembered(self._owner, target, rows, sampling)
         before = self._kept.get("portfolio")
         if before is None or before.names != self._names:
-            before = Earlier(self._names, [Odds(rows) for _ in drafters])
+            before = Earlier(self._names, [Odds(rows) for _ in drafters], Ahead(), Pace())
         self._odds = [each.next_run(rows) for each in before.odds]
-        self._tokens, self._seconds, self._nobody = before.tokens, before.seconds, before.nobody
+        self._ahead, self._pace = before.ahead.next_run(), before.pace.next_run()
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         for each, odds in zip(self._members, self._odds, strict=True):
@@ -153,12 +154,14 @@ class Portfolio(Drafter):
                 worth[number] = 1 + odds.worth()
                 continue
             trees[number] = each.propose(self._seen_by(each.drafter, state), chance)
-            found, expected = drafts_of(trees[number], state), each.drafter.expected
+            found = drafts_of(trees[number], state, each.drafter.expected)
             for row, draft in found.items():
-                odds.note(row, draft, expected[row] if expected else None)
+                odds.note(row, draft)
             if found:
-                own = [odds.worth(expected[row] if expected else None) for row in found]
+                own = [odds.worth(draft.expected) for draft in found.values()]
                 worth[number] = 1 + sum(own) / self._live
+        self._offered = {number: trees[number].num_nodes - 1 for number in worth if number in trees}
+        self._kind = kind_of(max((worth[number] - 1 for number in self._offered), default=0.0))
         chosen = self._chosen = self._choose(worth)
         self.aside = self.decision = None
         for number, each in enumerate(self._members):
@@ -169,30 +172,35 @@ class Portfolio(Drafter):
             else:
                 each.skip(self._seen_by(each.drafter, state))
         if chosen is None:
-            tree, self.chosen = TokenTree.root(state.roots), Chosen(None, 1.0, self._nobody)
+            tree, self.chosen = TokenTree.root(state.roots), Chosen(None, 1.0, self._pace(0))
         else:
-            tree, seconds = trees[chosen], self._odds[chosen].seconds
-            self.chosen = Chosen(self._names[chosen], worth[chosen], seconds)
+            tree = trees[chosen]
+            self.chosen = Chosen(self._names[chosen], worth[chosen], self._seconds(chosen))
         self._nodes, self._depth = tree.num_nodes, tree.depth
         return tree
 
     def _choose(self, worth: Mapping[int, float]) -> int | None:
-        """The member with the largest worth - price x seconds; one that was never asked, or not for
-        long, first. None: nobody drafts."""
-        untried = [number for number in worth if self._odds[number].seconds is None]
-        due = [n for n in worth if not self._looks_up[n] and self._odds[n].is_due]
-        if untried or due:
-            return (untried + due)[0]
-        return self._best(worth)
+        """The member whose draft saves most; a model that was never asked, or not for long, first.
+        None: nobody drafts."""
+        models = [number for number in worth if not self._looks_up[number]]
+        untried = [number for number in models if self._odds[number].seconds is None]
+        due = [number for number in models if self._odds[number].is_due]
+        return (untried + due)[0] if untried or due else self._best(worth)
 
     def _best(self, worth: Mapping[int, float]) -> int | None:
-        price = self._tokens / self._seconds if self._seconds else 0.0
-        values = {n: tokens - price * (self._odds[n].seconds or 0.0) for n, tokens in worth.items()}
+        each = self._ahead(self._kind)
+        values = {n: tokens * each - (self._seconds(n) or 0.0) for n, tokens in worth.items()}
         best = max(values, key=lambda number: values[number], default=None)
-        nobody = None if self._nobody is None else 1 - price * self._nobody
-        if best is None or (nobody is not None and values[best] < nobody):
+        nobody = self._pace(0)
+        if best is None or (nobody is not None and values[best] < each - nobody):
             return None
         return best
+
+    def _seconds(self, number: int) -> float | None:
+        """That a round of this member's takes. None: not known yet."""
+        if self._looks_up[number]:
+            return self._pace(self._offered[number])
+        return self._odds[number].seconds
 
     def observe(self, state: State) -> None:
         chosen, self._chosen = self._chosen, None
@@ -207,12 +215,11 @@ class Portfolio(Drafter):
         """What the round brought, and what it took."""
         added = tokens_added(self._before, state.on_host)
         seconds = self._took(state, chosen)
-        self._tokens = FADES * self._tokens + added
-        self._seconds = FADES * self._seconds + seconds
-        if chosen is None:
-            self._nobody = seconds if self._nobody is None else min(seconds, 1.05 * self._nobody)
-        elif not self._looks_up[chosen]:
-            self._odds[chosen].accepted.add(added - 1)
+        self._ahead.went(self._kind, added, seconds)
+        if chosen is None or self._looks_up[chosen]:
+            self._pace.went(self._nodes - 1, seconds)
+        else:
+            self._odds[chosen].came(added - 1, fades=MODEL_FADES)
             self._worth[chosen] = 1 + self._odds[chosen].worth()
         best = self._best(self._worth)
         for number, odds in enumerate(self._odds):
@@ -244,7 +251,7 @@ class Portfolio(Drafter):
         for each in self._members:
             each.leave(rows)
         self._kept["portfolio"] = Earlier(
-            self._names, self._odds, self._tokens, self._seconds, self._nobody
+            self._names, self._odds, self._ahead, self._pace
         )
 
     def forget(self) -> None:

@@ -66,7 +66,7 @@ def table_of(bench: "Bench", name: str) -> "Costs":
     from specdec import Costs
 
     target, repeats = _target(bench), bench.wanted.repeats
-    drafter = bench.ours(target, 0.0, {"name": name}).drafter
+    drafter = bench.ours(target, 0.0, {"name": name, **CHAIN}).drafter
     plain = Costs.measure(target, None, sizes=((0, 0),), repeats=repeats)
     return Costs.measure(target, drafter, repeats=repeats).joined([plain])
 

@@ -116,7 +116,7 @@ def replayed(wanted: Replay) -> "Replayed":
         wanted.records,
         shape.pop("name"),
         shape,
-        wanted.verifier if "_target_" in wanted.verifier else "auto",
+        wanted.verifier,
         Costs.of(**vars(wanted.costs)),
         wanted.temperature,
         wanted.seed,

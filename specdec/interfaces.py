@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import Module
 
-from specdec.chance import Draws
+from specdec.chance import Chance, Draws
 from specdec.errors import Refused, did_you_mean, integer
 from specdec.measuring.chosen import Chosen
 from specdec.pricing.costs import Costs
@@ -616,6 +616,10 @@ class Verifier(ABC):
     coupled: ClassVar[bool] = False  # also exact under coupled chance
     max_vocabulary: ClassVar[int | None] = None
     yaml_name: str | None = None  # what it is called; set by `specdec.plugins.build`
+
+    def settled(self, drafter: Drafter, sampling: Sampling, chance: Chance) -> "Verifier":
+        """The rule for a run of this drafter, after its `begin`. `auto` chooses one here."""
+        return self
 
     @abstractmethod
     def verify(self, trees: TokenTree, p: Laws, chance: Draws) -> Verdict:

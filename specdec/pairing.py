@@ -7,7 +7,6 @@ from specdec.chance import Chance
 from specdec.errors import Refused, integer, switch
 from specdec.interfaces import Drafter, Verifier
 from specdec.plugins import build, name_without_yaml
-from specdec.registry import described
 from specdec.sampling import Sampling
 from specdec.tree import SiblingLaw
 
@@ -16,20 +15,6 @@ def name_of(plugin: Drafter | Verifier) -> str:
     """The name of a plug-in: that of its YAML or, if it was made from its class,
     `name_without_yaml`."""
     return plugin.yaml_name or name_without_yaml(type(plugin))
-
-
-def choose(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
-    """`auto`: the strongest lossless rule for the tree, from the table in
-    conf/verifier/auto.yaml."""
-    table = described("verifier", "auto")["table"]
-    if sampling.greedy:
-        return str(table["zero_temperature"])
-    if chance.coupled:
-        return str(table["coupled"])
-    sampled_chain = drafter.chain and drafter.law in (SiblingLaw.WOR, SiblingLaw.WR)
-    name = str(table["sampled_chain" if sampled_chain else drafter.law.value])
-    exact_for_all = laws_of(drafter) <= build("verifier", name).laws
-    return name if exact_for_all else "naive"
 
 
 def laws_of(drafter: Drafter) -> set[SiblingLaw]:
@@ -59,11 +44,8 @@ def pair(
     """The verifier for this drafter. Raises Refused, naming both, if the rule would not be
     exact."""
     check_declared(drafter)
-    if isinstance(verifier, Verifier):
-        rule = verifier
-    else:
-        by_table = verifier in ("auto", {"name": "auto"})
-        rule = build("verifier", choose(drafter, sampling, chance) if by_table else verifier)
+    rule = verifier if isinstance(verifier, Verifier) else build("verifier", verifier)
+    rule = rule.settled(drafter, sampling, chance)
     ours, theirs = name_of(rule), name_of(drafter)
 
     def refuse(reason: str) -> None:

@@ -19,7 +19,7 @@ def index_of(tokens, max_ngram=3):
 
 def test_the_most_recent_copy_is_continued():
     index = index_of([1, 2, 3, 9, 1, 2, 4, 1, 2])
-    assert index.chain(2) == ([4, 1], [0, 1])
+    assert index.chain(2)[:2] == ([4, 1], [0, 1])
     # past the end of the text the copy goes on into itself
     assert index.chain(7)[0] == [4, 1, 2, 4, 1, 2, 4]
 
@@ -28,7 +28,7 @@ def test_the_longest_suffix_decides():
     text = [5, 2, 7, 8, 2, 6, 5, 2]
     assert index_of(text, 2).chain(1)[0] == [7]
     assert index_of(text, 1).chain(1)[0] == [6]
-    assert index_of([1, 2, 3]).chain(4) == ([], [])
+    assert index_of([1, 2, 3]).chain(4)[:2] == ([], [])
 
 
 def test_a_period_is_gone_on_with():
@@ -38,10 +38,10 @@ def test_a_period_is_gone_on_with():
 
 def test_the_trie_of_all_continuations():
     index = index_of([1, 2, 1, 3, 1, 2, 1], 1)
-    assert index.trie(2, 1) == ([2, 3], [0, 0])  # the more frequent first
-    assert index.trie(1, 1) == ([2], [0])
-    assert index.trie(9, 2) == ([2, 3, 1, 1], [0, 0, 1, 2])
-    assert index_of([1, 2, 1, 3, 1], 1).trie(1, 1) == ([3], [0])  # ties to the most recent
+    assert index.trie(2, 1)[:2] == ([2, 3], [0, 0])  # the more frequent first
+    assert index.trie(1, 1)[:2] == ([2], [0])
+    assert index.trie(9, 2)[:2] == ([2, 3, 1, 1], [0, 0, 1, 2])
+    assert index_of([1, 2, 1, 3, 1], 1).trie(1, 1)[:2] == ([3], [0])  # ties to the most recent
 
 
 def test_a_text_that_comes_in_pieces_is_the_same_text():

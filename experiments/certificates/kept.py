@@ -14,10 +14,11 @@ from experiments.certificates.suite import Settings, begun
 from experiments.system.files import drafts, write_json
 from experiments.system.surroundings import Git
 from specdec.chance import Keyed
+from specdec.interfaces import Verifier
 from specdec.measuring.report import Report
-from specdec.pairing import choose
+from specdec.pairing import name_of
 from specdec.plugins import arguments_of as signature_of
-from specdec.plugins import find
+from specdec.plugins import build, find
 from specdec.registry import described
 from specdec.sampling import Sampling
 
@@ -47,12 +48,15 @@ def with_defaults(group: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolved(drafter: Settings, verifier: Settings, temperature: float) -> Settings:
-    """The verifier's settings, with `auto` replaced by the rule that it chooses for this
-    drafter."""
-    if "_target_" in verifier or verifier.get("name", "auto") != "auto":
-        return arguments_of("verifier", verifier)
-    begins, _ = begun(drafter, temperature)
-    return arguments_of("verifier", {"name": choose(begins, Sampling(temperature), Keyed(0))})
+    """The settings of the rule that this drafter's trees are judged by: `auto` chooses one where
+    they have one sibling law."""
+    rule = build("verifier", verifier)
+    if type(rule).settled is not Verifier.settled:
+        begins, _ = begun(drafter, temperature)
+        chosen = rule.settled(begins, Sampling(temperature), Keyed(0))
+        if chosen is not rule:
+            return arguments_of("verifier", {"name": name_of(chosen)})
+    return arguments_of("verifier", verifier)
 
 
 def _identity(drafter: Settings, verifier: Settings, kind: bool) -> str:

@@ -15,7 +15,7 @@ from specdec.plugins import build, find
 from specdec.registry import names
 
 Settings = Mapping[str, Any]
-AUTO = "auto"  # a table of verifiers, and none itself
+AUTO = "auto"  # chooses among others; judges where trees have several laws
 
 
 def plugins() -> list[tuple[str, str]]:
@@ -116,7 +116,7 @@ def pairs(temperature: float = 1.0, allow_lossy: bool = True) -> list[tuple[Sett
         sampling = Sampling(temperature)
         found += [
             (settings, rule)
-            for rule in rules()
+            for rule in (*rules(), *([AUTO] if drafter.other_laws else []))
             if allows(drafter, rule, sampling, tables.vocabulary, allow_lossy)
         ]
     return found

@@ -12,6 +12,7 @@ from experiments.measuring.theirs import Theirs
 from experiments.measuring.ways import AGAIN, COLD, METHOD, Ours, Way, load
 from experiments.study.schema import Prompts, Settings, Target
 from specdec.measuring.report import Report
+from specdec.pairing import name_of
 from specdec.plugins import build
 from specdec.registry import described
 
@@ -53,7 +54,7 @@ def make(settings: Settings) -> dict[str, Way]:
         "allow_lossy": settings.allow_lossy,
         "seats": settings.seats,
     }
-    verifier = build("verifier", settings.verifier) if "_target_" in settings.verifier else "auto"
+    verifier = build("verifier", settings.verifier)
     method = Ours(
         target,
         make_drafter(settings.drafter, settings.target),
@@ -104,11 +105,8 @@ def in_effect(settings: Settings, method: Ours, report: Report, chat: bool) -> S
     """The settings with the values that the run had where they left them open: null, auto, a
     default of the code."""
     target = method.target
-    chosen = (
-        settings.verifier
-        if "_target_" in settings.verifier
-        else described("verifier", report.verifier)
-    )
+    as_given = report.verifier == name_of(method.options["verifier"])
+    chosen = settings.verifier if as_given else described("verifier", report.verifier)
     assisted = settings.assisted
     if "assisted" in settings.baselines:
         # transformers' default

@@ -79,7 +79,7 @@ def _chains(
     limit: Tensor | None = None  # how deep each row's chain may be; None: all to the end
     if stop is not None or state.shallowest < depth:
         limit = (state.room - 1) * state.live
-    draws = _places(chance, state, branching, law)
+    draws = places(chance, state, branching, law)
     recorded: list[Tensor] = []
     for level in range(depth):
         q = laws(logits, tree, level)[:, 0]
@@ -89,14 +89,14 @@ def _chains(
             limit = torch.where(stop(seen, level), limit.clamp(max=level), limit)
             # The one read in a draft: whether to go on is what a stop rule is for.
             if not bool((limit > level).any()):
-                return _drawn(tree, recorded, level + 1, law)
+                return with_laws(tree, recorded, level + 1, law)
         part = slice(level * tree.rows, (level + 1) * tree.rows)
         token = _draw(q, 1, draws, part, law, None if limit is None else limit > level)
         tokens = torch.cat([tree.tokens, token], 1)
         tree = TokenTree.chain(tokens, None if limit is None else limit.clamp(max=level + 1))
         if level + 1 < depth:
             logits = score(tree, level + 1)
-    return _drawn(tree, recorded, depth, law)
+    return with_laws(tree, recorded, depth, law)
 
 
 def _trees(
@@ -110,7 +110,7 @@ def _trees(
     """branching[d] children each, or one number for each node."""
     laws, tree, depth = DraftLaws(state), TokenTree.root(state.roots), len(branching)
     there = state.live[:, None]  # (B, M) which nodes of the level the row has
-    draws = _places(chance, state, branching, law)
+    draws = places(chance, state, branching, law)
     first, recorded = 0, []
     for level, width in enumerate(branching):
         q = laws(logits, tree, first)
@@ -128,10 +128,10 @@ def _trees(
         recorded.append(q)
         if level + 1 < depth:
             logits = score(tree, first)
-    return _drawn(tree, recorded, first, law)
+    return with_laws(tree, recorded, first, law)
 
 
-def _drawn(tree: TokenTree, recorded: list[Tensor], scored: int, law: SiblingLaw) -> Grown:
+def with_laws(tree: TokenTree, recorded: list[Tensor], scored: int, law: SiblingLaw) -> Grown:
     """The tree with its law. `recorded`: the laws at its nodes from the root on; the nodes of the
     last level were not scored and have no law."""
     if law is SiblingLaw.DET or tree.num_nodes == 1:
@@ -148,7 +148,7 @@ def _drawn(tree: TokenTree, recorded: list[Tensor], scored: int, law: SiblingLaw
 # ---------------------------------------------------------------------------------------- drawing
 
 
-def _places(
+def places(
     chance: Draws, state: State, branching: Sequence[Width], law: SiblingLaw
 ) -> Places | None:
     """Every place of the tree at which children are drawn, level by level, all rows at each
@@ -166,14 +166,14 @@ def numbers(
     chance: KeyedDraws, state: State, branching: Sequence[Width], law: SiblingLaw
 ) -> Tensor:
     """The numbers u (n, k) that trees of this shape are drawn by, if no row ends before."""
-    places = _places(chance, state, branching, law)
+    places = places(chance, state, branching, law)
     assert isinstance(places, KeyedPlaces)
     return places.u
 
 
 @lru_cache(64)
 def _grid(rows: int, branching: tuple[Width, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Rows, nodes, ranks and depths of `_places`: level by level, row by row, node by node."""
+    """Rows, nodes, ranks and depths of `places`: level by level, row by row, node by node."""
     sites, first, nodes = [], 0, 1
     for depth, width in enumerate(branching):
         sites += [(row, first + node, 0, depth) for row in range(rows) for node in range(nodes)]

@@ -1,5 +1,5 @@
 """What the members of a portfolio are worth: accepted tokens and seconds of their rounds, as
-running means. Lookups are scored in every round, chosen or not, on what was committed.
+fading means. Lookups are scored in every round, chosen or not, on what was committed.
 
 Letters: B rows, N nodes.
 """
@@ -10,23 +10,17 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
+
 from specdec.state import State
 from specdec.tree import TokenTree
 
-RECENT = 8  # rounds that the running means look back on
+RECENT = 8  # rounds that the time of a model's rounds is taken from
 PENDING = 4  # drafts of a row that wait for more text
-FADES = 0.98  # what a round counts in a price, one round later
+FADES = 0.98  # what a draft counts, one draft later
+WEIGHT = 2.0  # tokens that a member's own expectation counts as, before its drafts are corrected
+MODEL_FADES = 0.95  # what a round of a model counts
 WAITS = (8, 128)  # rounds until a model that was not chosen is tried again: first, and at most
-
-
-class Mean:
-    """An exponential average; before the first value there is none."""
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-
-    def add(self, value: float) -> None:
-        self.value = value if self.value is None else self.value + (value - self.value) / RECENT
 
 
 class Draft(NamedTuple):
@@ -35,6 +29,7 @@ class Draft(NamedTuple):
     length: int
     tokens: list[int]
     parents: list[int]
+    expected: float | None = None  # accepted tokens, by the member's own account
 
     def accepted(self, text: Sequence[int]) -> int | None:
         """How many drafted tokens the text takes. None: it ends too early to say."""
@@ -56,10 +51,10 @@ class Odds:
     """Of one member."""
 
     def __init__(self, rows: int) -> None:
-        self.accepted = Mean()  # of a row's draft
-        self.expected = Mean()  # likewise, what the member itself expected
         self.rounds, self.seconds_in_all = 0, 0.0  # that it was chosen for
         self.wait = WAITS[0]
+        self._drafted = self._accepted = 0.0  # drafts, and accepted tokens of theirs; fading
+        self._hoped = self._came = 0.0  # of drafts with an expectation: it, and accepted tokens
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._since = 0  # rounds since it was chosen
         self._drafts: list[list[Draft]] = [[] for _ in range(rows)]
@@ -67,7 +62,6 @@ class Odds:
     def next_run(self, rows: int) -> "Odds":
         """Of a run that begins with what this one has learned."""
         odds = copy.copy(self)
-        odds.accepted, odds.expected = copy.copy(self.accepted), copy.copy(self.expected)
         odds._seconds = self._seconds.copy()
         odds.rounds, odds.seconds_in_all = 0, 0.0
         odds._drafts = [[] for _ in range(rows)]
@@ -84,9 +78,19 @@ class Odds:
         return self._since >= self.wait
 
     def worth(self, expected: float | None = None) -> float:
-        """Tokens that a draft is likely to bring. expected: by the member's own account of it."""
-        accepted, usual = self.accepted.value or 0.0, self.expected.value
-        return accepted if expected is None or not usual else accepted * expected / usual
+        """Tokens that a draft is likely to bring. expected: by the member's own account, which is
+        corrected by what became of its drafts."""
+        if expected is None:
+            return self._accepted / self._drafted if self._drafted else 0.0
+        return expected * (self._came + WEIGHT) / (self._hoped + WEIGHT)
+
+    def came(self, accepted: float, expected: float | None = None, fades: float = FADES) -> None:
+        """What became of a draft."""
+        self._drafted = fades * self._drafted + 1
+        self._accepted = fades * self._accepted + accepted
+        if expected is not None:
+            self._hoped = fades * self._hoped + expected
+            self._came = fades * self._came + accepted
 
     def went(self, chosen: bool, is_best: bool, seconds: float) -> None:
         """A round is over. is_best: whether it would be chosen by what is known now."""
@@ -99,10 +103,8 @@ class Odds:
 
     # ------------------------------------------------------------------------ lookups, by the text
 
-    def note(self, row: int, draft: Draft, expected: float | None) -> None:
+    def note(self, row: int, draft: Draft) -> None:
         self._drafts[row] = [*self._drafts[row], draft][-PENDING:]
-        if expected is not None:
-            self.expected.add(expected)
 
     def forget(self, row: int) -> None:
         self._drafts[row] = []
@@ -116,18 +118,54 @@ class Odds:
                 if accepted is None:
                     left.append(draft)
                 else:
-                    self.accepted.add(accepted)
+                    self.came(accepted, draft.expected)
             self._drafts[row] = left
 
 
-def drafts_of(tree: TokenTree, state: State) -> dict[int, Draft]:
+class Pace:
+    """Seconds of rounds without a model, by the number of nodes: a line, fitted to recent
+    rounds."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # of 1, nodes, seconds, nodes^2, nodes x seconds; fading
+
+    def __call__(self, nodes: float) -> float | None:
+        """None before the first round."""
+        weight, x, y, xx, xy = self._sums
+        if not weight:
+            return None
+        spread = xx - x * x / weight
+        slope = max(0.0, (xy - x * y / weight) / spread) if spread > 1e-6 * weight else 0.0
+        return float(max(0.0, (y - slope * x) / weight) + slope * nodes)
+
+    def went(self, nodes: float, seconds: float) -> None:
+        """A round is over. One that was disturbed counts as twice what was expected of it."""
+        usual = self(nodes)
+        if usual:
+            seconds = min(seconds, 2 * usual)
+        new = np.array([1, nodes, seconds, nodes * nodes, nodes * seconds])
+        self._sums = FADES * self._sums + new
+
+    def next_run(self) -> "Pace":
+        """Of a run that begins with what this one has learned."""
+        return copy.copy(self)
+
+
+def drafts_of(
+    tree: TokenTree, state: State, expected: Sequence[float] | None = None
+) -> dict[int, Draft]:
     """What each live row was offered, on the host; rows without a draft are left out."""
     if tree.num_nodes == 1:
         return {}
     tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
     host = state.on_host
     return {
-        row: Draft(host.lengths[row], tokens[row], parents[row])
+        row: Draft(
+            host.lengths[row],
+            tokens[row],
+            parents[row],
+            expected[row] if expected else None,
+        )
         for row, live in enumerate(host.live)
         if live and max(parents[row]) >= 0
     }

@@ -315,6 +315,8 @@ class Forced(Policy):
         return depth < self.levels
 
     def draws(self, nodes: int, sites: np.ndarray) -> int:
+        if self.levels == 0:
+            return 0
         some = int((sites > 0).any(0).sum())
         return min(some, -(-self.nodes // self.levels), self.nodes - nodes)
 

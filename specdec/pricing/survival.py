@@ -114,9 +114,10 @@ class Survival:
 
 class GoingOn:
     """How often an accepted node has an accepted child, by the child's depth: what another level
-    brings, before its laws are known."""
+    brings, before its laws are known. A depth that was seldom reached is taken to be like the one
+    above it, so that two misses by chance do not end all trees there."""
 
-    SHARE, WEIGHT, KEEP = 0.6, 2.0, 0.998
+    SHARE, WEIGHT, KEEP = 0.6, 8.0, 0.998
 
     def __init__(self, depths: int) -> None:
         self.depths = depths
@@ -126,9 +127,11 @@ class GoingOn:
         self.reached, self.accepted = np.zeros(self.depths + 1), np.zeros(self.depths + 1)
 
     def __call__(self, depth: int) -> float:
-        at = min(depth, self.depths)
-        hits = self.accepted[at] + self.WEIGHT * self.SHARE
-        return float(hits / (self.reached[at] + self.WEIGHT))
+        share = self.SHARE
+        for at in range(1, min(depth, self.depths) + 1):
+            hits = self.accepted[at] + self.WEIGHT * share
+            share = float(hits / (self.reached[at] + self.WEIGHT))
+        return share
 
     def learn(self, depth: int, accepted: bool) -> None:
         at = min(depth, self.depths)
