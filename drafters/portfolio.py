@@ -250,9 +250,7 @@ class Portfolio(Drafter):
     def leave(self, rows: Sequence[int]) -> None:
         for each in self._members:
             each.leave(rows)
-        self._kept["portfolio"] = Earlier(
-            self._names, self._odds, self._ahead, self._pace
-        )
+        self._kept["portfolio"] = Earlier(self._names, self._odds, self._ahead, self._pace)
 
     def forget(self) -> None:
         forget(self._owner)

@@ -166,9 +166,9 @@ def numbers(
     chance: KeyedDraws, state: State, branching: Sequence[Width], law: SiblingLaw
 ) -> Tensor:
     """The numbers u (n, k) that trees of this shape are drawn by, if no row ends before."""
-    places = places(chance, state, branching, law)
-    assert isinstance(places, KeyedPlaces)
-    return places.u
+    draws = places(chance, state, branching, law)
+    assert isinstance(draws, KeyedPlaces)
+    return draws.u
 
 
 @lru_cache(64)

@@ -161,10 +161,7 @@ def drafts_of(
     host = state.on_host
     return {
         row: Draft(
-            host.lengths[row],
-            tokens[row],
-            parents[row],
-            expected[row] if expected else None,
+            host.lengths[row], tokens[row], parents[row], expected[row] if expected else None
         )
         for row, live in enumerate(host.live)
         if live and max(parents[row]) >= 0

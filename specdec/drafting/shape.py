@@ -303,7 +303,7 @@ class TreeDrafter(Drafter):
         """A copy whose trees `grower` grows; `shape` bounds their depth and size."""
         governed = copy.copy(self)
         governed.shape, governed.grower = shape, grower
-        governed.chain, governed.fixed_width = grower.chain, False
+        governed.chain, governed.fixed_width = grower.chain and shape.chain, False
         # A tree by value may score more nodes than it keeps, some in the target's own memory.
         governed.max_nodes = shape.max_nodes + (shape.slots if shape.by_value else 0)
         return governed

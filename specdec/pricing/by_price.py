@@ -253,8 +253,10 @@ class ByPrice(Policy):
 
     @timed
     def draws(self, nodes: int, sites: np.ndarray) -> int:
-        worth = sites.sum(0)
-        pays = (worth > 0) & (worth > self.now.steps[nodes : nodes + len(worth)])
+        worth, steps = sites.sum(0), self.now.steps
+        if len(worth) == 1:
+            return int(worth[0] > max(0.0, steps[nodes]))
+        pays = (worth > 0) & (worth > steps[nodes : nodes + len(worth)])
         return int(pays.cumprod().sum())
 
     @timed

@@ -95,10 +95,10 @@ class Governed:
         return grown
 
     def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
-        if self.law is SiblingLaw.DET:
-            grown, self.noted = ranked(self, logits, score, state)
-        elif self.chain:
+        if self.chain:
             grown, self.noted = chains(self, logits, score, state, chance)
+        elif self.law is SiblingLaw.DET:
+            grown, self.noted = ranked(self, logits, score, state)
         else:
             grown, self.noted = sampled(self, logits, score, state, chance)
         return grown
@@ -149,15 +149,15 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
 def chains(
     plan: Governed, logits: Tensor, score: Score, state: State, chance: Draws
 ) -> tuple[Grown, Noted]:
-    """Chains whose tokens are drawn: what `sampled` does with one child per node, in fewer
-    steps."""
+    """Chains, whose tokens are drawn or, if DET, the best: what `sampled` and `ranked` do with one
+    child per node, in fewer steps."""
     laws, tree, rows = DraftLaws(state), TokenTree.root(state.roots), state.rows
     depth = min(plan.levels, plan.nodes, state.deepest)
     if depth < 1:
         return Grown(TokenTree.root(state.roots, plan.law), 1), Noted.empty(rows)
-    draws = places(chance, state, (1,) * depth, plan.law)
-    assert draws is not None
+    draws, greedy = places(chance, state, (1,) * depth, plan.law), state.sampling.greedy
     survival = np.array(state.on_host.live, dtype=float)
+    deepest = np.array(state.on_host.room) - 1
     recorded = list[Tensor]()
     values, best = list[np.ndarray](), list[np.ndarray]()
     for level in range(depth):
@@ -165,13 +165,21 @@ def chains(
         recorded.append(q)
         # what follows reads the law alone, so that the decision to draw is made before the draw
         probable = _read(q.amax(-1))[0]
-        likely = plan.policy.conditional(probable[:, None], level + 1, drawn=True)[:, 0]
-        value = survival * likely * (_open(state, level) & (probable > 0))
+        probable = np.exp(probable) if greedy else probable
+        likely = plan.policy.conditional(probable[:, None], level + 1, drawn=draws is not None)[
+            :, 0
+        ]
+        value = survival * likely
+        if level >= state.shallowest:
+            value = value * (level < deepest)
+        if not probable.all():
+            value = value * (probable > 0)
         if not plan.policy.draws(level, value[:, None]):
             break
         every = bool((value > 0).all())
         live = None if every else on_device(value > 0, q.device)
-        token = draws.independent(slice(level * rows, (level + 1) * rows), q, 1, live)
+        part = slice(level * rows, (level + 1) * rows)
+        token = top(q, 1) if draws is None else draws.independent(part, q, 1, live)
         values.append(value)
         best.append(probable)
         lengths = None if every else on_device((np.stack(values) > 0).sum(0), q.device)
@@ -185,7 +193,8 @@ def chains(
     worth = np.stack(values, 1)
     parents = np.where(worth > 0, np.arange(len(values)), -1)
     parents = np.concatenate([np.full((rows, 1), -1), parents], 1)
-    noted = noted_of(parents, worth, np.stack(best, 1), len(recorded), drawn=True)
+    drawn = draws is not None
+    noted = noted_of(parents, worth, np.stack(best, 1), len(recorded), drawn)
     return with_laws(tree, recorded, len(recorded), plan.law), noted
 
 

@@ -56,15 +56,16 @@ def governed(
         )
     law = SiblingLaw.WR if shape.draw == "wr" else SiblingLaw.WOR
     law = SiblingLaw.DET if certain else law
-    if not certain and shape.chain:
+    draw: str | None = None
+    if shape.chain and not certain:
         bound = Shape(most.depth, 1, law.value)
         grower = Governed(policy, most.depth, most.depth, 1, law, chain=True)
-        draw: str | None = law.value
+        draw = law.value
     else:
-        # Only its bounds count: `grower` says how siblings are drawn.
+        # Only its bounds count: `grower` says how siblings are drawn. A chain is grown as one;
+        # where whole trees are compiled, they are looked at too.
         bound = Shape(most.depth, most.width, "ranked" if certain else "adaptive", most.nodes)
-        grower = Governed(policy, most.depth, most.nodes, most.width, law, chain=False)
-        draw = None
+        grower = Governed(policy, most.depth, most.nodes, most.width, law, shape.chain)
     if drafter.grows_whole and compile_of(target) and (certain or shape.chain):
         grower.wholes = at_once.shapes(most.depth, most.nodes, most.width, draw)
     return drafter.grown_by(grower, bound), grower

@@ -14,6 +14,7 @@ Letters: n outcomes, D depths.
 """
 
 from collections.abc import Mapping
+from math import exp
 
 import numpy as np
 
@@ -24,9 +25,12 @@ PRIOR = 2.0  # outcomes that the values before learning count as
 STEEPEST = 8.0  # |logit|
 
 
+LEAST = 1 / (1 + exp(STEEPEST))  # the probability of the steepest logit
+
+
 def logit(q: np.ndarray) -> np.ndarray:
-    q = q.clip(1e-4, 1 - 1e-4)
-    found: np.ndarray = np.log(q / (1 - q)).clip(-STEEPEST, STEEPEST)
+    q = np.minimum(np.maximum(q, LEAST), 1 - LEAST)
+    found: np.ndarray = np.log(q / (1 - q))
     return found
 
 
@@ -52,7 +56,8 @@ class Survival:
 
     def __call__(self, q: np.ndarray, depth: int | np.ndarray) -> np.ndarray:
         """The chance a, of any shape; depth from 1."""
-        at = np.minimum(depth, self.depths) - 1
+        at = min(depth, self.depths) if isinstance(depth, int) else np.minimum(depth, self.depths)
+        at = at - 1
         return sigma(self.slope * logit(q) + self.bias[at])
 
     def learn(self, q: np.ndarray, depth: np.ndarray, accepted: np.ndarray) -> None:
@@ -125,15 +130,18 @@ class GoingOn:
 
     def forget(self) -> None:
         self.reached, self.accepted = np.zeros(self.depths + 1), np.zeros(self.depths + 1)
+        self._shares: list[float] = []  # by depth; empty: not known since the last outcome
 
     def __call__(self, depth: int) -> float:
-        share = self.SHARE
-        for at in range(1, min(depth, self.depths) + 1):
-            hits = self.accepted[at] + self.WEIGHT * share
-            share = float(hits / (self.reached[at] + self.WEIGHT))
-        return share
+        if not self._shares:
+            share = self.SHARE
+            for reached, accepted in zip(self.reached, self.accepted, strict=True):
+                share = float((accepted + self.WEIGHT * share) / (reached + self.WEIGHT))
+                self._shares.append(share)
+        return self._shares[min(depth, self.depths)]
 
     def learn(self, depth: int, accepted: bool) -> None:
         at = min(depth, self.depths)
         self.reached[at] = self.KEEP * self.reached[at] + 1
         self.accepted[at] = self.KEEP * self.accepted[at] + accepted
+        self._shares = []
