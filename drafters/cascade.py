@@ -6,10 +6,11 @@ model would be asked too often, since its rounds take longer: `threshold: auto` 
 that a round's tokens save with those that it takes (`specdec.drafting.turns`). Either way the
 choice is a function of earlier rounds and the committed text, made before anything is drawn.
 
-A tree has one sibling law. If both draft chains, the tree has the law of the second: a looked-up
-token counts as a draw from the point mass on it, which the tree records as its q. Every other
-mixture declares DET, which is safe for all trees; by `auto` only in rounds that mix rows of both.
-By a number it does so always: what becomes of a row may not depend on its neighbours.
+A tree has one sibling law. By `auto` a round has the law of the drafter whose trees it has, so that
+a looked-up tree is judged as one. In rounds that mix rows of both, and by a number in all rounds
+(what becomes of a row may not depend on its neighbours), two chains have the law of the second: a
+looked-up token counts as a draw from the point mass on it, which the tree records as its q. Every
+other mixture declares DET, which is safe for all trees.
 
 Letters: B rows, N nodes, V vocabulary.
 """
@@ -124,7 +125,7 @@ class Cascade(Drafter):
             )
         self.chain = self.first.chain and self.then.chain
         self.law = common_law(parts)
-        if self.threshold is None and self.law is not self.then.law:
+        if self.threshold is None and self.then.law is not SiblingLaw.DET:
             self.other_laws = frozenset({SiblingLaw.DET}) | self.then.other_laws
             self.law = self.then.law
         self.max_nodes = max(each.max_nodes for each in parts)

@@ -50,7 +50,7 @@ def ways(bench: "Bench", store: "SuffixStore | None") -> dict[str, Any]:
     tree = {"name": "ngram", "length": wanted.nodes, "tree": True}
     suffix = {"name": "suffix", "nodes": wanted.nodes}
     model = {"name": "small_model", "model": wanted.draft, "depth": 4}
-    chain = {"name": "suffix", "tree": False, "nodes": 10}
+    chain = {"name": "suffix", "tree": False, "nodes": 10, "min_prob": 0.2}
     both = {"name": "cascade", "first": chain, "then": model}
     if wanted.threshold is not None:
         both["threshold"] = wanted.threshold

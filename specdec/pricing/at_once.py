@@ -8,7 +8,6 @@ Letters: B rows, D depths, N nodes.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +15,8 @@ import torch
 from specdec.drafting.by_level import Grown
 from specdec.drafting.shape import Shape
 from specdec.pricing.noted import Candidates, Noted, kept
+from specdec.pricing.policy import Policy
 from specdec.state import State
-
-if TYPE_CHECKING:
-    from specdec.pricing.growing import Governed
 
 CHAINS, RANKED = (3, 5), (5,)  # levels of the shapes, each of which is compiled
 CHAIN, TREE = "chain", "ranked"  # kinds of shapes
@@ -62,7 +59,9 @@ def of_chain(shape: Shape, survivals: np.ndarray, nodes: int, state: State) -> N
     )
 
 
-def of_tree(plan: "Governed", grown: Grown, state: State, shape: Shape) -> tuple[Grown, Noted]:
+def of_tree(
+    policy: Policy, nodes: int, grown: Grown, state: State, shape: Shape
+) -> tuple[Grown, Noted]:
     """The nodes of a ranked tree that pay. Their survivals follow from their own probabilities."""
     assert grown.values is not None
     assert grown.inner is not None
@@ -78,10 +77,10 @@ def of_tree(plan: "Governed", grown: Grown, state: State, shape: Shape) -> tuple
     above = np.take_along_axis(before, parents.clip(0), 1)
     with np.errstate(invalid="ignore"):
         q = np.where(has_node, np.exp(paths - above), 0.0).clip(0, 1)
-    each = plan.policy.conditional(q, depths.clip(1), drawn=False) * has_node
+    each = policy.conditional(q, depths.clip(1), drawn=False) * has_node
     survivals = np.ones((rows, size + 1))
     every = np.arange(rows)
     for node in range(size):
         survivals[:, node + 1] = survivals[every, parents[:, node].clip(0)] * each[:, node]
     whole = Candidates(tokens, survivals[:, 1:], q, parents - 1, numbers)
-    return kept(plan, whole, state, grown.scored, shape.depth, shape)
+    return kept(policy, nodes, whole, state, grown.scored, shape.depth, shape)

@@ -21,10 +21,10 @@ from specdec.interfaces import Drafter, LanguageModel, compile_of
 from specdec.pricing import at_once
 from specdec.pricing.costs import MOST, Costs, Curves
 from specdec.pricing.decision import Decision
-from specdec.pricing.growing import Policy
 from specdec.pricing.live import Live
 from specdec.pricing.measure import label
 from specdec.pricing.noted import Noted
+from specdec.pricing.policy import Policy
 from specdec.pricing.price import Price
 from specdec.pricing.survival import GoingOn, Survival
 from specdec.state import State

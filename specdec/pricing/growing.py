@@ -9,7 +9,6 @@ from the device once.
 Letters: B rows, M nodes of a level, k children, V vocabulary, N nodes, C candidates.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,43 +21,10 @@ from specdec.drafting.by_level import Grown, Score, places, with_laws
 from specdec.drafting.shape import Shape
 from specdec.pricing import at_once
 from specdec.pricing.noted import Candidates, Noted, best_places, kept, noted_of, on_device, ordered
+from specdec.pricing.policy import Policy
 from specdec.probs import DraftLaws, top
 from specdec.state import State
 from specdec.tree import SiblingLaw, TokenTree
-
-
-class Policy(ABC):
-    """What decides. It sees survivals (s, the chance that a node is accepted) and counts."""
-
-    @abstractmethod
-    def conditional(self, q: np.ndarray, depth: int | np.ndarray, drawn: bool) -> np.ndarray:
-        """(..., k) the chance that a child is accepted, given that its parent is and no sibling
-        before it. q (..., k): probabilities of the law's best tokens, best first. drawn: the
-        children will be drawn; else they are those tokens."""
-
-    @abstractmethod
-    def goes_on(self, depth: int, nodes: int, frontier: np.ndarray) -> bool:
-        """Whether a pass over the frontier pays. nodes: drafted so far, of the longest row;
-        frontier (B, M): survivals."""
-
-    @abstractmethod
-    def draws(self, nodes: int, sites: np.ndarray) -> int:
-        """How many of a level's sites to draw at, the same number in every row. sites (B, S):
-        their survivals, best first."""
-
-    @abstractmethod
-    def keep(self, candidates: np.ndarray) -> int:
-        """How many candidates a finished tree keeps. (B, C) survivals, best first."""
-
-    @abstractmethod
-    def choose(self, shapes: Sequence[Shape]) -> Shape | None:
-        """Which of these shapes to draft in one compiled call, before anything of the draft is
-        known. None: the tree is grown level by level."""
-
-    @abstractmethod
-    def before(self, shape: Shape) -> np.ndarray:
-        """(B, depth) the chance that a row accepts so many levels of a shape, before it is
-        drafted."""
 
 
 @dataclass
@@ -91,7 +57,7 @@ class Governed:
             nodes = grown.tree.num_nodes - 1
             self.noted = at_once.of_chain(shape, self.policy.before(shape), nodes, state)
         else:
-            grown, self.noted = at_once.of_tree(self, grown, state, shape)
+            grown, self.noted = at_once.of_tree(self.policy, self.nodes, grown, state, shape)
         return grown
 
     def __call__(self, logits: Tensor, score: Score, state: State, chance: Draws) -> Grown:
@@ -143,7 +109,7 @@ def ranked(plan: Governed, logits: Tensor, score: Score, state: State) -> tuple[
     if not levels:
         return Grown(tree, 1), Noted.empty(rows)
     whole = Candidates(*(np.concatenate(part, 1) for part in zip(*levels, strict=True)))
-    return kept(plan, whole, state, tree.num_nodes, len(levels))
+    return kept(plan.policy, plan.nodes, whole, state, tree.num_nodes, len(levels))
 
 
 def chains(

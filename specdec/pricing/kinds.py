@@ -7,7 +7,8 @@ from specdec.drafting.shape import Shape, TreeDrafter
 from specdec.errors import Refused, integer
 from specdec.interfaces import Drafter, LanguageModel, compile_of
 from specdec.pricing import at_once
-from specdec.pricing.growing import Governed, Policy
+from specdec.pricing.growing import Governed
+from specdec.pricing.policy import Policy
 from specdec.sampling import Sampling
 from specdec.tree import MOST_NODES, SiblingLaw
 

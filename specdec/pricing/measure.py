@@ -26,9 +26,10 @@ from specdec.measuring.report import Step
 from specdec.pairing import name_of
 from specdec.pricing import at_once
 from specdec.pricing.costs import Costs, Measured, Measuring
-from specdec.pricing.growing import Governed, Policy
+from specdec.pricing.growing import Governed
 from specdec.pricing.kinds import Bounds, governed
 from specdec.pricing.noted import tree_of
+from specdec.pricing.policy import Policy
 from specdec.sampling import Sampling
 from specdec.state import State
 from specdec.tree import SiblingLaw, TokenTree

@@ -4,7 +4,7 @@ Letters: B rows, N nodes, n drafted nodes, C candidates, D depths.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from specdec.drafting.by_level import Grown
 from specdec.drafting.shape import Shape
+from specdec.pricing.policy import Policy
 from specdec.state import State
 from specdec.tree import Structure, TokenTree, host_depths
-
-if TYPE_CHECKING:
-    from specdec.pricing.growing import Governed
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,19 @@ class Candidates(NamedTuple):
 
 
 def kept(
-    plan: "Governed",
+    policy: Policy,
+    nodes: int,
     whole: Candidates,
     state: State,
     scored: int,
     levels: int,
     shape: Shape | None = None,
 ) -> tuple[Grown, Noted]:
-    """The best candidates as a tree. A parent is worth at least what its child is and was created
-    earlier, so with ties to the lowest index it is kept too."""
-    rows, most = len(whole.values), min(plan.nodes, whole.values.shape[1])
+    """The best candidates, at most `nodes`, as a tree. A parent is worth at least what its child is
+    and was created earlier, so with ties to the lowest index it is kept too."""
+    rows, most = len(whole.values), min(nodes, whole.values.shape[1])
     order = best_places(whole.values, most)
-    nodes = plan.policy.keep(np.take_along_axis(whole.values, order, 1))
+    nodes = policy.keep(np.take_along_axis(whole.values, order, 1))
     if nodes == 0:
         root = replace(Noted.empty(rows, levels), whole=shape)
         nothing = torch.zeros(rows, 1, dtype=torch.long, device=state.device)

@@ -22,9 +22,19 @@ MUTANTS = (
     Mutant(
         "the length is chosen after drafting",
         GROWING,
-        "    if not values:\n",
-        "    if not values or int(tree.tokens[0, 1]) == 1:\n",
+        "    if not values:\n        return Grown(TokenTree.root(state.roots, law), 1)",
+        "    if not values or int(tree.tokens[0, 1]) == 1:\n"
+        "        return Grown(TokenTree.root(state.roots, law), 1)",
         "a draft is dropped by what was drawn",
+        LAWS,
+    ),
+    Mutant(
+        "the length of a chain is chosen after drafting",
+        GROWING,
+        "    if not values:\n        return Grown(TokenTree.root(state.roots, plan.law), 1)",
+        "    if not values or int(tree.tokens[0, 1]) == 1:\n"
+        "        return Grown(TokenTree.root(state.roots, plan.law), 1)",
+        "a chain is dropped by what was drawn",
         LAWS,
     ),
     Mutant(
