@@ -230,7 +230,10 @@ def test_coupled_output_is_the_same_for_every_drafter_and_batch(drafter, coupled
 # --------------------------------------------------------------------------------------- neighbours
 
 
-@pytest.mark.parametrize("drafter", DRAFTERS, ids=title)
+ALONE = [drafter for drafter in DRAFTERS if drafter["name"] != "priced"]  # one price for all rows
+
+
+@pytest.mark.parametrize("drafter", ALONE, ids=title)
 def test_float64_tokens_do_not_depend_on_neighbours(drafter):
     model, rows = shared("llama_gqa", torch.float64), prompts(9, 14, 7)
 
