@@ -2,7 +2,10 @@
 against `ngram`, interleaved prompt by prompt in one process.
 
     python -m experiments.benchmark_portfolio
+    python -m experiments.benchmark_portfolio deep=true limit=6 max_new_tokens=96
     python -m experiments.benchmark_portfolio limit=2 max_new_tokens=32        a trial
+
+The second command decodes with the deepened target, beside which drafts cost little.
 
 Tokens/s of decoding against `none`, summed over all prompts, at each temperature and as a geometric
 mean over temperatures. The worst prompt: the smallest ratio of `auto` to `ngram`, whole calls.
@@ -25,17 +28,19 @@ class Benchmark(Options):
     and write it to a folder."""
 
     deep_limit: int = 0
+    deep: bool = False  # on the deepened target
     draft: str | None = "demo-draft"  # null: lookups only
     temperatures: list[float] = field(default_factory=lambda: [0.0, 0.6, 1.0])
     output: str = "outputs/benchmark_portfolio"
 
 
 def drafters(wanted: Benchmark) -> dict[str, dict[str, Any]]:
-    members: dict[str, dict[str, Any]] = {"ngram": {"name": "ngram"}, "suffix": {"name": "suffix"}}
+    members: dict[str, dict[str, Any]] = {"suffix": {"name": "suffix", "min_prob": 0.2}}
     if wanted.draft:
         members["small_model"] = {"name": "small_model", "model": wanted.draft}
     return {
         "none": {"name": "none"},
+        "ngram": {"name": "ngram"},
         **members,
         "portfolio": {"name": "portfolio", "members": list(members.values())},
         "auto": {"name": "auto"},
@@ -64,10 +69,10 @@ def main(wanted: Benchmark) -> None:
     from experiments.benchmarks.bench import Bench
 
     bench = Bench(wanted)
-    found = {}
+    found, target = {}, bench.deep if wanted.deep else bench.target
     for temperature in wanted.temperatures:
         ways: dict[str, Any] = {
-            name: bench.ours(bench.target, temperature, settings)
+            name: bench.ours(target, temperature, settings)
             for name, settings in drafters(wanted).items()
         }
         found[temperature] = bench.compare(f"T = {temperature:g}", ways)
