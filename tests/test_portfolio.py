@@ -12,10 +12,11 @@ from drafters.small_model import SmallModel
 from drafters.suffix import Suffix
 from experiments.certificates import exact, suite
 from experiments.certificates.laws import TWO_DENSE, TWO_ZEROS
-from specdec import Drafter, Sampling, SiblingLaw
+from specdec import Drafter, Sampling, SiblingLaw, TokenTree
 from specdec.drafting.banked import Banked
-from specdec.drafting.odds import WAITS, Draft, Odds
+from specdec.drafting.odds import WAITS, Draft, Odds, Pace
 from specdec.plugins import build
+from specdec.pricing.ahead import Ahead, kind_of
 from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here, label
 from tests.models import head, prompts, shared, similar
@@ -218,3 +219,64 @@ def test_auto_is_under_a_bank_unless_the_call_says_no():
     assert set(run(made, no_harm=False).report.account) == {"portfolio"}
     assert isinstance(banked.steps[0].chosen.balance, float)
     assert Banked(made, specdec.drafting.bank.NoHarm()).yaml_name == "auto"
+
+
+# ------------------------------------------------------------------ what tokens and rounds are worth
+
+
+def test_a_token_is_worth_what_the_next_round_takes_for_it():
+    """Hard rounds (kind 0) come after hard ones, easy ones after easy ones."""
+    ahead = Ahead()
+    assert ahead(0) == 0.0
+    for kind, tokens in [(0, 1), (3, 10)] * 3 + [(0, 1)] * 200 + [(3, 10)] * 200:
+        ahead.went(kind, tokens, 10.0)
+    assert ahead(0) == pytest.approx(10.0, rel=0.1)
+    assert ahead(3) == pytest.approx(1.0, rel=0.5)
+    assert ahead.next_run()(0) == ahead(0)
+    unseen = ahead(2)  # a kind that was never met is like all of them
+    assert ahead(3) < unseen < ahead(0)
+
+
+def test_kinds_go_by_what_is_expected():
+    assert [kind_of(each) for each in (0.0, 0.5, 1.0, 3.0, 7.0, 90.0)] == [0, 1, 2, 3, 4, 4]
+
+
+def test_rounds_of_lookups_take_longer_with_every_node():
+    pace = Pace()
+    assert pace(4) is None
+    pace.went(0, 2.0)
+    assert pace(9) == pytest.approx(2.0)  # one size says nothing of others
+    for nodes in (0, 4, 8, 16) * 5:
+        pace.went(nodes, 2.0 + 0.1 * nodes)
+    assert pace(0) == pytest.approx(2.0)
+    assert pace(10) == pytest.approx(3.0)
+    before = pace(4)
+    pace.went(4, 1000.0)  # a moment in which the machine did something else
+    assert pace(4) < 1.2 * before
+
+
+def test_what_a_member_expects_is_corrected_by_what_came():
+    odds = Odds(1)
+    assert odds.worth(3.0) == 3.0
+    for _ in range(300):
+        odds.came(2.0, expected=4.0)
+    assert odds.worth(3.0) == pytest.approx(1.5, rel=0.02)
+    assert odds.worth() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("parents", "law", "rule"),
+    [
+        ([-1, 0, 0], SiblingLaw.DET, "naive"),
+        ([-1, 0, 1], SiblingLaw.WOR, "block"),
+        ([-1, 0, 0], SiblingLaw.WOR, "traversal"),
+        ([-1, 0, 0], SiblingLaw.HUB, "naive"),  # its own needs a fixed width: a mixture has none
+    ],
+)
+def test_each_tree_has_the_rule_of_its_own_law(parents, law, rule):
+    tokens = torch.tensor([[0, 1, 2]])
+    q = None if law is SiblingLaw.DET else torch.ones(1, 3, 4) / 4
+    tree = TokenTree(tokens, [parents], law, q)
+    if parents == [-1, 0, 1]:
+        tree = TokenTree.chain(tokens, None, law, q)
+    assert build("verifier", "auto").rule_for(tree).yaml_name == rule

@@ -6,7 +6,7 @@ GROWING, COSTS = "specdec/pricing/growing.py", "specdec/pricing/costs.py"
 PRICE, SURVIVAL = "specdec/pricing/price.py", "specdec/pricing/survival.py"
 POLICY, PRICED = "specdec/pricing/by_price.py", "drafters/priced.py"
 OF_COSTS, OF_PRICED = "tests/test_costs.py", "tests/test_priced.py"
-LAWS = "tests/test_laws.py -k 'one_round_has and priced and naive'"
+LAWS = "tests/test_laws.py -k 'one_round_has and priced and (block or traversal)'"
 
 MUTANTS = (
     Mutant(
