@@ -221,7 +221,7 @@ def test_auto_is_under_a_bank_unless_the_call_says_no():
     assert Banked(made, specdec.drafting.bank.NoHarm()).yaml_name == "auto"
 
 
-# ------------------------------------------------------------------ what tokens and rounds are worth
+# ----------------------------------------------------------------- what tokens and rounds are worth
 
 
 def test_a_token_is_worth_what_the_next_round_takes_for_it():
