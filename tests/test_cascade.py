@@ -227,9 +227,8 @@ def test_both_are_tried_before_they_are_compared_and_a_model_now_and_then():
     for _ in range(40):
         second = rows_of(made, [1.0])
         asked.append(second[0])
-        made.went(
-            second, 2, 9.0 if second[0] else 1.0, 0, state
-        )  # the model's drafts bring nothing
+        # the model's drafts bring nothing
+        made.went(second, 2, 9.0 if second[0] else 1.0, 0, state)
     assert asked[: 2 * FEW] == [True] * FEW + [False] * FEW
     later = [round for round, one in enumerate(asked) if one][FEW:]
     assert len(later) in (1, 2)  # after 8 rounds, and after twice as many

@@ -296,6 +296,5 @@ def test_how_often_another_level_brings_a_token():
     for turn in range(400):
         going.learn(2, turn % 4 == 0)
     assert going(2) == pytest.approx(0.25, abs=0.03)
-    assert (
-        going(7) == going(3) == pytest.approx(going(2), abs=1e-9)
-    )  # not reached: like the one above
+    # not reached: like the one above
+    assert going(7) == going(3) == pytest.approx(going(2), abs=1e-9)

@@ -251,7 +251,8 @@ def test_priced_shapes_are_chosen_before_they_are_drafted(kind, temperature, rec
         drafted = [step for step in out.steps if step.decision.levels]
         assert max(steps | seen) > 1
         seen |= steps
-        assert {step.decision.levels for step in drafted} <= set(range(1, 9))
+        deepest = 8 if temperature == 0.0 else 6  # what is drawn has whole drafts to choose from
+        assert {step.decision.levels for step in drafted} <= set(range(1, deepest + 1))
         if temperature == 0.0:
             assert tokens == decoded(plain, "none", 0.0, max_new_tokens=24)[1]
             assert any((step.parents[:, 1:] == 0).sum(1).max() > 1 for step in drafted)

@@ -7,12 +7,13 @@ the round's rule; a lookup's tree is not judged at the price of a sampled one.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from specdec import Drafter, Laws, Sampling, SiblingLaw, TokenTree, Verdict, Verifier
 from specdec.chance import Chance, Draws
 from specdec.plugins import build
 
-SAMPLED = (SiblingLaw.WOR, SiblingLaw.WR)
+SAMPLED, CHAIN = (SiblingLaw.WOR, SiblingLaw.WR), "sampled_chain"
 
 
 class Auto(Verifier):
@@ -27,8 +28,6 @@ class Auto(Verifier):
 
     def __init__(self, table: Mapping[str, str]) -> None:
         self.table = dict(table)
-        self._by_law = {law: _of_any_width(table[law.value]) for law in SiblingLaw}
-        self._sampled_chain = _of_any_width(table["sampled_chain"])
 
     def settled(self, drafter: Drafter, sampling: Sampling, chance: Chance) -> Verifier:
         if not (sampling.greedy or chance.coupled) and drafter.other_laws:
@@ -39,9 +38,14 @@ class Auto(Verifier):
         return self.rule_for(trees).verify(trees, p, chance)
 
     def rule_for(self, trees: TokenTree) -> Verifier:
-        if trees.is_chain and trees.law in SAMPLED:
-            return self._sampled_chain
-        return self._by_law[trees.law]
+        return self._rules[_case_of(trees.is_chain, trees.law)]
+
+    @cached_property
+    def _rules(self) -> dict[str, Verifier]:
+        """By sibling law, and for drawn chains. Made when they are needed: most runs settle for
+        one."""
+        cases = (CHAIN, *(law.value for law in SiblingLaw))
+        return {case: _of_any_width(self.table[case]) for case in cases}
 
 
 def _case(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
@@ -50,7 +54,11 @@ def _case(drafter: Drafter, sampling: Sampling, chance: Chance) -> str:
         return "zero_temperature"
     if chance.coupled:
         return "coupled"
-    return "sampled_chain" if drafter.chain and drafter.law in SAMPLED else drafter.law.value
+    return _case_of(drafter.chain, drafter.law)
+
+
+def _case_of(chain: bool, law: SiblingLaw) -> str:
+    return CHAIN if chain and law in SAMPLED else law.value
 
 
 def _rule(name: str) -> Verifier:
