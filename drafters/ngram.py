@@ -9,9 +9,8 @@ occurrences, the most frequent first.
 from collections import defaultdict
 from collections.abc import Sequence
 
-from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
-from specdec.chance import Draws
-from specdec.drafting.lookup import EMPTY, Draft, runners_up, tree_of
+from specdec import LanguageModel, Sampling, State
+from specdec.drafting.lookup import Draft, Lookup, runners_up
 from specdec.errors import integer, switch
 from specdec.tree import MOST_NODES
 
@@ -21,7 +20,7 @@ LONGEST = 256  # tokens of an n-gram: what is kept per token of the text grows w
 RIGHT = (0.56, 0.71, 0.88)
 
 
-class NGram(Drafter):
+class NGram(Lookup):
     """Siblings are DET: nothing is drawn.
 
     max_ngram  longest suffix looked up, in tokens; shorter ones follow down to 1
@@ -33,9 +32,6 @@ class NGram(Drafter):
                2507.01449); for trees
     """
 
-    law = SiblingLaw.DET
-    looks_up = True
-    expected: Sequence[float] = ()
     variants = (
         {"max_ngram": 1, "length": 2},
         {"max_ngram": 1, "length": 3, "tree": True},
@@ -62,22 +58,14 @@ class NGram(Drafter):
         for row in rows:
             self._indices[row] = _Index(self.max_ngram)
 
-    def propose(self, state: State, chance: Draws) -> TokenTree:
-        host = state.on_host
-        drafts: list[Draft] = []
-        for row, index in enumerate(self._indices):
-            if not host.live[row]:
-                drafts.append(EMPTY)
-                continue
-            index.extend(state.text(row, len(index.tokens)))
-            limit = min(self.length, host.room[row] - 1)
-            others = [token for token, _ in runners_up(state, row, self.fanout)]
-            drafts.append(
-                index.trie(self.length, limit, others) if self.tree else index.chain(limit)
-            )
-        self.expected = [draft.expected for draft in drafts]
-        self.shares = [draft.shares for draft in drafts]
-        return tree_of(drafts, state, self.chain)
+    def draft(self, row: int, state: State) -> Draft:
+        index = self._indices[row]
+        index.extend(state.text(row, len(index.tokens)))
+        limit = min(self.length, state.on_host.room[row] - 1)
+        if self.chain:
+            return index.chain(limit)
+        others = [token for token, _ in runners_up(state, row, self.fanout)]
+        return index.trie(self.length, limit, others)
 
 
 class _Index:

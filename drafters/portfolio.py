@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
 from specdec.chance import Draws
 from specdec.drafting.occasional import Occasional
-from specdec.drafting.odds import MODEL_FADES, Odds, Pace, drafts_of
+from specdec.drafting.odds import MODEL_FADES, Odds, drafts_of
 from specdec.drafting.remembered import Owner, forget, owner_of, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.errors import some
@@ -29,9 +29,9 @@ from specdec.measuring.chosen import Chosen
 from specdec.pairing import laws_of, name_of
 from specdec.plugins import build, find
 from specdec.pricing import known
-from specdec.pricing.ahead import Ahead, kind_of
 from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here, label
+from specdec.pricing.rounds import Rounds
 from specdec.ranks import refuse_own_clocks
 from specdec.state import tokens_added
 
@@ -43,8 +43,7 @@ class Earlier(NamedTuple):
 
     names: list[str]  # of the members
     odds: list[Odds]
-    ahead: Ahead
-    pace: Pace  # of rounds without a model
+    rounds: Rounds
 
 
 class Portfolio(Drafter):
@@ -134,9 +133,9 @@ class Portfolio(Drafter):
         self._kept = {} if self._tables else remembered(self._owner, target, rows, sampling)
         before = self._kept.get("portfolio")
         if before is None or before.names != self._names:
-            before = Earlier(self._names, [Odds(rows) for _ in drafters], Ahead(), Pace())
+            before = Earlier(self._names, [Odds(rows) for _ in drafters], Rounds())
         self._odds = [each.next_run(rows) for each in before.odds]
-        self._ahead, self._pace = before.ahead.next_run(), before.pace.next_run()
+        self._rounds = before.rounds.next_run()
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         for each, odds in zip(self._members, self._odds, strict=True):
@@ -161,7 +160,7 @@ class Portfolio(Drafter):
                 own = [odds.worth(draft.expected) for draft in found.values()]
                 worth[number] = 1 + sum(own) / self._live
         self._offered = {number: trees[number].num_nodes - 1 for number in worth if number in trees}
-        self._kind = kind_of(max((worth[number] - 1 for number in self._offered), default=0.0))
+        self._rounds.begin(max((worth[number] - 1 for number in self._offered), default=0.0))
         chosen = self._chosen = self._choose(worth)
         self.aside = self.decision = None
         for number, each in enumerate(self._members):
@@ -172,7 +171,7 @@ class Portfolio(Drafter):
             else:
                 each.skip(self._seen_by(each.drafter, state))
         if chosen is None:
-            tree, self.chosen = TokenTree.root(state.roots), Chosen(None, 1.0, self._pace(0))
+            tree, self.chosen = TokenTree.root(state.roots), Chosen(None, 1.0, self._rounds.pace(0))
         else:
             tree = trees[chosen]
             self.chosen = Chosen(self._names[chosen], worth[chosen], self._seconds(chosen))
@@ -188,10 +187,10 @@ class Portfolio(Drafter):
         return (untried + due)[0] if untried or due else self._best(worth)
 
     def _best(self, worth: Mapping[int, float]) -> int | None:
-        each = self._ahead(self._kind)
+        each = self._rounds.worth
         values = {n: tokens * each - (self._seconds(n) or 0.0) for n, tokens in worth.items()}
         best = max(values, key=lambda number: values[number], default=None)
-        nobody = self._pace(0)
+        nobody = self._rounds.pace(0)
         if best is None or (nobody is not None and values[best] < each - nobody):
             return None
         return best
@@ -199,7 +198,7 @@ class Portfolio(Drafter):
     def _seconds(self, number: int) -> float | None:
         """That a round of this member's takes. None: not known yet."""
         if self._looks_up[number]:
-            return self._pace(self._offered[number])
+            return self._rounds.pace(self._offered[number])
         return self._odds[number].seconds
 
     def observe(self, state: State) -> None:
@@ -215,10 +214,9 @@ class Portfolio(Drafter):
         """What the round brought, and what it took."""
         added = tokens_added(self._before, state.on_host)
         seconds = self._took(state, chosen)
-        self._ahead.went(self._kind, added, seconds)
-        if chosen is None or self._looks_up[chosen]:
-            self._pace.went(self._nodes - 1, seconds)
-        else:
+        asked = chosen is not None and not self._looks_up[chosen]
+        self._rounds.went(added, seconds, None if asked else self._nodes - 1)
+        if chosen is not None and asked:
             self._odds[chosen].came(added - 1, fades=MODEL_FADES)
             self._worth[chosen] = 1 + self._odds[chosen].worth()
         best = self._best(self._worth)
@@ -250,7 +248,7 @@ class Portfolio(Drafter):
     def leave(self, rows: Sequence[int]) -> None:
         for each in self._members:
             each.leave(rows)
-        self._kept["portfolio"] = Earlier(self._names, self._odds, self._ahead, self._pace)
+        self._kept["portfolio"] = Earlier(self._names, self._odds, self._rounds)
 
     def forget(self) -> None:
         forget(self._owner)

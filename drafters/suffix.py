@@ -6,13 +6,13 @@ earlier outputs, which is searched for all rows.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from specdec import Drafter, LanguageModel, Sampling, SiblingLaw, State, TokenTree
-from specdec.chance import Draws
+from specdec import LanguageModel, Sampling, State
 from specdec.drafting import lookup
-from specdec.drafting.lookup import EMPTY, Budget, Draft, Match
+from specdec.drafting.lookup import EMPTY, Budget, Draft, Lookup, Match
 from specdec.drafting.suffix_index import LONGEST, Cursor, SuffixIndex, Text
 from specdec.drafting.suffix_store import Entry, SuffixStore
 from specdec.errors import integer, number, switch
@@ -21,7 +21,7 @@ from specdec.tree import MOST_NODES
 NONE, MEMORY = "none", "memory"
 
 
-class Suffix(Drafter):
+class Suffix(Lookup):
     """Siblings are DET: nothing is drawn.
 
     nodes         drafted nodes, at most
@@ -40,9 +40,6 @@ class Suffix(Drafter):
     store_tokens  the store's size; above it the oldest texts are dropped whole
     """
 
-    law = SiblingLaw.DET
-    looks_up = True
-    expected: Sequence[float] = ()
     variants = (
         {"nodes": 2, "tree": False},
         {"nodes": 3},
@@ -118,24 +115,13 @@ class Suffix(Drafter):
         if self.store is not None and self.learns:
             self.store.forget()
 
-    def propose(self, state: State, chance: Draws) -> TokenTree:
-        host = state.on_host
-        drafts = []
-        for row, found in enumerate(self._rows):
-            if found is None or not host.live[row]:
-                drafts.append(EMPTY)
-                continue
-            others = lookup.runners_up(state, row, self.fanout)
-            drafts.append(self._draft(found, host.room[row] - 1, others))
-        self.expected = [draft.expected for draft in drafts]
-        self.shares = [draft.shares for draft in drafts]
-        return lookup.tree_of(drafts, state, self.chain)
-
-    def _draft(self, row: "_Row", depth: int, others: Sequence[tuple[int, float]]) -> Draft:
-        if self.store is None:
-            return self._grown(row.matches(), depth, others)
-        with self.store.lock:
-            return self._grown(row.matches(), depth, others)
+    def draft(self, row: int, state: State) -> Draft:
+        found, depth = self._rows[row], state.on_host.room[row] - 1
+        if found is None:
+            return EMPTY
+        others = lookup.runners_up(state, row, self.fanout)
+        with nullcontext() if self.store is None else self.store.lock:
+            return self._grown(found.matches(), depth, others)
 
     def _grown(self, found: list[Match], depth: int, others: Sequence[tuple[int, float]]) -> Draft:
         if self.chain:

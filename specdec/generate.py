@@ -5,7 +5,7 @@ It names no drafter, no verifier and no model family.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import torch
@@ -80,7 +80,11 @@ def generate(
     options = dict(locals())
     progress = switch("progress", options.pop("progress"))
     run = Run(*prepare(**options))
-    run.finish(progress)
+    try:
+        run.finish(progress)
+    except KeyboardInterrupt:
+        if not any(ticket.over for ticket in run.tickets):
+            raise
     return run.output()
 
 
@@ -181,17 +185,11 @@ class Run:
             yield from self.events(step)
 
     def finish(self, progress: bool = False) -> None:
-        """Run all rounds, or until Ctrl-C if a prompt is finished by then."""
-        rounds = self.rounds()
+        """Run all rounds. After Ctrl-C, what was decoded before can still be read."""
         most = sum(ticket.request.max_new_tokens for ticket in self.tickets)
-        with progress_bar(most, progress) as advance:
-            try:
-                for step in rounds:
-                    advance(int(step.kept.sum()))
-            except KeyboardInterrupt:
-                rounds.close()
-                if not any(ticket.over for ticket in self.tickets):
-                    raise
+        with progress_bar(most, progress) as advance, closing(self.rounds()) as rounds:
+            for step in rounds:
+                advance(int(step.kept.sum()))
 
     def output(self) -> Output:
         emissions = [ticket.emission for ticket in self.tickets]

@@ -188,8 +188,8 @@ def turns(model: float, seconds: tuple[float, float], lookup: float = 1.0, rows:
     for _ in range(FEW):
         made.model.went(True, True, seconds[0])
         made.lookup.went(True, True, seconds[1])
-        made.pace.went(0, seconds[1])
-        made.ahead.went(0, 1.0, 2.0 * rows)  # seconds per token of every row
+        made.rounds.pace.went(0, seconds[1])
+        made.rounds.ahead.went(0, 1.0, 2.0 * rows)  # seconds per token of every row
     return made
 
 

@@ -21,7 +21,7 @@ from experiments.certificates.code import code_of
 from experiments.certificates.enumeration import outcomes
 from experiments.certificates.kept import find_law, resolved, write
 from experiments.certificates.law import CERTIFIED, LOSSY
-from experiments.certificates.suite import make, pairs, rules
+from experiments.certificates.suite import AUTO, make, pairs, rules
 from experiments.certificates.tables import Tables, read_cases, standard
 from specdec import Enumerate
 from specdec.models.language_model import TransformersLM
@@ -83,7 +83,7 @@ def tables_of(drafter, rule):
     """The standard tables, dealt out among the drafters of a rule. Rules begin at different
     tables, so that a drafter meets several."""
     drafters = [one for one, other in LOSSLESS_PAIRS if other == rule]
-    first, tables = rules().index(rule), standard()
+    first, tables = [*rules(), AUTO].index(rule), standard()
     return dealt([*tables[first:], *tables[:first]], drafters.index(drafter), len(drafters))
 
 

@@ -14,11 +14,12 @@ from experiments.certificates import exact, suite
 from experiments.certificates.laws import TWO_DENSE, TWO_ZEROS
 from specdec import Drafter, Sampling, SiblingLaw, TokenTree
 from specdec.drafting.banked import Banked
-from specdec.drafting.odds import WAITS, Draft, Odds, Pace
+from specdec.drafting.odds import WAITS, Draft, Odds
 from specdec.plugins import build
 from specdec.pricing.ahead import Ahead, kind_of
 from specdec.pricing.costs import Costs
 from specdec.pricing.measure import here, label
+from specdec.pricing.rounds import Pace
 from tests.models import head, prompts, shared, similar
 
 MODEL = "llama_gqa"

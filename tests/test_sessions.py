@@ -15,8 +15,10 @@ import specdec
 from drafters.small_model import SmallModel
 from experiments.certificates import suite
 from specdec import Coupled, Drafter, Keyed, TokenTree
+from specdec.generate import Run
 from specdec.models.memory import Memory
 from specdec.plugins import names
+from specdec.requests import prepare
 from tests.exact import title
 from tests.models import prompts, shared, similar
 
@@ -263,6 +265,14 @@ def test_after_ctrl_c_what_is_finished_is_returned(target):
     assert out.report.num_tokens == 9
     with pytest.raises(KeyboardInterrupt):  # nothing is finished
         specdec.generate(target, ROWS, max_new_tokens=6, drafter=Stops(3), seats=1)
+
+
+def test_ctrl_c_ends_a_measurement_though_some_prompts_are_finished(target):
+    """Half a batch must not be recorded as a whole one."""
+    run = Run(*prepare(target, ROWS, max_new_tokens=6, drafter=Stops(9), seats=1))
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    assert [len(row) for row in run.output().tokens] == [6, 3, 0, 0, 0]
 
 
 class Watching(Drafter):

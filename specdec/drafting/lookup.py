@@ -3,6 +3,7 @@
 Siblings are DET: they are a function of the text. Everything here is Python on the host.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import count
@@ -11,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from specdec.chance import Draws
 from specdec.drafting.suffix_index import Continuation, Cursor, SuffixIndex
+from specdec.interfaces import Drafter
 from specdec.state import State
-from specdec.tree import TokenTree
+from specdec.tree import SiblingLaw, TokenTree
 
 RUNNER_UP = 0.03  # how likely the best runner-up of the root's law is to follow the root (measured)
 Match = tuple[SuffixIndex, Cursor]
@@ -29,6 +32,25 @@ class Draft(NamedTuple):
 
 
 EMPTY = Draft([], [])
+
+
+class Lookup(Drafter):
+    """A drafter that looks drafts up, row by row."""
+
+    law = SiblingLaw.DET
+    looks_up = True
+    expected: Sequence[float] = ()
+
+    @abstractmethod
+    def draft(self, row: int, state: State) -> Draft:
+        """For a row that is live."""
+
+    def propose(self, state: State, chance: Draws) -> TokenTree:
+        live = state.on_host.live
+        drafts = [self.draft(row, state) if alive else EMPTY for row, alive in enumerate(live)]
+        self.expected = [draft.expected for draft in drafts]
+        self.shares = [draft.shares for draft in drafts]
+        return tree_of(drafts, state, self.chain)
 
 
 class Offer(NamedTuple):

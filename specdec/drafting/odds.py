@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
-
 from specdec.state import State
 from specdec.tree import TokenTree
 
@@ -120,35 +118,6 @@ class Odds:
                 else:
                     self.came(accepted, draft.expected)
             self._drafts[row] = left
-
-
-class Pace:
-    """Seconds of rounds without a model, by the number of nodes: a line, fitted to recent
-    rounds."""
-
-    def __init__(self) -> None:
-        self._sums = np.zeros(5)  # of 1, nodes, seconds, nodes^2, nodes x seconds; fading
-
-    def __call__(self, nodes: float) -> float | None:
-        """None before the first round."""
-        weight, x, y, xx, xy = self._sums
-        if not weight:
-            return None
-        spread = xx - x * x / weight
-        slope = max(0.0, (xy - x * y / weight) / spread) if spread > 1e-6 * weight else 0.0
-        return float(max(0.0, (y - slope * x) / weight) + slope * nodes)
-
-    def went(self, nodes: float, seconds: float) -> None:
-        """A round is over. One that was disturbed counts as twice what was expected of it."""
-        usual = self(nodes)
-        if usual:
-            seconds = min(seconds, 2 * usual)
-        new = np.array([1, nodes, seconds, nodes * nodes, nodes * seconds])
-        self._sums = FADES * self._sums + new
-
-    def next_run(self) -> "Pace":
-        """Of a run that begins with what this one has learned."""
-        return copy.copy(self)
 
 
 def drafts_of(

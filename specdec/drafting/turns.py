@@ -14,8 +14,8 @@ import copy
 from collections.abc import Sequence
 from statistics import fmean
 
-from specdec.drafting.odds import MODEL_FADES, Odds, Pace, drafts_of
-from specdec.pricing.ahead import Ahead, kind_of
+from specdec.drafting.odds import MODEL_FADES, Odds, drafts_of
+from specdec.pricing.rounds import Rounds
 from specdec.state import State
 from specdec.tree import TokenTree
 
@@ -27,13 +27,13 @@ class Turns:
 
     def __init__(self, rows: int) -> None:
         self.lookup, self.model = Odds(rows), Odds(rows)
-        self.ahead, self.pace = Ahead(), Pace()
-        self._kind = 0
+        self.rounds = Rounds()
+        self._nodes = 0  # of the lookups of the round that is under way
 
     def next_run(self, rows: int) -> "Turns":
         """Of a run that begins with what this one has learned, with as many rows."""
         turns = copy.deepcopy(self)
-        turns.ahead = self.ahead.next_run()
+        turns.rounds = self.rounds.next_run()
         for row in range(rows):
             turns.lookup.forget(row)
         return turns
@@ -42,11 +42,10 @@ class Turns:
     def threshold(self) -> float | None:
         """Tokens that a single row's lookup must expect, or else the model is asked. None: not
         known yet."""
-        worth = self.ahead(self._kind)
-        if self.model.seconds is None or self.lookup.seconds is None or not worth:
+        worth, without = self.rounds.worth, self.rounds.pace(self._nodes)
+        if self.model.seconds is None or without is None or not worth:
             return None
-        extra = self.model.seconds - self.lookup.seconds
-        return max(0.0, self.model.worth() - extra / worth)
+        return max(0.0, self.model.worth() - (self.model.seconds - without) / worth)
 
     def choose(self, looked_up: TokenTree, expected: Sequence[float], state: State) -> list[bool]:
         """The rows that the model drafts for. expected: tokens of each row's lookup, by its own
@@ -55,7 +54,7 @@ class Turns:
         self._expected = [self.lookup.worth(each) for each in expected]
         self._nodes = looked_up.num_nodes - 1
         alive = [each for each, alive in zip(self._expected, live, strict=True) if alive]
-        self._kind = kind_of(fmean(alive) if alive else 0.0)
+        self.rounds.begin(fmean(alive) if alive else 0.0)
         for row, draft in drafts_of(looked_up, state, expected).items():
             self.lookup.note(row, draft)
         if self.model.rounds < FEW or self.model.is_due:
@@ -71,8 +70,8 @@ class Turns:
             max(0.0, model - expected) if alive else 0.0
             for expected, alive in zip(self._expected, self._live, strict=True)
         ]
-        extra = (self.model.seconds or 0.0) - (self.pace(self._nodes) or 0.0)
-        asks = sum(gains) * self.ahead(self._kind) > extra * max(1, sum(self._live))
+        extra = (self.model.seconds or 0.0) - (self.rounds.pace(self._nodes) or 0.0)
+        asks = sum(gains) * self.rounds.worth > extra * max(1, sum(self._live))
         return [asks and gain > 0 for gain in gains]
 
     def went(
@@ -84,10 +83,8 @@ class Turns:
         for mine, accepted in zip(second, state.last.num_accepted, strict=True):
             if mine:
                 self.model.came(accepted, fades=MODEL_FADES)
-        self.ahead.went(self._kind, tokens / max(1, sum(self._live)), seconds)
         asked = any(second)
-        if not asked:
-            self.pace.went(nodes, seconds)
+        self.rounds.went(tokens / max(1, sum(self._live)), seconds, None if asked else nodes)
         # Before both were tried nothing speaks against the model.
         is_best = self.lookup.rounds < FEW or any(self._by_worth())
         self.model.went(asked, is_best, seconds)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,8 @@ from specdec.interfaces import Paged, Session, Tap
 from specdec.probs import keys, places
 
 BLOCK = 16  # tokens whose maximum stands for them in a search for the best
+SEARCHED = 8192  # the largest vocabulary that is searched token by token
+TIED = 16  # best tokens that are looked at, or more, since some may be equal
 
 
 @dataclass
@@ -175,32 +176,24 @@ def joined(parts: Sequence[Sequence[Tensor]]) -> Tensor | None:
 
 def best_tokens(logits: Tensor, k: int) -> Tensor | None:
     """(B, n, k) best tokens of logits (B, n, V), best first; None if no drafter asks. Ties go to
-    the lowest index, unless more than 2k tokens are as good as the last.
+    the lowest index, unless very many tokens are as good as the last.
 
-    Token v is in column v mod C of BLOCK tokens. The best are in the columns with the largest
-    maxima: few candidates, where V is large.
+    Of a large vocabulary, token v is in column v mod C of BLOCK tokens. The best are in the columns
+    with the largest maxima, which leaves few candidates.
     """
     if not k:
         return None
     rows, nodes, vocabulary = logits.shape
-    flat, k = logits.reshape(-1, vocabulary), min(k, vocabulary)
-    index = torch.arange(vocabulary, device=flat.device).expand(len(flat), -1)
-    columns, values = vocabulary // BLOCK, flat
-    if columns >= 8 * k:
+    values, k, columns = logits.reshape(-1, vocabulary), min(k, vocabulary), vocabulary // BLOCK
+    index = None
+    if vocabulary > SEARCHED and columns >= 8 * k:
         whole = columns * BLOCK
-        most = flat[:, :whole].unflatten(1, (BLOCK, columns)).amax(1)
-        chosen = places(largest(keys(most, index[:, :columns]), 2 * k))
-        first = index[:, :whole:columns]
-        index = torch.cat([(chosen[:, None] + first[:, :, None]).flatten(1), index[:, whole:]], 1)
-        values = flat.gather(1, index)
-    return places(largest(keys(values, index), k)).view(rows, nodes, -1)
-
-
-def largest(values: Tensor, k: int) -> Tensor:
-    """The k largest of integers (n, m), largest first. On a CPU numpy's partition takes less time
-    than topk."""
-    if values.device.type != "cpu":
-        return values.topk(k).values
-    found = np.partition(values.numpy(), values.shape[1] - k, axis=1)[:, -k:]
-    found.sort(axis=1)
-    return torch.from_numpy(found[:, ::-1].copy())
+        most = values[:, :whole].unflatten(1, (BLOCK, columns)).amax(1)
+        chosen = most.topk(2 * k, sorted=False).indices
+        every = torch.arange(vocabulary, device=values.device)
+        candidates = (chosen[:, None] + every[:whole:columns, None]).flatten(1)
+        index = torch.cat([candidates, every[whole:].expand(len(values), -1)], 1)
+        values = values.gather(1, index)
+    values, found = values.topk(min(max(2 * k, TIED), values.shape[1]), sorted=False)
+    index = found if index is None else index.gather(1, found)
+    return places(keys(values, index).topk(k).values).view(rows, nodes, -1)

@@ -131,7 +131,7 @@ MUTANTS = (
     Mutant(
         "Ctrl-C loses what is finished",
         GENERATE,
-        "if not any(ticket.over for ticket in self.tickets):",
+        "if not any(ticket.over for ticket in run.tickets):",
         "if True:",
         "an interrupted run returns nothing",
         f"{SESSIONS} -k ctrl_c",
