@@ -31,10 +31,12 @@ from specdec.drafting.remembered import Owner, forget, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.drafting.turns import Turns
 from specdec.errors import number
+from specdec.interfaces import compile_of
 from specdec.pairing import name_of
 from specdec.plugins import build, find
 from specdec.pricing import known
 from specdec.pricing.measure import here, label
+from specdec.ranks import refuse_own_clocks
 from specdec.tree import Structure
 
 AUTO = "auto"
@@ -130,6 +132,7 @@ class Cascade(Drafter):
             self.law = self.then.law
         self.max_nodes = max(each.max_nodes for each in parts)
         self.runners_up = max(each.runners_up for each in parts)
+        self.best_tokens = max(each.best_tokens for each in parts)
         self.opened = (*self.first.opened, *self.then.opened)
         self._vocabulary = target.vocabulary
         self._exact = torch.float64 if target.dtype == torch.float64 else torch.float32
@@ -140,16 +143,20 @@ class Cascade(Drafter):
 
     def _begin_turns(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         """By the clock a run begins with what earlier ones have learned; by a table, anew."""
+        if self.choice is None:
+            refuse_own_clocks(target, "cascade with threshold=auto")
         tables = [
             known.costs_for(self.choice, target, each, rows)
             for each in (self.first, self.then)
             if self.choice is not None
         ]
         self._tables, self._sampled = tables, not sampling.greedy
+        self._compiled = bool(compile_of(target))
         self._watch = Stopwatch(self.opened)
         self._kept = {} if tables else remembered(self._owner, target, rows, sampling)
         before = self._kept.get("cascade")
-        self._turns = Turns(rows) if before is None else before.next_run(rows)
+        turns = self._turns = Turns(rows) if before is None else before.next_run(rows)
+        self._earlier = turns.model.rounds, turns.lookup.rounds  # of earlier runs
 
     def enter(self, rows: Sequence[int], state: State) -> None:
         self.first.enter(rows, state)
@@ -202,8 +209,9 @@ class Cascade(Drafter):
         """Seconds of the round that is over."""
         asked = any(self._second)
         table, drafter = self._tables[asked], self.then if asked else self.first
-        curves = table.curves(label(drafter), max(state.on_host.lengths), state.rows, self._sampled)
-        return curves.round(*self._size)
+        context = max(state.on_host.lengths)
+        how = self._sampled, self._compiled
+        return table.curves(label(drafter), context, state.rows, *how).round(*self._size)
 
     def leave(self, rows: Sequence[int]) -> None:
         self.first.leave(rows)
@@ -217,11 +225,15 @@ class Cascade(Drafter):
         forget(self._owner)
 
     def account(self) -> dict[str, dict[str, Any]]:
-        """Rounds of either, and the threshold as it is now."""
+        """Rounds of either in this run, and the threshold as it is now."""
         turns = self._turns
         if turns is None:
             return {}
-        asked, looked_up, least = turns.model.rounds, turns.lookup.rounds, turns.threshold
+        asked, looked_up = (
+            each.rounds - before
+            for each, before in zip((turns.model, turns.lookup), self._earlier, strict=True)
+        )
+        least = turns.threshold
         says = f"cascade: {asked} rounds asked {name_of(self.then)}, {looked_up} looked up"
         if least is not None:
             says += f", which pays from {least:.1f} expected tokens on"

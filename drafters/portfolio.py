@@ -25,6 +25,7 @@ from specdec.drafting.odds import MODEL_FADES, Odds, drafts_of
 from specdec.drafting.remembered import Owner, forget, owner_of, remembered
 from specdec.drafting.stopwatch import Stopwatch
 from specdec.errors import some
+from specdec.interfaces import compile_of
 from specdec.measuring.chosen import Chosen
 from specdec.pairing import laws_of, name_of
 from specdec.plugins import build, find
@@ -128,7 +129,7 @@ class Portfolio(Drafter):
         self.opened = tuple(memory for each in drafters for memory in each.opened)
         self._looks_up = [each.looks_up for each in drafters]
         self._watch = Stopwatch(self.opened)
-        self._sampled = not sampling.greedy
+        self._sampled, self._compiled = not sampling.greedy, bool(compile_of(target))
         self._chosen: int | None = None
         self._kept = {} if self._tables else remembered(self._owner, target, rows, sampling)
         before = self._kept.get("portfolio")
@@ -229,8 +230,9 @@ class Portfolio(Drafter):
         self._watch.stop()
         number = 0 if chosen is None else chosen
         drafter = None if chosen is None else label(self._members[number].drafter)
+        context = max(state.on_host.lengths)
         curves = self._tables[number].curves(
-            drafter, max(state.on_host.lengths), state.rows, self._sampled
+            drafter, context, state.rows, self._sampled, self._compiled
         )
         return curves.round(self._nodes, self._depth)
 
@@ -281,6 +283,6 @@ def _laws(drafters: Sequence[Drafter]) -> tuple[SiblingLaw, frozenset[SiblingLaw
 
 
 class Auto(Portfolio):
-    """Whatever works for the target without training, under a bank."""
+    """A portfolio of lookups under a bank; conf/drafter/auto.yaml names its members."""
 
     careful = True

@@ -58,7 +58,7 @@ SWEEP: dict[str, dict[str, Any]] = {
     "ranked 5/24": {"depth": 5, "branching": 6, "draw": "ranked", "nodes": 24},
     "sequoia 3/6": {"depth": 3, "branching": 1, "draw": "sequoia", "nodes": 6},
 }
-CHAIN = {"branching": 1, "draw": "wor"}  # what is priced: a sampled chain; at T = 0 a ranked tree
+CHAIN = {"branching": 1, "draw": "wor"}  # what is priced; at T = 0, compiled: and ranked trees
 NONE, PRICED, JUDGED = "none", "priced", "judged"
 
 

@@ -140,7 +140,9 @@ def lines(found: "Compared") -> list[Line]:
         for part, prompts in halves(found).items()
     ]
     better = found.best(["suffix chain", "small_model"], "none")
-    told.append(line("time, cascade against the better of its two", found.times("cascade", better)))
+    told.append(
+        line("speed, cascade against the better of its two", found.times("cascade", better))
+    )
     return told
 
 

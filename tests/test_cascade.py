@@ -10,6 +10,7 @@ import torch
 import specdec
 from drafters.cascade import Cascade
 from drafters.medusa import Medusa
+from drafters.recycle import Recycle
 from drafters.small_model import SmallModel
 from drafters.suffix import Suffix
 from specdec import Costs, Sampling, SiblingLaw, State, TokenTree
@@ -272,6 +273,26 @@ def test_by_the_clock_a_run_begins_with_what_earlier_ones_have_learned():
     assert rounds_before(temperature=0.6) == 0
     drafter.forget()
     assert rounds_before() == 0
+
+
+def test_a_report_counts_the_rounds_of_its_own_run():
+    drafter = cascade("auto")
+    for _ in range(3):
+        out = run(drafter, seats=3)
+        counted = out.report.account["cascade"]
+        assert counted["asked"] + counted["looked_up"] == len(out.steps)
+
+
+def test_recycle_may_be_asked_second():
+    """It gets the best tokens after each node, of its own trees and of those looked up."""
+    alone = run({"name": "recycle", "nodes": 3})
+    ours = run(Cascade(Suffix(nodes=2), Recycle(nodes=3), 1e9))
+    assert alone.report.tau > 1
+    assert [s.parents.tolist() for s in ours.steps] == [s.parents.tolist() for s in alone.steps]
+    plain, mixed = (
+        run(each, temperature=0.0) for each in ("none", Cascade(Suffix(nodes=2), Recycle(), 0.5))
+    )
+    assert [row.tolist() for row in mixed.tokens] == [row.tolist() for row in plain.tokens]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

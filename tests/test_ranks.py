@@ -219,6 +219,9 @@ def test_what_shards_cannot_do_is_refused_by_name():
         specdec.generate(target, [5], max_new_tokens=3, drafter="ngram", no_harm=True)
     with pytest.raises(specdec.Refused, match="portfolio decides by the clock"):
         specdec.generate(target, [5], max_new_tokens=3, drafter="portfolio")
+    by_clock = {"name": "cascade", "first": "suffix", "then": "ngram"}
+    with pytest.raises(specdec.Refused, match="cascade with threshold=auto decides by the clock"):
+        specdec.generate(target, [5], max_new_tokens=3, drafter=by_clock)
     with pytest.raises(specdec.Refused, match="quantize packs whole layers"):
         specdec.load(target, quantize="int8")
     for key, value in {"compile": True, "extra_layers": 1, "quantize": "int8"}.items():

@@ -1,4 +1,5 @@
-"""Drafts out of suffix indices: the likeliest chain, or the likeliest tree, of what followed.
+"""Drafters that look drafts up, and drafts out of suffix indices: the likeliest chain, or the
+likeliest tree, of what followed.
 
 Siblings are DET: they are a function of the text. Everything here is Python on the host.
 """
@@ -43,7 +44,8 @@ class Lookup(Drafter):
 
     @abstractmethod
     def draft(self, row: int, state: State) -> Draft:
-        """For a row that is live."""
+        """For a row that is live; `EMPTY` where nothing is found. No deeper than
+        `state.on_host.room[row] - 1`. Parents are numbers of nodes, and 0 is the root."""
 
     def propose(self, state: State, chance: Draws) -> TokenTree:
         live = state.on_host.live

@@ -1,5 +1,6 @@
-"""What the members of a portfolio are worth: accepted tokens and seconds of their rounds, as
-fading means. Lookups are scored in every round, chosen or not, on what was committed.
+"""What drafters are worth that take turns, in portfolios and cascades: accepted tokens and seconds
+of their rounds, as fading means. Lookups are scored in every round, chosen or not, on what was
+committed.
 
 Letters: B rows, N nodes.
 """
@@ -22,7 +23,7 @@ WAITS = (8, 128)  # rounds until a model that was not chosen is tried again: fir
 
 
 class Draft(NamedTuple):
-    """A tree that was not judged, and the length of the text that it was for."""
+    """What a lookup offered a row, chosen or not, and the length of the text that it was for."""
 
     length: int
     tokens: list[int]

@@ -20,7 +20,7 @@ MOST = 4  # kinds of rounds in which something is expected
 
 
 def kind_of(expected: float) -> int:
-    """The kind of a round in which lookups expect so many accepted tokens at most."""
+    """The kind of a round, by the accepted tokens that lookups expect of a row."""
     return 0 if expected <= 0 else min(MOST, 1 + int(log2(1 + expected)))
 
 

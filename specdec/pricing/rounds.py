@@ -1,7 +1,7 @@
 """What the rounds of a run have shown: the seconds that a token saves later, and those that a round
 without a model takes.
 
-Decoders that choose between drafters in each round (`drafters.portfolio`, `drafters.cascade`)
+Drafters that choose between others in each round (`drafters.portfolio`, `drafters.cascade`)
 decide by both.
 """
 
@@ -31,7 +31,8 @@ class Pace:
         return float(max(0.0, (y - slope * x) / weight) + slope * nodes)
 
     def went(self, nodes: float, seconds: float) -> None:
-        """A round is over. One that was disturbed counts as twice what was expected of it."""
+        """A round is over. It counts as at most twice what was expected of it: the machine may have
+        been busy."""
         usual = self(nodes)
         if usual:
             seconds = min(seconds, 2 * usual)
@@ -57,7 +58,8 @@ class Rounds:
         return rounds
 
     def begin(self, expected: float) -> None:
-        """A round in which lookups expect so many accepted tokens at most."""
+        """A round begins. expected: accepted tokens of a row by its lookup, the mean over live
+        rows; of several lookups, the largest."""
         self._kind = kind_of(expected)
 
     @property
