@@ -40,11 +40,18 @@ def patient(tiny):
     """`patient({"name": ...}, target=FOLDER, temperature=..., ...)`."""
 
     def make(
-        drafter=None, target=tiny, temperature=0.9, verifier="auto", tokens=24, layers=0, **options
+        drafter=None,
+        target=tiny,
+        temperature=0.9,
+        verifier="auto",
+        tokens=24,
+        layers=0,
+        dtype=None,
+        **options,
     ):
         verifier = {"name": verifier} if isinstance(verifier, str) else verifier
         return Patient(
-            Target(str(target), device="cpu", extra_layers=layers),
+            Target(str(target), device="cpu", dtype=dtype, extra_layers=layers),
             drafter or {"name": "small_model", "model": str(tiny), "depth": 3},
             verifier,
             Sampling(temperature),
@@ -361,6 +368,22 @@ def test_time_is_good_where_the_models_take_it(patient, monkeypatch):
     monkeypatch.setattr(costs, "DISPATCH", 1.0)
     monkeypatch.setattr(costs, "STEEP", 99.0)
     assert costs.where_the_time_goes(patient()).verdict == GOOD
+
+
+@pytest.mark.parametrize(
+    ("has", "dtype", "emulated"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "bfloat16", True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, "bfloat16", False),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "float32", False),
+        ({"architecture": "aarch64"}, "bfloat16", False),  # it does not say
+    ],
+)
+def test_bfloat16_that_a_processor_emulates_is_noted(patient, monkeypatch, has, dtype, emulated):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    found = costs.where_the_time_goes(patient(dtype=dtype))
+    assert ("dtype=float32 may be much faster" in found.sentence) == emulated
+    assert found.verdict == NOTE or not emulated
 
 
 class Slow(SmallModel):

@@ -68,6 +68,11 @@ def where_the_time_goes(patient: Patient) -> Finding:
         )
     if steep > STEEP:
         slow.append("the tree costs more than its root: fewer nodes may pay more")
+    if emulates(patient.target):
+        slow.append(
+            "this processor has no instructions for bfloat16, so passes over several tokens are "
+            "slow: dtype=float32 may be much faster"
+        )
     if slow:
         return note(f"{said}; {'; '.join(slow)}.", **numbers)
     return good(f"{said}.", **numbers)
@@ -80,6 +85,15 @@ def cost_curve(patient: Patient) -> dict[int, float]:
     context = _context(patient)
     nodes = [each for each in nodes if context + each <= patient.target.context]
     return forward_times(patient.target, context, nodes, repeats=REPEATS)
+
+
+def emulates(model: TransformersLM) -> bool:
+    """Whether a model is in bfloat16 on an x86 processor that computes in float32 only."""
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        return False
+    has = torch.cpu.get_capabilities()
+    x86 = has.get("architecture") == "x86_64"
+    return x86 and not any(has.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _context(patient: Patient) -> int:
