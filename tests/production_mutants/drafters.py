@@ -45,8 +45,8 @@ MUTANTS = (
     Mutant(
         "as long as the room",
         NGRAM,
-        "limit = min(self.length, host.room[row] - 1)",
-        "limit = min(self.length, host.room[row])",
+        "limit = min(self.length, state.on_host.room[row] - 1)",
+        "limit = min(self.length, state.on_host.room[row])",
         "no room for the bonus token",
         LOOKUP,
     ),
