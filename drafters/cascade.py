@@ -143,17 +143,15 @@ class Cascade(Drafter):
 
     def _begin_turns(self, target: LanguageModel, rows: int, sampling: Sampling) -> None:
         """By the clock a run begins with what earlier ones have learned; by a table, anew."""
+        self._kept, self._tables = {}, []
         if self.choice is None:
             refuse_own_clocks(target, "cascade with threshold=auto")
-        tables = [
-            known.costs_for(self.choice, target, each, rows)
-            for each in (self.first, self.then)
-            if self.choice is not None
-        ]
-        self._tables, self._sampled = tables, not sampling.greedy
-        self._compiled = bool(compile_of(target))
+            self._kept = remembered(self._owner, target, rows, sampling)
+        else:
+            parts = self.first, self.then
+            self._tables = [known.costs_for(self.choice, target, each, rows) for each in parts]
+        self._sampled, self._compiled = not sampling.greedy, bool(compile_of(target))
         self._watch = Stopwatch(self.opened)
-        self._kept = {} if tables else remembered(self._owner, target, rows, sampling)
         before = self._kept.get("cascade")
         turns = self._turns = Turns(rows) if before is None else before.next_run(rows)
         self._earlier = turns.model.rounds, turns.lookup.rounds  # of earlier runs
@@ -229,11 +227,8 @@ class Cascade(Drafter):
         turns = self._turns
         if turns is None:
             return {}
-        asked, looked_up = (
-            each.rounds - before
-            for each, before in zip((turns.model, turns.lookup), self._earlier, strict=True)
-        )
-        least = turns.threshold
+        asked = turns.model.rounds - self._earlier[0]
+        looked_up, least = turns.lookup.rounds - self._earlier[1], turns.threshold
         says = f"cascade: {asked} rounds asked {name_of(self.then)}, {looked_up} looked up"
         if least is not None:
             says += f", which pays from {least:.1f} expected tokens on"

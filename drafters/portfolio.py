@@ -215,11 +215,11 @@ class Portfolio(Drafter):
         """What the round brought, and what it took."""
         added = tokens_added(self._before, state.on_host)
         seconds = self._took(state, chosen)
-        asked = chosen is not None and not self._looks_up[chosen]
-        self._rounds.went(added, seconds, None if asked else self._nodes - 1)
-        if chosen is not None and asked:
-            self._odds[chosen].came(added - 1, fades=MODEL_FADES)
-            self._worth[chosen] = 1 + self._odds[chosen].worth()
+        model = None if chosen is None or self._looks_up[chosen] else chosen
+        self._rounds.went(added, seconds, self._nodes - 1 if model is None else None)
+        if model is not None:
+            self._odds[model].came(added - 1, fades=MODEL_FADES)
+            self._worth[model] = 1 + self._odds[model].worth()
         best = self._best(self._worth)
         for number, odds in enumerate(self._odds):
             odds.went(number == chosen, number == best, seconds)

@@ -140,7 +140,7 @@ def test_a_tree_may_name_a_child_before_its_parent():
 
 
 @pytest.mark.parametrize("k", [1, 3, 16])
-@pytest.mark.parametrize("vocabulary", [5, 1024, 5001, 9000])
+@pytest.mark.parametrize("vocabulary", [5, 1024, 1100, 5001, 9000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_best_tokens_are_those_of_topk_and_ties_go_to_the_lowest(k, vocabulary, dtype):
     random = torch.Generator().manual_seed(vocabulary)
